@@ -1,0 +1,69 @@
+# Everything a person does here starts with make; `make` alone lists what there is.
+# PYTHON chooses the interpreter (3.11 or later), ARGS goes to the tool that a target runs.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV ?= .venv
+ARGS ?=
+export VENV PYTHON
+
+PY := $(VENV)/bin/python
+
+.PHONY: help
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: setup ## boot the six VMs of an infra.conf on three test hosts of this machine, then take them down
+	$(PY) -m deploy.demo $(ARGS)
+
+.PHONY: test
+test: setup ## run all tests: unit, sim, net and e2e (root makes the test hosts; ARGS="-k push" picks)
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: test-unit
+test-unit: venv ## run the quick tests: no root, no network, no processes
+	$(PY) -m pytest tests/unit tests/sim $(ARGS)
+
+.PHONY: check
+check: venv ## lint, formatting, strict types (3.11, and 3.10 for agent and protocol), layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --diff .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --python-version 3.10 protocol agent
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/shellcheck .ci/run $$(git ls-files '*.sh')
+
+.PHONY: format
+format: venv ## put the code into its format and make the fixes that are safe
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+.PHONY: bench-broadcast
+bench-broadcast: setup-bench ## compare ctl broadcast with pdsh and clush on 64 test hosts (root)
+	$(PY) -m tests.bench.broadcast $(ARGS)
+
+.PHONY: testhosts
+testhosts: setup ## make test hosts and keep them until Ctrl-C (root); ARGS="--help" tells how many and which
+	$(PY) -m deploy.testhosts $(ARGS)
+
+.PHONY: setup
+setup: ## install what the above need: system packages (as root, with apt-get) and .venv
+	@deploy/setup.sh
+
+.PHONY: setup-bench
+setup-bench: ## the same, and the tools that the benchmarks compare with
+	@deploy/setup.sh bench
+
+.PHONY: venv
+venv: ## install the locked Python packages alone
+	@deploy/setup.sh venv
+
+.PHONY: lock
+lock: ## write deploy/lock/*.txt anew from pyproject.toml (ARGS=--upgrade for the newest versions)
+	PYTHON=$(or $(PYTHON),python3) deploy/lock/lock.sh $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv and everything else that these targets made here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
