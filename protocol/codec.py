@@ -1,0 +1,72 @@
+"""Messages to frames and back, with every limit checked before anything is decoded.
+
+Frames: a header `[version, kind]`, the body, and for chunks a blob. All but the blob are MessagePack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from protocol.limits import MAX_BODY, MAX_CHUNK, MAX_HEADER, MAX_PARTS, VERSION_MAX, VERSION_MIN
+from protocol.messages import KINDS, TYPES, Chunk, Kind, Message
+
+
+class MalformedMessage(ValueError):
+    """The peer sent something that is no message of this protocol; the text says what is wrong with it."""
+
+
+class _Header(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    kind: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.msgpack.Decoder(_Header)
+_decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in TYPES.items()}
+_headers = {kind: _encoder.encode(_Header(VERSION_MAX, int(kind))) for kind in Kind}
+
+
+def encode(message: Message, blob: bytes | None = None) -> list[bytes]:
+    """The frames of a message. Only a Chunk has a blob, and it must have one.
+
+    Raises ValueError where the message is larger than a receiver would take: that is our mistake, never the peer's.
+    """
+    body = _encoder.encode(message)
+    if len(body) > MAX_BODY:
+        raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_BODY}")
+    if isinstance(message, Chunk) != (blob is not None):
+        raise ValueError("a blob goes with a Chunk and with nothing else")
+    frames = [_headers[KINDS[type(message)]], body]
+    if blob is not None:
+        frames.append(blob)
+    return frames
+
+
+def decode(frames: Sequence[bytes]) -> tuple[Message, bytes | None]:
+    """The message of these frames, and the blob of a Chunk. Raises MalformedMessage."""
+    if not 2 <= len(frames) <= MAX_PARTS:
+        raise MalformedMessage(f"a message has 2 or {MAX_PARTS} frames, not {len(frames)}")
+    if len(frames[0]) > MAX_HEADER:
+        raise MalformedMessage(f"a header of {len(frames[0])} bytes is above the limit of {MAX_HEADER}")
+    if len(frames[1]) > MAX_BODY:
+        raise MalformedMessage(f"a body of {len(frames[1])} bytes is above the limit of {MAX_BODY}")
+    try:
+        header = _header_decoder.decode(frames[0])
+        if not VERSION_MIN <= header.version <= VERSION_MAX:
+            raise MalformedMessage(f"protocol version {header.version} is not one of {VERSION_MIN} to {VERSION_MAX}")
+        decoder = _decoders.get(header.kind)  # type: ignore[call-overload]  # an int finds its IntEnum
+        if decoder is None:
+            raise MalformedMessage(f"no kind of message has the number {header.kind}")
+        message: Message = decoder.decode(frames[1])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessage(str(error)) from error
+    has_blob = len(frames) == MAX_PARTS
+    if isinstance(message, Chunk) != has_blob:
+        raise MalformedMessage("a blob goes with a Chunk and with nothing else")
+    if not has_blob:
+        return message, None
+    if len(frames[2]) > MAX_CHUNK:
+        raise MalformedMessage(f"a chunk of {len(frames[2])} bytes is above the limit of {MAX_CHUNK}")
+    return message, frames[2]

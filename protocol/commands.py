@@ -1,0 +1,139 @@
+"""What a fleet's root can ask of its agents. A command is signed once, at the root, and verified by every agent that it names."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from protocol.limits import MAX_CHUNK, MAX_CHUNKS, MAX_COMMAND_TEXT, MAX_INLINE, MAX_OUTPUT, MAX_PATH, MAX_RANK
+from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, VmSpec
+
+Text = Annotated[str, msgspec.Meta(max_length=MAX_COMMAND_TEXT)]
+Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH)]
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+HexDigest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
+#: A CURVE public key, raw.
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_RANK)]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", forbid_unknown_fields=True):
+    """Run an argument vector in its own process group. `output_limit` is the budget of each stream in bytes."""
+
+    argv: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=4_096)]
+    output_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTPUT)]
+    stream: bool = False
+
+
+class Push(msgspec.Struct, frozen=True, kw_only=True, tag="push", forbid_unknown_fields=True):
+    """Put a file of `size` bytes at `path`, or, where `image` is set, into the host's image store under `digest`.
+
+    `digests` holds the SHA-256 of each chunk of `chunk` bytes, one after the other; `digest` is the SHA-256 of
+    `digests`, so that chunk digests vouch for the whole. A small file has its bytes in `inline`.
+    `mode` is the permission bits; `mtime_ns` nanoseconds since 1970.
+    """
+
+    path: Path
+    size: Natural
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    mtime_ns: Natural
+    chunk: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNK)]
+    digests: Annotated[bytes, msgspec.Meta(max_length=MAX_CHUNKS * 32)]
+    digest: HexDigest
+    inline: Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None = None
+    image: bool = False
+
+
+class CreateVms(msgspec.Struct, frozen=True, kw_only=True, tag="create vms", forbid_unknown_fields=True):
+    """Bring this host's VMs of a deployment to what the plan says. Answers with VmResults in the output."""
+
+    deployment: Name
+    specs: tuple[VmSpec, ...]
+
+
+class DestroyVms(msgspec.Struct, frozen=True, kw_only=True, tag="destroy vms", forbid_unknown_fields=True):
+    """Remove a deployment's VMs from this host, all of them where `names` is None. Answers with VmResults."""
+
+    deployment: Name
+    names: tuple[Name, ...] | None = None
+
+
+class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbid_unknown_fields=True):
+    """Wait until the VMs answer ping at their addresses, until the command's deadline. Answers with a list of names that did."""
+
+    deployment: Name
+    names: tuple[Name, ...]
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One entry of the membership. The root has rank None. `address` is an IP address, v4 or v6."""
+
+    rank: Rank | None
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+    address: Annotated[str, msgspec.Meta(min_length=1, max_length=45)]
+    control_port: Port
+    bulk_port: Port
+    key: Key
+
+
+class Below(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A host planned below the reader: all that a relay must know to admit it. `parent` is its planned parent's rank."""
+
+    rank: Rank
+    parent: Rank | None
+    key: Key
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan", forbid_unknown_fields=True):
+    """One host's part of the membership: who it is, its ancestors (parent first, root last) and all that hangs below it.
+
+    A plan replaces an older one, told by `version`; never the other way.
+    """
+
+    version: Natural
+    you: Member
+    ancestors: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=64)]
+    below: Annotated[tuple[Below, ...], msgspec.Meta(max_length=MAX_RANK + 1)] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel", forbid_unknown_fields=True):
+    """Stop command `of`. The outcome of `of` tells what came of it; a cancel has none of its own."""
+
+    of: Natural
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True, tag="settled", forbid_unknown_fields=True):
+    """The root has all outcomes of the commands `ids` on record: agents may forget theirs. Has no outcome."""
+
+    ids: Annotated[tuple[Natural, ...], msgspec.Meta(max_length=10_000)]
+
+
+class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unknown_fields=True):
+    """End the agent, once this command is settled and nobody hangs below it. `purge` removes its directory too,
+    `vms` the VMs of every deployment first."""
+
+    purge: bool = False
+    vms: bool = False
+
+
+Work: TypeAlias = Run | Push | CreateVms | DestroyVms | ProbeVms | Plan | Leave
+#: Commands that end in no outcome, for they are about other commands.
+Quiet: TypeAlias = Cancel | Settled
+Body: TypeAlias = Work | Quiet
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is signed. `targets` are packed ranks; an agent outside them refuses, whatever the header says.
+
+    `issued_ms` and `expires_ms` are by the root's clock (see `protocol.trust.RootTime`).
+    """
+
+    fleet: str
+    id: Natural
+    targets: bytes
+    issued_ms: Natural
+    expires_ms: Natural
+    body: Body

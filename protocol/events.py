@@ -1,0 +1,294 @@
+"""What happens to a relay (events) and what it wants done (effects). Plain data: tests compare lists of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from protocol.commands import Body, Leave, Member, Plan, Push
+from protocol.messages import Deliver, HostHealth, Link, Message, Report
+from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
+from protocol.vms import VmState
+
+# --- events ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The process is up. First of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; `next_wakeup` asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromParent:
+    """A control message from the parent that the last `Connect` named."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class FromChild:
+    """A control message from the holder of `rank`'s key."""
+
+    rank: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ParentLost:
+    """The connection to the parent broke, or could not be made."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLost:
+    """The connection from a child broke, or a message to it could not be sent."""
+
+    rank: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Local work has ended, as the shell saw it: by itself or because it was stopped."""
+
+    id: int
+    outcome: Outcome
+    output: Output = NO_OUTPUT
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """Local work wrote something, and its command asked for a stream."""
+
+    id: int
+    stream: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """This host's own report."""
+
+    host: HostHealth | None
+    vms: tuple[VmState, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """A push has `done` bytes here."""
+
+    id: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Root only: a signed command. `body` is what its payload holds; a quiet one is sent and not accounted for."""
+
+    delivery: Deliver
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """Root only: who may hang below the root, as a plan whose `below` holds everybody."""
+
+    plan: Plan
+
+
+Event: TypeAlias = (
+    Begin
+    | Tick
+    | FromParent
+    | FromChild
+    | ParentLost
+    | ChildLost
+    | Finished
+    | Wrote
+    | Observed
+    | Advanced
+    | Submit
+    | Replan
+)
+
+# --- effects --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToParent:
+    """Send to the parent."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ToChild:
+    """Send to a child."""
+
+    rank: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Leave the present parent, if any, and connect to this one with fresh sockets."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Leave the present parent; what is queued for it is of no use any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropChild:
+    """Cut this child's connection and refuse its key for a while: it broke the rules."""
+
+    rank: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """From now on these keys, and no others, may connect: key to rank."""
+
+    keys: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Do this work, and say Finished exactly once."""
+
+    id: int
+    body: Body
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End this work: politely (SIGTERM), or for certain (`hard`, SIGKILL). Finished comes as always."""
+
+    id: int
+    hard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """Chunks of this push pass through here to hosts below; this host is no target."""
+
+    id: int
+    push: Push
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The root has these commands' outcomes: spools and transfers of theirs may go."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    """Keep this signed plan for the next start."""
+
+    delivery: Deliver
+
+
+@dataclass(frozen=True, slots=True)
+class Depart:
+    """End this agent."""
+
+    leave: Leave
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """This agent is attached now, perhaps to a root that knows nothing of it: report everything anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Something for the log: one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Root only: outcomes that are now final, each rank once in a command's life."""
+
+    id: int
+    folds: tuple[Fold, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellSettled:
+    """Root only: every target of the command has its outcome."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TellStream:
+    """Root only: a piece of a command's output."""
+
+    id: int
+    rank: int
+    stream: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TellProgress:
+    """Root only: bytes that hosts have of a push."""
+
+    id: int
+    done: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellReports:
+    """Root only: what hosts said of themselves."""
+
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellLinks:
+    """Root only: links of the tree that changed."""
+
+    links: tuple[Link, ...]
+
+
+Effect: TypeAlias = (
+    ToParent
+    | ToChild
+    | Connect
+    | Disconnect
+    | DropChild
+    | Admit
+    | Start
+    | Stop
+    | Carry
+    | Forget
+    | SavePlan
+    | Depart
+    | Arrived
+    | Warn
+    | Tell
+    | TellSettled
+    | TellStream
+    | TellProgress
+    | TellReports
+    | TellLinks
+)

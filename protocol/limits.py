@@ -1,0 +1,78 @@
+"""Every bound of the protocol, each with its reason. Sizes are in bytes and times in seconds unless a name says otherwise."""
+
+from __future__ import annotations
+
+#: Protocol versions that this code speaks. Two ends agree on the highest that both know.
+VERSION_MIN = 1
+VERSION_MAX = 1
+
+#: Sixteen times the largest fleet that we know of, and a bitmap of it is still only 8 KiB.
+MAX_RANK = 65_535
+
+#: A message is a header, a body and at most one blob.
+MAX_PARTS = 3
+#: libzmq bounds each frame, not the message (zmq_setsockopt, ZMQ_MAXMSGSIZE); with MAX_PARTS it bounds the message too.
+#: The largest legitimate frame is a body of MAX_BODY; a header with a full bitmap is 8 KiB.
+MAX_FRAME = 4 << 20
+MAX_HEADER = 16 << 10
+#: A push manifest of 32,768 chunk digests is 1 MiB; a plan of 10,000 descendants is about 1 MiB. MessagePack of empty
+#: maps can expand 73-fold when decoded into untyped objects, so bodies are decoded into types only.
+MAX_BODY = 4 << 20
+
+#: A command's whole signed payload.
+MAX_PAYLOAD = 3 << 20
+#: How much text a command line may have: Linux takes at most 128 KiB in one argument (execve(2), MAX_ARG_STRLEN).
+MAX_COMMAND_TEXT = 128 << 10
+#: What one host's standard output or error may add to its outcome; the rest stays in the host's spool.
+MAX_OUTPUT = 1 << 20
+DEFAULT_OUTPUT = 256 << 10
+#: A reason or other sentence made for people.
+MAX_TEXT = 2_000
+#: A file's path: Linux's PATH_MAX.
+MAX_PATH = 4_096
+
+#: Chunks of 256 KiB reach the full speed of a CURVE link (about 1 GB/s in one core); larger ones only cost latency.
+CHUNK = 256 << 10
+MAX_CHUNK = 2 << 20
+#: Digests in one manifest: 32,768 x 32 bytes is 1 MiB. With chunks of MAX_CHUNK that is a file of 64 GiB.
+MAX_CHUNKS = 32_768
+#: Chunks that a host asks for and has not received: 1 MiB keeps a 10 Gbit/s link of 0.8 ms busy.
+ASK_WINDOW = 4
+#: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an answer
+#: per host, and is no larger than what a relay forwards in a few milliseconds.
+MAX_INLINE = 64 << 10
+#: What a relay keeps of a transfer in memory for its children.
+CHUNK_CACHE = 8 << 20
+
+#: A heartbeat in each direction; any message counts as one.
+BEAT_EVERY = 2.0
+#: Three heartbeats and some slack: silence is known within 10 s at the root, as promised, with room for a loaded host.
+SILENT_AFTER = 7.0
+#: A process that was not run for this long doubts itself before it doubts its peers.
+PAUSED_AFTER = 3.0
+#: How long a new parent may take to answer before the next ancestor is tried.
+ATTACH_WITHIN = 3.0
+#: An orphan waits up to this long, drawn at random, before it attaches: a lost relay of 32 must not make a herd.
+ATTACH_JITTER = 0.2
+#: After all ancestors have been tried, wait this long before the first again, doubled up to the second number.
+RETRY_FIRST = 0.2
+RETRY_MOST = 5.0
+#: An unreachable host's commands are settled as lost when it has not come back for this long. Orphans are back in 3 s.
+LOST_AFTER = 5.0
+#: A host reports at its deadline; its outcome may take this long to arrive before the root says that it did not.
+DEADLINE_SLACK = 2.0
+#: How long a relay keeps outcomes in hope of folding more into them: shorter than a person notices.
+FOLD_WINDOW = 0.02
+#: A relay sends what it has folded when it has this much, so that no message grows without bound.
+FOLD_BYTES = 256 << 10
+#: Reports may wait longer than outcomes; nobody waits for them.
+REPORT_WINDOW = 0.2
+#: The root tells agents which commands are settled at most this often, in one message for all of them.
+SETTLED_EVERY = 1.0
+#: A command is refused this long after it was issued where it says nothing else. The agent's notion of the root's time is off by one
+#: message's travel time at most.
+DEFAULT_LIFETIME_MS = 600_000
+#: Commands that wait at an agent for its first word on the root's time.
+MAX_WAITING_FOR_CLOCK = 64
+#: A peer that broke the rules is not let in again for this long.
+PENALTY = 10.0

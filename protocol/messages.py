@@ -1,0 +1,265 @@
+"""The messages between a parent and a child, and the append-only table that gives each kind its number.
+
+PROTOCOL.md says what each means and who may send it. The codec turns them into frames.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from protocol.commands import Natural, Rank
+from protocol.limits import ASK_WINDOW, MAX_CHUNKS, MAX_PAYLOAD, MAX_RANK, MAX_TEXT
+from protocol.outcomes import Fold
+from protocol.vms import VmState
+
+Sentence = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class Kind(IntEnum):
+    """The number of each kind of message. Append; never renumber, never reuse."""
+
+    ATTACH = 1
+    ATTACHED = 2
+    REJECTED = 3
+    BEAT = 4
+    LINKS = 5
+    DELIVER = 6
+    OUTCOMES = 7
+    OUTPUT = 8
+    REPORTS = 9
+    CLOCK_ASK = 10
+    CLOCK_TELL = 11
+    PROGRESS = 12
+    ASK = 13
+    CHUNK = 14
+    NO_CHUNK = 15
+
+
+class Manner(IntEnum):
+    """What relays on the way of a command must know of it. Append; never renumber."""
+
+    WORK = 0  # outcomes will come
+    BULK = 1  # outcomes will come, and chunks pass through relays that are no targets
+    QUIET = 2  # about other commands: nothing comes back
+
+
+class Link(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """That `rank` hangs below `parent` (None: the root), or no longer does.
+
+    Links are ordered by (`incarnation`, `epoch`, down before up): of two about one rank the later one is true,
+    and at equal numbers "down" beats "up". `incarnation` counts the agent's starts, `epoch` its attachments since.
+    """
+
+    rank: Rank
+    parent: Rank | None
+    incarnation: Natural
+    epoch: Natural
+    up: bool
+    why: Sentence = ""
+
+
+class Attach(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent, first of all: the protocol versions that I speak, and the links of my subtree, mine first."""
+
+    version_min: Natural
+    version_max: Natural
+    links: Annotated[tuple[Link, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+
+
+class Attached(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child: you are in, we speak `version`. `epoch` is that of the attachment that it answers."""
+
+    version: Natural
+    epoch: Natural
+
+
+class Rejected(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child: you are not attached here; `why`. An agent answers by attaching again, here or elsewhere."""
+
+    why: Sentence
+
+
+class Beat(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either way: this event loop is alive."""
+
+
+class Links(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent: what has changed below me."""
+
+    links: Annotated[tuple[Link, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+
+
+class Deliver(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child: a command for those of your subtree in `targets` (packed).
+
+    `ttl_ms` is the time that remains to its deadline, None without one. `payload` is an encoded Command and stays as
+    the root signed it.
+    """
+
+    id: Natural
+    targets: bytes
+    ttl_ms: Natural | None
+    manner: Manner
+    payload: Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD)]
+    signature: Signature
+
+
+class Outcomes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent: outcomes of command `id` in my subtree, equal ones folded."""
+
+    id: Natural
+    folds: Annotated[tuple[Fold, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+
+
+class Streamed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent: what command `id` wrote at `rank`, from byte `offset` of its standard output (1) or error (2)."""
+
+    id: Natural
+    rank: Rank
+    stream: Annotated[int, msgspec.Meta(ge=1, le=2)]
+    offset: Natural
+    data: bytes
+
+
+class HostHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A host's own figures. Loads as in uptime(1); memory and disk in MiB; `uptime_s` of the agent, in seconds."""
+
+    load1: float
+    load5: float
+    cpus: int
+    memory_mib: int
+    memory_free_mib: int
+    disk_mib: int
+    disk_free_mib: int
+    agent_rss_mib: float
+    uptime_s: int
+    version: Annotated[str, msgspec.Meta(max_length=100)]
+    vms_known: bool | None = None
+    note: Sentence = ""
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an agent says of itself unasked: its health where that changed, and each VM whose state changed.
+
+    `whole` says that `vms` is the full list, so that a VM which is not in it is not there.
+    """
+
+    rank: Rank
+    host: HostHealth | None
+    vms: tuple[VmState, ...]
+    whole: bool = False
+
+
+def newest(old: Report, new: Report) -> Report:
+    """Two reports of one host as one, so that what waits for a way up does not grow with the time that it waits."""
+    if new.whole:
+        return msgspec.structs.replace(new, host=new.host or old.host)
+    vms = {(vm.deployment, vm.name): vm for vm in (*old.vms, *new.vms)}
+    return Report(new.rank, new.host or old.host, tuple(vms.values()), old.whole)
+
+
+class Reports(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent: reports from my subtree."""
+
+    reports: Annotated[tuple[Report, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+
+
+class ClockAsk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Upwards, to the root: what time is it? `nonce` is drawn afresh by the asker."""
+
+    rank: Rank
+    nonce: Nonce
+
+
+class ClockTell(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Downwards, to `rank`: the root's clock in milliseconds, signed together with rank and nonce."""
+
+    rank: Rank
+    nonce: Nonce
+    time_ms: Natural
+    signature: Signature
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent: how many bytes of push `id` each of these ranks has."""
+
+    id: Natural
+    done: Annotated[tuple[tuple[Rank, Natural], ...], msgspec.Meta(max_length=MAX_RANK + 1)]
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent, bulk link: send me these chunks of push `id`. At most ASK_WINDOW are asked for and not yet there: that is the
+    credit which bounds what is in flight."""
+
+    id: Natural
+    indices: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)], ...],
+        msgspec.Meta(min_length=1, max_length=ASK_WINDOW),
+    ]
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child, bulk link: the chunk itself is the message's blob."""
+
+    id: Natural
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
+
+
+class NoChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child, bulk link: I can't give you that. `final` says that asking again is of no use."""
+
+    id: Natural
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
+    why: Sentence
+    final: bool
+
+
+Message: TypeAlias = (
+    Attach
+    | Attached
+    | Rejected
+    | Beat
+    | Links
+    | Deliver
+    | Outcomes
+    | Streamed
+    | Reports
+    | ClockAsk
+    | ClockTell
+    | Progress
+    | Ask
+    | Chunk
+    | NoChunk
+)
+
+TYPES: dict[Kind, type[Message]] = {
+    Kind.ATTACH: Attach,
+    Kind.ATTACHED: Attached,
+    Kind.REJECTED: Rejected,
+    Kind.BEAT: Beat,
+    Kind.LINKS: Links,
+    Kind.DELIVER: Deliver,
+    Kind.OUTCOMES: Outcomes,
+    Kind.OUTPUT: Streamed,
+    Kind.REPORTS: Reports,
+    Kind.CLOCK_ASK: ClockAsk,
+    Kind.CLOCK_TELL: ClockTell,
+    Kind.PROGRESS: Progress,
+    Kind.ASK: Ask,
+    Kind.CHUNK: Chunk,
+    Kind.NO_CHUNK: NoChunk,
+}
+KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
+
+#: Directions: children report, they don't command. A message that comes the other way costs its sender the connection.
+UPWARDS = frozenset(
+    {Attach, Beat, Links, Outcomes, Streamed, Reports, ClockAsk, Progress},
+)
+DOWNWARDS = frozenset({Attached, Rejected, Beat, Deliver, ClockTell})
+BULK_UPWARDS = frozenset({Ask})
+BULK_DOWNWARDS = frozenset({Chunk, NoChunk})

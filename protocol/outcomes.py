@@ -1,0 +1,99 @@
+"""Outcomes: what became of a command at one host. Every target ends in exactly one of these, always."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited", array_like=True, forbid_unknown_fields=True):
+    """The command ran and ended with `code`, 0 to 255."""
+
+    code: int
+
+
+class Killed(msgspec.Struct, frozen=True, tag="killed", array_like=True, forbid_unknown_fields=True):
+    """The command was ended by `signal` from outside Canopy."""
+
+    signal: int
+
+
+class TimedOut(msgspec.Struct, frozen=True, tag="timed out", array_like=True, forbid_unknown_fields=True):
+    """The agent ended the command at its deadline. It holds no figure: hosts' figures differ, and would not fold."""
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag="cancelled", array_like=True, forbid_unknown_fields=True):
+    """Somebody cancelled the command. `ran` is false where it had not begun."""
+
+    ran: bool
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True, forbid_unknown_fields=True):
+    """The agent would not act. `trust` is true where the reason is a signature, a replay or an expiry."""
+
+    why: str
+    trust: bool = False
+
+
+class FailedToStart(msgspec.Struct, frozen=True, tag="failed to start", array_like=True, forbid_unknown_fields=True):
+    """The agent tried and could not begin."""
+
+    why: str
+
+
+class Lost(msgspec.Struct, frozen=True, tag="lost", array_like=True, forbid_unknown_fields=True):
+    """Nobody can say what became of it. `why` names the link or the restart that it was lost to."""
+
+    why: str
+
+
+Outcome: TypeAlias = Exited | Killed | TimedOut | Cancelled | Refused | FailedToStart | Lost
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a command wrote, as far as its budget went, and how many bytes it wrote in all.
+
+    `spool` is the file on the host that holds everything, where the budget did not.
+    """
+
+    out: bytes = b""
+    err: bytes = b""
+    out_total: int = 0
+    err_total: int = 0
+    spool: str = ""
+
+
+NO_OUTPUT = Output()
+
+
+class Fold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One outcome with one output, and the set of ranks (packed) that it is true of."""
+
+    ranks: bytes
+    outcome: Outcome
+    output: Output = NO_OUTPUT
+
+
+def succeeded(outcome: Outcome) -> bool:
+    """Whether the outcome is the one that everybody hoped for."""
+    return outcome == Exited(0)
+
+
+def describe(outcome: Outcome) -> str:
+    """The outcome in words, as people read it: `ok`, `exited with exit code 3`, `lost: …`."""
+    match outcome:
+        case Exited(code):
+            return "ok" if code == 0 else f"exited with exit code {code}"
+        case Killed(signal):
+            return f"killed by signal {signal}"
+        case TimedOut():
+            return "timed out"
+        case Cancelled(ran):
+            return "cancelled" if ran else "cancelled before it began"
+        case Refused(why):
+            return f"refused: {why}"
+        case FailedToStart(why):
+            return f"failed to start: {why}"
+        case Lost(why):
+            return f"lost: {why}"

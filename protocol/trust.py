@@ -1,0 +1,147 @@
+"""Who may command: signatures of the fleet's key, and an agent's guard against forged, altered, widened, replayed and late ones.
+
+The fleet's Ed25519 key is made on the service node and never leaves it. What it signs is prefixed with what it is, so that
+no signature of one kind of document passes for another.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from nacl.bindings import (
+    crypto_sign,
+    crypto_sign_BYTES,
+    crypto_sign_open,
+    crypto_sign_seed_keypair,
+)
+from nacl.exceptions import BadSignatureError
+
+from protocol import ranks
+from protocol.commands import Cancel, Command, Plan, Settled
+from protocol.messages import ClockTell, Deliver
+
+_COMMAND = b"canopy command\0"
+_CLOCK = b"canopy clock\0"
+#: Length in bytes of the seed that a fleet's key is made from.
+SEED_BYTES = 32
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder = msgspec.msgpack.Decoder(Command)
+
+
+class Untrusted(ValueError):
+    """The document must not be acted on; the text says why."""
+
+
+class Signer:
+    """The fleet's private key. `seed` is 32 random bytes, drawn by the caller."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.verify_key, self._secret = crypto_sign_seed_keypair(seed)
+
+    def command(self, command: Command) -> tuple[bytes, bytes]:
+        """The command's payload and its signature."""
+        payload = _encoder.encode(command)
+        return payload, self._sign(_COMMAND + payload)
+
+    def clock(self, fleet: str, rank: int, nonce: bytes, time_ms: int) -> ClockTell:
+        """The root's time, for the agent that asked with `nonce`."""
+        return ClockTell(rank, nonce, time_ms, self._sign(_clock_text(fleet, rank, nonce, time_ms)))
+
+    def _sign(self, text: bytes) -> bytes:
+        return crypto_sign(text, self._secret)[:crypto_sign_BYTES]
+
+
+def _clock_text(fleet: str, rank: int, nonce: bytes, time_ms: int) -> bytes:
+    return _CLOCK + _encoder.encode((fleet, rank, nonce, time_ms))
+
+
+def _verified(text: bytes, signature: bytes, verify_key: bytes) -> bool:
+    try:
+        crypto_sign_open(signature + text, verify_key)
+    except BadSignatureError:
+        return False
+    return True
+
+
+def open_command(payload: bytes, signature: bytes, verify_key: bytes, fleet: str) -> Command:
+    """The command in `payload`, if the fleet signed it. Raises Untrusted."""
+    if not _verified(_COMMAND + payload, signature, verify_key):
+        raise Untrusted("its signature is not the fleet's")
+    try:
+        command = _command_decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Untrusted(f"it is signed and yet no command: {error}") from error
+    if command.fleet != fleet:
+        raise Untrusted("it is for another fleet")
+    return command
+
+
+class RootTime:
+    """An agent's notion of the root's clock, which never lags behind it.
+
+    The agent asks with a nonce at its own time `asked`; the root answers with its time T, signed. What the root's clock
+    showed when the agent asked was at most T, so T + (now - asked) is at least the root's time now, whatever a relay did to delay the
+    answer. Both guards below use it in the direction in which an error refuses a command rather than admits one.
+    """
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+        self._pending: tuple[bytes, float] | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the root has answered once."""
+        return self._offset is not None
+
+    def ask(self, nonce: bytes, now: float) -> None:
+        """A question with `nonce` leaves at local time `now` (seconds, monotonic)."""
+        self._pending = (nonce, now)
+
+    def tell(self, told: ClockTell, rank: int, fleet: str, verify_key: bytes) -> None:
+        """Take the root's answer. Raises Untrusted where it is not the root's answer to the last question."""
+        if self._pending is None or told.nonce != self._pending[0] or told.rank != rank:
+            raise Untrusted("it answers no question of mine")
+        text = _clock_text(fleet, told.rank, told.nonce, told.time_ms)
+        if not _verified(text, told.signature, verify_key):
+            raise Untrusted("its signature is not the fleet's")
+        self._offset = told.time_ms / 1000 - self._pending[1]
+        self._pending = None
+
+    def at(self, local: float) -> float:
+        """The root's time in seconds at the local time `local`; `known` must be true."""
+        if self._offset is None:
+            raise RuntimeError("the root's time is not known yet")
+        return self._offset + local
+
+
+class Guard:
+    """One agent's decision whether a delivered command is to be acted on."""
+
+    def __init__(self, *, fleet: str, verify_key: bytes, rank: int, started: float) -> None:
+        """`started` is the local monotonic time at which this agent's life began."""
+        self.fleet = fleet
+        self.verify_key = verify_key
+        self.rank = rank
+        self.started = started
+        self.time = RootTime()
+
+    def check(self, delivered: Deliver, now: float) -> Command:
+        """The command, if the fleet's key signed it for this host, and it is neither late nor from before this agent began.
+
+        A command that was issued before the agent began may have been run by its predecessor: that is refused, which
+        makes a replay over a restart useless. Replays within one life are the relay's to recognise by id.
+        Raises Untrusted.
+        """
+        command = open_command(delivered.payload, delivered.signature, self.verify_key, self.fleet)
+        if command.id != delivered.id:
+            raise Untrusted(f"it is command {command.id} under the number {delivered.id}")
+        if not ranks.holds(ranks.unpack(command.targets), self.rank):
+            raise Untrusted("it is signed for other hosts")
+        # Plans order themselves by version, a cancel or a settling does no harm twice: they need no clock, and must work before one is known.
+        if isinstance(command.body, Plan | Cancel | Settled):
+            return command
+        if command.issued_ms / 1000 < self.time.at(self.started):
+            raise Untrusted("it was issued before this agent began")
+        if command.expires_ms / 1000 < self.time.at(now):
+            raise Untrusted("it has expired")
+        return command
