@@ -1,0 +1,1 @@
+"""What installs and runs Canopy: the agent bundle, units, test hosts, the demo."""
