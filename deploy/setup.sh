@@ -25,8 +25,8 @@ case $what in all | venv | bench) ;; *) fail "unknown part '$what'; say nothing,
 
 # --- Python ------------------------------------------------------------------------------------------------
 
-# One start of the interpreter answers all: new enough? (else it fails), its path and build, and what Debian keeps
-# in packages of their own for its Python (any other brings them): venv, and the C headers.
+# One start of the interpreter answers all: new enough? (else it fails), its path and build, and what Debian
+# keeps in packages of their own for its Python (any other brings them): venv, and the C headers.
 probe='import importlib.util, os, sys, sysconfig
 if sys.version_info < (3, 11):
     sys.exit(1)
@@ -44,7 +44,9 @@ probe_python() {
             return
         fi
     done
-    fail "Python 3.11 or later is needed (python3 here: $(python3 --version 2>&1 || true));" \
+    local asked=${PYTHON:-python3} found
+    found=$("$asked" --version 2>/dev/null) || found="no Python"
+    fail "Python 3.11 or later is needed, and $asked is $found;" \
         "install one and say which: make PYTHON=/path/to/python3.11 ..."
 }
 probe_python
@@ -87,7 +89,13 @@ list_missing() {
     done
 }
 
-enabled_units() { systemctl list-unit-files --state=enabled --no-legend --plain | cut -d' ' -f1 | sort; }
+# --root=/ reads and writes the links alone, so that it works where systemd is installed and not running, too.
+enabled_units() {
+    command -v systemctl >/dev/null || return 0
+    # It fails when there is none to list.
+    { systemctl --root=/ list-unit-files --state=enabled --no-legend --plain 'ssh*' 'virt*' 'libvirt*' || true; } |
+        cut -d' ' -f1 | sort
+}
 
 install_missing() {
     local log policy=/usr/sbin/policy-rc.d own_policy='' before=''
@@ -103,7 +111,7 @@ install_missing() {
         printf '#!/bin/sh\nkill -0 %d 2>/dev/null || exit 0\nexit 101\n' $$ >"$policy"
         chmod 755 "$policy"
     fi
-    if [ -d /run/systemd/system ]; then before=$(enabled_units); fi
+    before=$(enabled_units)
 
     export DEBIAN_FRONTEND=noninteractive
     local apt=(apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2)
@@ -120,13 +128,11 @@ install_missing() {
         rm -f "$policy"
         trap - EXIT
     fi
-    if [ -d /run/systemd/system ]; then
-        local fresh
-        mapfile -t fresh < <(comm -13 <(echo "$before") <(enabled_units))
-        if [ ${#fresh[@]} -gt 0 ]; then
-            systemctl disable --quiet "${fresh[@]}" || true
-            say "installed, but neither started nor enabled at boot: ${fresh[*]}"
-        fi
+    local fresh
+    mapfile -t fresh < <(comm -13 <(echo "$before") <(enabled_units))
+    if [ ${#fresh[@]} -gt 0 ]; then
+        systemctl --root=/ disable --quiet "${fresh[@]}"
+        say "installed, but neither started nor enabled at boot: ${fresh[*]}"
     fi
 }
 

@@ -9,7 +9,7 @@ UV_VERSION=0.13.9 # pinned, so that two people who lock get the same files
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check "uv==$UV_VERSION"
+"$work/venv/bin/pip" install -qq --disable-pip-version-check "uv==$UV_VERSION"
 cp runtime.txt dev.txt vm.txt "$work/" 2>/dev/null || true
 cp ../../pyproject.toml "$work/"
 touch "$work/README.md" "$work/LICENSE" # pyproject.toml names them
