@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
-# deploy/ and tests/ are not installed with the project; tests import them from the checkout.
-_PROJECT = str(Path(__file__).resolve().parents[1])
-if _PROJECT not in sys.path:
-    sys.path.insert(0, _PROJECT)
-
-from deploy.testhosts import HostSpec, TestHosts, missing_requirements  # noqa: E402
+from deploy.testhosts import HostSpec, TestHosts, missing_requirements
 
 MakeTestHosts = Callable[[Sequence[HostSpec | str]], TestHosts]
 

@@ -32,14 +32,12 @@ _FRESH = {
     "sys": 0o555,
     "tmp": 0o1777,
     "etc/ssh": 0o755,
-    "var/cache": 0o755,
-    "var/log": 0o755,
     "var/mail": 0o2775,
     "var/tmp": 0o1777,
 }
 _USR_LOCAL = ("bin", "etc", "games", "include", "lib", "man", "sbin", "share", "src")
-# Emptied of files, with their directories (owners and modes) kept, as a libvirt package just installed has them.
-_LIBVIRT_STATE = ("var/lib/libvirt", "etc/libvirt/qemu")
+# Emptied of files, with their directories (owners and modes) kept, as packages just installed have them.
+_EMPTIED = ("var/log", "var/cache", "var/lib/libvirt", "etc/libvirt/qemu")
 
 # The sessions and logins at once that tests may open: far above sshd's 10 and 10:30:100.
 _SSHD_CONFIG = """\
@@ -136,7 +134,7 @@ def make_bare_layer(layer: Path, *, authorized_key: str, hosts_file: str) -> Non
         _opaque(layer / "usr/local", 0o755)
         for name in _USR_LOCAL:
             (layer / "usr/local" / name).mkdir()
-    for relative in _LIBVIRT_STATE:
+    for relative in _EMPTIED:
         _directories_only(layer, relative)
 
     _write(layer / "etc/hosts", hosts_file)

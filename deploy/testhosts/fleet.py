@@ -44,7 +44,7 @@ class TestHosts:
     changed on the machine (limits raised, dead runs cleaned), also written to standard error.
 
     Operations may be called from several threads; each takes its turn. All raise TestHostsError when they fail,
-    and KeyError for a name that no host has.
+    and KeyError for a name that no host has. Short names and aliases will do everywhere but in ``hosts``.
     """
 
     # The name begins as pytest's test classes do.
@@ -61,9 +61,9 @@ class TestHosts:
         self._specs = [HostSpec(spec) if isinstance(spec, str) else spec for spec in specs]
         if not self._specs:
             raise TestHostsError("a fleet has at least one host")
-        self.names = MappingProxyType(all_names(self._specs))
+        self._full_names = {known: name for name, aliases in all_names(self._specs).items() for known in aliases}
         self._hosts: dict[str, Host] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._supervisor: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -77,6 +77,8 @@ class TestHosts:
 
     def start(self) -> None:
         """Make the hosts; returns once each has what its mode promises (for "ok", an sshd that listens)."""
+        if self._supervisor is not None:
+            raise TestHostsError("this fleet runs already: close it first")
         missing = missing_requirements(libvirt=any(spec.libvirt for spec in self._specs))
         if missing:
             raise TestHostsError(missing)
@@ -156,15 +158,20 @@ class TestHosts:
         return facts
 
     def _operate(self, operation: str, name: str) -> Host:
-        host = self._hosts[name]
-        facts = self._ask(json.dumps({"operation": operation, "name": name}))
-        self._hosts[name] = replace(host, pid=facts["pid"])
-        return self._hosts[name]
+        with self._lock:
+            host = self.host(name)
+            facts = self._ask(json.dumps({"operation": operation, "name": host.name}))
+            self._hosts[host.name] = replace(host, pid=facts["pid"])
+            return self._hosts[host.name]
 
     @property
     def hosts(self) -> Mapping[str, Host]:
-        """The hosts by name, in the order in which they were asked for."""
+        """The hosts by full name, in the order in which they were asked for."""
         return MappingProxyType(self._hosts)
+
+    def host(self, name: str) -> Host:
+        """The host of a name, short name or alias."""
+        return self._hosts[self._full_names[name]]
 
     @property
     def ssh_config(self) -> Path:
@@ -242,7 +249,7 @@ class TestHosts:
         return subprocess.Popen([*self._enter(name), *argv], text=True, env=_HOST_ENVIRONMENT, **options)
 
     def _enter(self, name: str) -> list[str]:
-        host = self._hosts[name]
+        host = self.host(name)
         if not host.pid:
             raise TestHostsError(f"{name} is powered off: power it on first")
         target = f"--target={host.pid}"
@@ -259,7 +266,7 @@ class TestHosts:
 
     def processes(self, name: str) -> list[processes.Process]:
         """The host's processes by their pid inside; empty where it is off."""
-        pid = self._hosts[name].pid
+        pid = self.host(name).pid
         return processes.of_host(pid) if pid else []
 
     def ssh_count(self, pid: int | None = None) -> int:

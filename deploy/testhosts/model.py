@@ -13,7 +13,7 @@ from typing import Literal, get_args
 Mode = Literal["ok", "hung", "refusing", "no_python", "old_python"]
 
 # Debian 12 packages; the libvirt ones are for HostSpec(libvirt=True) alone.
-DEBIAN_PACKAGES = ("iproute2", "openssh-server", "openssh-client", "tini", "util-linux")
+DEBIAN_PACKAGES = ("iproute2", "iputils-ping", "openssh-client", "openssh-server", "tini", "util-linux")
 LIBVIRT_DEBIAN_PACKAGES = ("libvirt-daemon-system", "libvirt-clients", "qemu-system-x86")
 
 _PROGRAMS = {
@@ -22,6 +22,7 @@ _PROGRAMS = {
     "sshd": "openssh-server",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "ping": "iputils-ping",
     "tini": "tini",
     "nsenter": "util-linux",
 }
@@ -31,6 +32,9 @@ _LIBVIRT_PROGRAMS = {
     "virsh": "libvirt-clients",
     "qemu-system-x86_64": "qemu-system-x86",
 }
+
+# capabilities(7): the numbers of what making hosts takes, which a container's root may lack.
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_CHROOT": 18, "CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27}
 
 # The path that the hosts' programs are looked for on: a superuser's, whatever the caller's own is.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -133,6 +137,11 @@ def missing_requirements(*, libvirt: bool = False) -> str | None:
     """Why test hosts can't be made here, as one sentence, or None where they can."""
     if os.geteuid() != 0:
         return "test hosts need root: they are made of namespaces, mounts and network links"
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    lacking = [name for name, number in _CAPABILITIES.items() if not effective >> number & 1]
+    if lacking:
+        return f"test hosts need {', '.join(lacking)}: run outside a container, or in a privileged one"
     programs = _PROGRAMS | (_LIBVIRT_PROGRAMS if libvirt else {})
     missing = [name for name in programs if shutil.which(name, path=SYSTEM_PATH) is None]
     if missing:
