@@ -6,58 +6,80 @@ Pure data. `controller/` makes specifications from infra.conf, `agent/` makes li
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated, Literal
 
 import msgspec
 
+# Patterns end in \Z, since $ would let a final line feed pass.
+
 #: A VM or deployment name: a domain name, a directory name and a host name at once, so the strictest of the three.
-NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z"
 #: Lower-case hexadecimal SHA-256 of an image's bytes; also its file name on a host.
-DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+DIGEST_PATTERN = r"^[0-9a-f]{64}\Z"
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
+Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+Mac = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}\Z")]
+Ipv4 = Annotated[
+    str, msgspec.Meta(pattern=r"^((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\Z")
+]
+#: Printable ASCII, since XML 1.0 has no way to write control characters. Linux reads 2,047 bytes and drops the rest
+#: (COMMAND_LINE_SIZE, arch/x86/include/asm/setup.h).
+Cmdline = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=2047)]
+#: A Linux interface name: at most IFNAMSIZ - 1 bytes (netdevice(7)).
+Bridge = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}\Z")]
+#: Up to 1 PiB: more than a host has, and still 64 bits in bytes.
+Mib = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
 
 
-class DirectBoot(msgspec.Struct, frozen=True, kw_only=True, tag="direct", forbid_unknown_fields=True):
+class DirectBoot(
+    msgspec.Struct, frozen=True, kw_only=True, tag="direct", forbid_unknown_fields=True, omit_defaults=True
+):
     """Boot a kernel without a boot loader. `kernel` and `initrd` are image digests."""
 
-    kernel: str
-    initrd: str | None = None
-    cmdline: str = ""
+    kernel: Digest
+    initrd: Digest | None = None
+    cmdline: Cmdline = ""
 
 
-class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A qcow2 overlay over the base image with digest `image`. `size_mib` None keeps the base's size."""
 
-    image: str
-    image_format: str = "qcow2"
-    size_mib: int | None = None
+    image: Digest
+    image_format: Literal["qcow2", "raw"] = "qcow2"
+    size_mib: Mib | None = None
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the VM's one interface reaches the world.
 
     `bridge` names an existing bridge on the host; None is QEMU's user-mode network, which needs no privilege
     and can't be reached from outside.
     """
 
-    bridge: str | None = None
+    bridge: Bridge | None = None
 
 
-class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One VM as the plan wants it. Same specification, same domain: it holds nothing that differs from run to run.
 
     Units: memory in MiB; `cpu_quota` in hundredths of one CPU (150 is a CPU and a half), None for no cap.
     `ip` is dotted IPv4 with `prefix` bits of network; `mac` is 00:16:3E + the last three octets of `ip`.
+    A field that is added later has a default and is left out of what is sent while it holds that default
+    (`omit_defaults`), so that VMs made before it still are what their specification says.
     """
 
-    name: str
-    uuid: str
-    deployment: str
-    vcpus: int
-    memory_mib: int
-    mac: str
-    ip: str
-    prefix: int
-    gateway: str | None = None
-    cpu_quota: int | None = None
+    name: Name
+    uuid: Uuid
+    deployment: Name
+    vcpus: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    memory_mib: Mib
+    mac: Mac
+    ip: Ipv4
+    prefix: Annotated[int, msgspec.Meta(ge=0, le=32)]
+    gateway: Ipv4 | None = None
+    cpu_quota: Annotated[int, msgspec.Meta(ge=1, le=409_600)] | None = None
     start: bool = True
     boot: DirectBoot | None = None
     disk: Disk | None = None
