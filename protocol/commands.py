@@ -6,7 +6,16 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from protocol.limits import MAX_CHUNK, MAX_CHUNKS, MAX_COMMAND_TEXT, MAX_INLINE, MAX_OUTPUT, MAX_PATH, MAX_RANK
+from protocol.limits import (
+    MAX_BITMAP,
+    MAX_CHUNK,
+    MAX_CHUNKS,
+    MAX_COMMAND_TEXT,
+    MAX_INLINE,
+    MAX_OUTPUT,
+    MAX_PATH,
+    MAX_RANK,
+)
 from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, VmSpec
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_COMMAND_TEXT)]
@@ -133,7 +142,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     fleet: str
     id: Natural
-    targets: bytes
+    targets: Annotated[bytes, msgspec.Meta(max_length=MAX_BITMAP)]
     issued_ms: Natural
     expires_ms: Natural
     body: Body

@@ -8,6 +8,8 @@ VERSION_MAX = 1
 
 #: Sixteen times the largest fleet that we know of, and a bitmap of it is still only 8 KiB.
 MAX_RANK = 65_535
+#: A packed set of ranks in bytes.
+MAX_BITMAP = (MAX_RANK + 1) // 8
 
 #: A message is a header, a body and at most one blob.
 MAX_PARTS = 3
@@ -28,6 +30,8 @@ MAX_OUTPUT = 1 << 20
 DEFAULT_OUTPUT = 256 << 10
 #: A reason or other sentence made for people.
 MAX_TEXT = 2_000
+#: VMs in one report of a host: hundreds are many, and so many still fit in one message.
+MAX_VMS = 4_096
 #: A file's path: Linux's PATH_MAX.
 MAX_PATH = 4_096
 
@@ -65,6 +69,9 @@ DEADLINE_SLACK = 2.0
 FOLD_WINDOW = 0.02
 #: A relay sends what it has folded when it has this much, so that no message grows without bound.
 FOLD_BYTES = 256 << 10
+#: What a relay without a way up keeps of outcomes, so that those of hosts that die meanwhile are not lost. Above it, the
+#: agents are asked again once there is a way.
+FOLD_KEEP = 16 << 20
 #: Reports may wait longer than outcomes; nobody waits for them.
 REPORT_WINDOW = 0.2
 #: The root tells agents which commands are settled at most this often, in one message for all of them.
@@ -72,6 +79,11 @@ SETTLED_EVERY = 1.0
 #: A command is refused this long after it was issued where it says nothing else. The agent's notion of the root's time is off by one
 #: message's travel time at most.
 DEFAULT_LIFETIME_MS = 600_000
+#: An agent that does not know the root's time asks again after this long, doubled up to CLOCK_EVERY: a question or its answer
+#: goes down with any relay on the way.
+CLOCK_RETRY = 2.0
+#: And one that knows asks again this often: cheap quartz drifts by up to 60 ms in it.
+CLOCK_EVERY = 600.0
 #: Commands that wait at an agent for its first word on the root's time.
 MAX_WAITING_FOR_CLOCK = 64
 #: A peer that broke the rules is not let in again for this long.

@@ -11,7 +11,16 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from protocol.commands import Natural, Rank
-from protocol.limits import ASK_WINDOW, MAX_CHUNKS, MAX_PAYLOAD, MAX_RANK, MAX_TEXT
+from protocol.limits import (
+    ASK_WINDOW,
+    MAX_BITMAP,
+    MAX_CHUNKS,
+    MAX_OUTPUT,
+    MAX_PAYLOAD,
+    MAX_RANK,
+    MAX_TEXT,
+    MAX_VMS,
+)
 from protocol.outcomes import Fold
 from protocol.vms import VmState
 
@@ -102,7 +111,7 @@ class Deliver(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """
 
     id: Natural
-    targets: bytes
+    targets: Annotated[bytes, msgspec.Meta(max_length=MAX_BITMAP)]
     ttl_ms: Natural | None
     manner: Manner
     payload: Annotated[bytes, msgspec.Meta(max_length=MAX_PAYLOAD)]
@@ -123,7 +132,7 @@ class Streamed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     rank: Rank
     stream: Annotated[int, msgspec.Meta(ge=1, le=2)]
     offset: Natural
-    data: bytes
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_OUTPUT)]
 
 
 class HostHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,16 +160,20 @@ class Report(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     rank: Rank
     host: HostHealth | None
-    vms: tuple[VmState, ...]
+    vms: Annotated[tuple[VmState, ...], msgspec.Meta(max_length=MAX_VMS)]
     whole: bool = False
 
 
 def newest(old: Report, new: Report) -> Report:
-    """Two reports of one host as one, so that what waits for a way up does not grow with the time that it waits."""
+    """Two reports of one host as one, so that what waits for a way up does not grow with the time that it waits.
+
+    Above MAX_VMS the older states go: the host itself reports all anew when it is attached anew.
+    """
     if new.whole:
         return msgspec.structs.replace(new, host=new.host or old.host)
-    vms = {(vm.deployment, vm.name): vm for vm in (*old.vms, *new.vms)}
-    return Report(new.rank, new.host or old.host, tuple(vms.values()), old.whole)
+    changed = {(vm.deployment, vm.name) for vm in new.vms}
+    kept = [vm for vm in old.vms if (vm.deployment, vm.name) not in changed]
+    return Report(new.rank, new.host or old.host, (*kept, *new.vms)[-MAX_VMS:], old.whole)
 
 
 class Reports(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -193,8 +206,10 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Child to parent, bulk link: send me these chunks of push `id`. At most ASK_WINDOW are asked for and not yet there: that is the
-    credit which bounds what is in flight."""
+    """Child to parent, bulk link: send me these chunks of push `id`.
+
+    At most ASK_WINDOW are asked for and not yet there: that is the credit which bounds what is in flight.
+    """
 
     id: Natural
     indices: Annotated[

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
+
+from protocol.limits import MAX_BITMAP, MAX_OUTPUT, MAX_PATH, MAX_TEXT
+
+Why = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+Written = Annotated[bytes, msgspec.Meta(max_length=MAX_OUTPUT)]
+Total = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited", array_like=True, forbid_unknown_fields=True):
     """The command ran and ended with `code`, 0 to 255."""
 
-    code: int
+    code: Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class Killed(msgspec.Struct, frozen=True, tag="killed", array_like=True, forbid_unknown_fields=True):
     """The command was ended by `signal` from outside Canopy."""
 
-    signal: int
+    signal: Annotated[int, msgspec.Meta(ge=1, le=127)]
 
 
 class TimedOut(msgspec.Struct, frozen=True, tag="timed out", array_like=True, forbid_unknown_fields=True):
@@ -32,20 +38,20 @@ class Cancelled(msgspec.Struct, frozen=True, tag="cancelled", array_like=True, f
 class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True, forbid_unknown_fields=True):
     """The agent would not act. `trust` is true where the reason is a signature, a replay or an expiry."""
 
-    why: str
+    why: Why
     trust: bool = False
 
 
 class FailedToStart(msgspec.Struct, frozen=True, tag="failed to start", array_like=True, forbid_unknown_fields=True):
     """The agent tried and could not begin."""
 
-    why: str
+    why: Why
 
 
 class Lost(msgspec.Struct, frozen=True, tag="lost", array_like=True, forbid_unknown_fields=True):
     """Nobody can say what became of it. `why` names the link or the restart that it was lost to."""
 
-    why: str
+    why: Why
 
 
 Outcome: TypeAlias = Exited | Killed | TimedOut | Cancelled | Refused | FailedToStart | Lost
@@ -57,11 +63,11 @@ class Output(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     `spool` is the file on the host that holds everything, where the budget did not.
     """
 
-    out: bytes = b""
-    err: bytes = b""
-    out_total: int = 0
-    err_total: int = 0
-    spool: str = ""
+    out: Written = b""
+    err: Written = b""
+    out_total: Total = 0
+    err_total: Total = 0
+    spool: Annotated[str, msgspec.Meta(max_length=MAX_PATH)] = ""
 
 
 NO_OUTPUT = Output()
@@ -70,9 +76,30 @@ NO_OUTPUT = Output()
 class Fold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One outcome with one output, and the set of ranks (packed) that it is true of."""
 
-    ranks: bytes
+    ranks: Annotated[bytes, msgspec.Meta(max_length=MAX_BITMAP)]
     outcome: Outcome
     output: Output = NO_OUTPUT
+
+
+def sentence(text: str) -> str:
+    """`text` as a receiver takes it: at most MAX_TEXT characters, and none that UTF-8 can't carry.
+
+    Whoever sends a longer one would be cut off for it, and sent away again wherever it told why.
+    """
+    if len(text) > MAX_TEXT:
+        text = text[: MAX_TEXT - 1] + "…"
+    return text.encode("utf-8", "replace").decode()
+
+
+def fitting(outcome: Outcome, output: Output) -> tuple[Outcome, Output]:
+    """Both as a receiver takes them."""
+    if isinstance(outcome, Refused | FailedToStart | Lost):
+        outcome = msgspec.structs.replace(outcome, why=sentence(outcome.why))
+    if max(len(output.out), len(output.err)) > MAX_OUTPUT or len(output.spool) > MAX_PATH:
+        output = msgspec.structs.replace(
+            output, out=output.out[:MAX_OUTPUT], err=output.err[:MAX_OUTPUT], spool=output.spool[:MAX_PATH]
+        )
+    return outcome, output
 
 
 def succeeded(outcome: Outcome) -> bool:
