@@ -232,7 +232,7 @@ class TestHosts:
         """Run a program in the host without SSH, as root, with the environment that sshd would give it.
 
         Raises subprocess.CalledProcessError for an exit code other than 0 unless ``check`` is False, and
-        subprocess.TimeoutExpired after ``timeout_s`` seconds (the program then goes on until the host ends).
+        subprocess.TimeoutExpired after ``timeout_s`` seconds, when the program is killed.
         """
         return subprocess.run(
             [*self._enter(name), *argv],
@@ -245,7 +245,7 @@ class TestHosts:
         )
 
     def popen(self, name: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-        """Like ``run``, without waiting; ``options`` are Popen's. End it by its standard input or by the host's end."""
+        """Like ``run``, without waiting; ``options`` are Popen's. Its ``kill`` kills the program in the host."""
         return subprocess.Popen([*self._enter(name), *argv], text=True, env=_HOST_ENVIRONMENT, **options)
 
     def _enter(self, name: str) -> list[str]:
@@ -253,7 +253,9 @@ class TestHosts:
         if not host.pid:
             raise TestHostsError(f"{name} is powered off: power it on first")
         target = f"--target={host.pid}"
-        return ["/usr/bin/nsenter", target, "-m", "-u", "-i", "-n", "-p", "--root", "--wd", "--"]
+        enter = ["nsenter", target, "-m", "-u", "-i", "-n", "-p", "--root", "--wd", "--"]
+        # nsenter stays outside as the program's parent; killing it is to kill the program too.
+        return [*enter, "setpriv", "--pdeathsig", "KILL", "--"]
 
     def ssh(
         self, name: str, *argv: str, timeout_s: float = 60.0, check: bool = True

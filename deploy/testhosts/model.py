@@ -25,6 +25,7 @@ _PROGRAMS = {
     "ping": "iputils-ping",
     "tini": "tini",
     "nsenter": "util-linux",
+    "setpriv": "util-linux",
 }
 _LIBVIRT_PROGRAMS = {
     "libvirtd": "libvirt-daemon-system",

@@ -68,6 +68,21 @@ def in_pid_namespace(init: int) -> list[int]:
     return found
 
 
+def is_over(init: int) -> bool:
+    """Whether a host whose init was killed is dead: nothing runs in it, and its init has let go of its namespaces.
+
+    The init itself can remain for a while: it waits for zombies whose parents are outside (those of nsenter(1)), and
+    when those are reaped is up to the machine's own init.
+    """
+    try:
+        os.readlink(f"/proc/{init}/ns/net")
+    except FileNotFoundError:
+        return all(pid == init or is_stopped(pid) is None for pid in in_pid_namespace(init))
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def is_stopped(pid: int) -> bool | None:
     """True for a stopped process, False for another, None for one that has ended (or is a zombie)."""
     stat = _stat(pid)

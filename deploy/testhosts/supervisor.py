@@ -32,6 +32,8 @@ _LIBVIRT_READY_SECONDS = 600.0
 # A host's processes stop within milliseconds, except one in an uninterruptible call.
 _FREEZE_SECONDS = 10.0
 _POLL_SECONDS = 0.01
+# A killed process dies within milliseconds, except one in an uninterruptible call.
+_DEATH_SECONDS = 30.0
 _TCP_LISTEN = "0A"
 
 
@@ -68,6 +70,7 @@ class Supervisor:
         if cleaned:
             self.notes.append(f"cleaned what dead runs left: {', '.join(map(str, cleaned))}")
         self._hosts: dict[str, _Running] = {}
+        self._dying: set[int] = set()
         try:
             runs.describe(self._run, owner=owner, hosts=[spec.name for spec in specs])
             self._prepare(specs, names)
@@ -175,8 +178,7 @@ class Supervisor:
     def handle(self, operation: str, name: str) -> dict[str, Any]:
         """Do one operation on one host; returns its pid afterwards, 0 where it is off."""
         host = self._hosts[name]
-        if host.pid and os.waitpid(host.pid, os.WNOHANG)[0]:
-            # It went down by itself: reboot(2) or poweroff inside, or its sshd ended.
+        if host.pid and self._ended_by_itself(host.pid):
             self._is_off(host)
         match operation:
             case "state":
@@ -204,10 +206,32 @@ class Supervisor:
 
     def _power_off(self, host: _Running) -> None:
         if host.pid:
-            # The kernel kills all of a PID namespace with its init, and reports that once they are gone.
+            # The kernel kills all of a PID namespace with its init.
             os.kill(host.pid, signal.SIGKILL)
-            os.waitpid(host.pid, 0)
+            self._dying.add(host.pid)
+            self._wait_dead(host.pid)
             self._is_off(host)
+
+    def _ended_by_itself(self, pid: int) -> bool:
+        """Whether a host is down that nobody switched off: reboot(2) inside, or its sshd ended."""
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+        if not processes.is_over(pid):
+            return False
+        self._dying.add(pid)
+        return True
+
+    def _wait_dead(self, pid: int) -> None:
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while not self._reap(pid) and not processes.is_over(pid):
+            if time.monotonic() > deadline:
+                raise TestHostsError(f"the host with init {pid} was killed {_DEATH_SECONDS:g} s ago and is not dead")
+            time.sleep(_POLL_SECONDS / 10)
+
+    def _reap(self, pid: int) -> bool:
+        if pid in self._dying and os.waitpid(pid, os.WNOHANG)[0]:
+            self._dying.discard(pid)
+        return pid not in self._dying
 
     def _is_off(self, host: _Running) -> None:
         host.pid = 0
@@ -244,10 +268,11 @@ class Supervisor:
         for host in self._hosts.values():
             if host.pid:
                 _signal(host.pid, signal.SIGKILL)
-        for host in self._hosts.values():
-            if host.pid:
-                os.waitpid(host.pid, 0)
+                self._dying.add(host.pid)
                 host.pid = 0
+        for pid in list(self._dying):
+            with contextlib.suppress(TestHostsError):
+                self._wait_dead(pid)
         # Where the start failed early, there is neither.
         with contextlib.suppress(TestHostsError):
             network.ip(["link delete service"])
