@@ -44,8 +44,8 @@ bench-broadcast: setup-bench ## compare ctl broadcast with pdsh and clush on 64 
 	$(PY) -m tests.bench.broadcast $(ARGS)
 
 .PHONY: testhosts
-testhosts: setup ## make test hosts and keep them until Ctrl-C (root); ARGS="--help" tells how many and which
-	$(PY) -m deploy.testhosts $(ARGS)
+testhosts: setup ## make test hosts and keep them until Ctrl-C (root; ARGS="-n 8", ARGS=--help)
+	$(PY) -m deploy.testhosts up $(ARGS)
 
 .PHONY: setup
 setup: ## install what the above need: system packages (as root, with apt-get) and .venv
@@ -60,8 +60,12 @@ venv: ## install the locked Python packages alone
 	@deploy/setup.sh venv
 
 .PHONY: lock
-lock: ## write deploy/lock/*.txt anew from pyproject.toml (ARGS=--upgrade for the newest versions)
-	PYTHON=$(or $(PYTHON),python3) deploy/lock/lock.sh $(ARGS)
+lock: ## write the locked requirements anew from pyproject.toml (ARGS=--upgrade for the newest versions)
+	@deploy/lock/lock.sh $(ARGS)
+
+.PHONY: lock-agent
+lock-agent: venv ## write the lock of the wheels that hosts get anew, from the pins in deploy/lock_agent_wheels.py
+	$(PY) deploy/lock_agent_wheels.py
 
 .PHONY: clean
 clean: ## remove .venv and everything else that these targets made here
