@@ -272,9 +272,9 @@ TYPES: dict[Kind, type[Message]] = {
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
 #: Directions: children report, they don't command. A message that comes the other way costs its sender the connection.
-UPWARDS = frozenset(
+UPWARDS: frozenset[type[Message]] = frozenset(
     {Attach, Beat, Links, Outcomes, Streamed, Reports, ClockAsk, Progress},
 )
-DOWNWARDS = frozenset({Attached, Rejected, Beat, Deliver, ClockTell})
-BULK_UPWARDS = frozenset({Ask})
-BULK_DOWNWARDS = frozenset({Chunk, NoChunk})
+DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell})
+BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask})
+BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk})

@@ -1,0 +1,95 @@
+"""`python -m agent`: `enrol` makes this host's keys and prints their public half, `run` is the agent itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from agent.files import remove_parts
+from agent.identity import HostDirectory, NotEnrolled, enrolment_text
+from agent.links import Keyring
+from agent.notify import Notifier
+from agent.shell import Shell
+from agent.version import VERSION
+from agent.worker import AgentWorker
+from protocol.commands import Leave
+from protocol.relay import Relay
+from protocol.trust import Guard, Untrusted
+
+_NONCE = 16
+
+
+async def serve(directory: HostDirectory, uri: str | None) -> None:
+    """Be the agent until a Leave or a signal."""
+    identity, welcome = directory.identity(), directory.welcome()
+    plan = directory.plan(welcome)
+    loop = asyncio.get_running_loop()
+    rank = plan.you.rank
+    if rank is None:
+        raise NotEnrolled("the plan is the root's own; run `ctl up` for this host again")
+    guard = Guard(fleet=welcome.fleet, verify_key=welcome.verify_key, rank=rank, started=loop.time())
+    relay = Relay(
+        plan=plan,
+        incarnation=directory.next_incarnation(),
+        draw=random.SystemRandom().random,
+        nonce=lambda: os.urandom(_NONCE),
+        guard=guard,
+    )
+    remove_parts(directory.parts)
+    keyring = Keyring(identity.public, identity.secret)
+    shell = Shell(keyring, relay, identity.address, identity.control_port, identity.bulk_port)
+    worker = AgentWorker(shell, directory, version=VERSION, uri=uri)
+    shell.worker = worker
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: worker.ended.done() or worker.ended.set_result(None))
+    shell.begin()
+    worker.begin_watching()
+    notifier = Notifier()
+    notifier.begin(loop)
+    leave: Leave | None = await worker.ended
+    notifier.end()
+    shell.close()
+    await worker.close(leave)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="agent", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    enrol = actions.add_parser("enrol", help="make keys and ports where there are none, print the public half as JSON")
+    enrol.add_argument("--address", required=True, help="the IP address at which this host listens")
+    run = actions.add_parser("run", help="be the agent, in the foreground")
+    run.add_argument("--libvirt", metavar="URI", default=os.environ.get("CANOPY_LIBVIRT"), help="libvirt's URI")
+    for action in (enrol, run):
+        action.add_argument("--dir", type=Path, required=True, help="this agent's directory")
+    arguments = parser.parse_args()
+    directory = HostDirectory(arguments.dir.absolute())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        if arguments.action == "enrol":
+            print(enrolment_text(directory.enrol(arguments.address)))
+            return 0
+        try:
+            lock = directory.lock()
+        except BlockingIOError:
+            print(f"an agent runs in {directory.path} already", file=sys.stderr)
+            return 1
+        with suppress(OSError):
+            os.chdir(Path.home())
+        asyncio.run(serve(directory, arguments.libvirt))
+        os.close(lock)
+    except (NotEnrolled, Untrusted, OSError) as error:
+        print(f"agent: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Pushed files on this host: a destination is found without being led astray, and holds the old file or the new one, never half.
+
+All functions block; the caller runs them in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from agent.identity import write_atomically
+from protocol.commands import Push
+from protocol.transfer import chunk_count, chunk_size, is_right
+
+#: Symbolic links that one path may lead through: Linux's own limit (path_resolution(7)).
+_LINKS_MOST = 40
+_PART = ".canopy-"
+
+
+class BadDestination(Exception):
+    """The file will not be put there; the text says why."""
+
+
+def open_parent(path: str) -> tuple[int, str]:
+    """The directory that `path` names, as a descriptor, and the last component. Raises BadDestination, OSError.
+
+    Each component is opened by itself without following symbolic links; a link is followed only where it belongs to root or
+    to this process's user, so that another user of the host can't lead a push elsewhere, also not by swapping a
+    directory for a link while we look.
+    """
+    if not path.startswith("/"):
+        raise BadDestination(f"{path}: the destination must be an absolute path")
+    if "\0" in path:
+        raise BadDestination("the destination has a NUL byte")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not parts or path.endswith(("/", "/.")):
+        raise BadDestination(f"{path}: the destination must name a file")
+    if ".." in parts:
+        raise BadDestination(f"{path}: the destination must not go through '..'")
+    *folders, name = parts
+    trusted = (0, os.geteuid())
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    links = 0
+    fd = os.open("/", flags)
+    folder = "/"
+    try:
+        while folders:
+            folder = folders.pop(0)
+            # O_PATH gives the thing itself, link or directory, so that what is judged is what is followed.
+            thing = os.open(folder, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                info = os.fstat(thing)
+                if stat.S_ISLNK(info.st_mode):
+                    links += 1
+                    if info.st_uid not in trusted or links > _LINKS_MOST:
+                        raise BadDestination(f"{path}: {folder} is a symbolic link of another user")
+                    target = os.readlink("", dir_fd=thing)
+                    folders = [part for part in target.split("/") if part not in ("", ".")] + folders
+                    inner = os.open("/", flags) if target.startswith("/") else os.dup(fd)
+                else:
+                    inner = os.open(".", flags, dir_fd=thing)
+            finally:
+                os.close(thing)
+            os.close(fd)
+            fd = inner
+    except NotADirectoryError as error:
+        os.close(fd)
+        raise BadDestination(f"{path}: {folder} is not a directory") from error
+    except FileNotFoundError as error:
+        os.close(fd)
+        raise BadDestination(f"{path}: {folder} does not exist") from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, name
+
+
+class Incoming:
+    """A file on its way in: chunks go to a temporary file beside the destination, `finish` puts it in place."""
+
+    def __init__(self, id_: int, push: Push, images: Path, notes: Path) -> None:
+        """Looks at what is there already. Raises BadDestination, OSError; nothing is changed by then.
+
+        `notes` is the directory where an agent that comes up again learns which temporary files to remove.
+        """
+        self.push = push
+        path = str(images / push.digest) if push.image else push.path
+        self._folder, self._name = open_parent(path)
+        self._mode = 0o444 if push.image else push.mode
+        self._part = f"{_PART}{id_}-{self._name}"[:255]
+        self._note = notes / str(id_)
+        self._fd: int | None = None
+        self._placed = False
+        try:
+            self.have = self._look()
+            if not self._placed:
+                write_atomically(self._note, os.fsencode(os.path.join(os.path.dirname(path), self._part)))  # noqa: PTH118, PTH120
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._fd = os.open(self._part, flags, 0o600, dir_fd=self._folder)
+                if push.size:
+                    os.posix_fallocate(self._fd, 0, push.size)  # a full disk is known now, not in the middle
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def unchanged(self) -> bool:
+        """The destination held these very bytes already."""
+        return self._placed
+
+    def _look(self) -> int:
+        """All chunks (as bits) where the destination has the right bytes already, else none."""
+        try:
+            fd = os.open(self._name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._folder)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            info = os.lstat(self._name, dir_fd=self._folder)
+            if stat.S_ISLNK(info.st_mode):
+                return 0  # the rename will replace the link itself, not what it points to
+            raise BadDestination(f"{self._name}: {error.strerror}") from error
+        info = os.fstat(fd)
+        if stat.S_ISDIR(info.st_mode):
+            os.close(fd)
+            raise BadDestination(f"{self.push.path} is a directory: end the destination with / to push into it")
+        if not stat.S_ISREG(info.st_mode):
+            os.close(fd)
+            raise BadDestination(f"{self.push.path} is there and is no regular file")
+        count = chunk_count(self.push.size, self.push.chunk)
+        same = info.st_size == self.push.size and all(
+            is_right(self.push, index, os.pread(fd, chunk_size(self.push, index), index * self.push.chunk))
+            for index in range(count)
+        )
+        if not same:
+            os.close(fd)
+            return 0
+        if stat.S_IMODE(info.st_mode) != self._mode:
+            os.fchmod(fd, self._mode)
+        self._fd, self._placed = fd, True
+        return (1 << count) - 1
+
+    def write(self, index: int, blob: bytes) -> None:
+        """Store a chunk."""
+        if self._fd is None:
+            raise OSError("the file is closed")
+        offset = index * self.push.chunk
+        view = memoryview(blob)
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+
+    def read(self, index: int) -> bytes:
+        """A chunk that was stored before."""
+        if self._fd is None:
+            raise OSError("the file is closed")
+        return os.pread(self._fd, chunk_size(self.push, index), index * self.push.chunk)
+
+    def finish(self) -> None:
+        """Put the file in its place: mode, time, to disk, rename."""
+        if self._placed or self._fd is None:
+            return
+        os.fchmod(self._fd, self._mode)
+        os.utime(self._fd, ns=(self.push.mtime_ns, self.push.mtime_ns))
+        os.fsync(self._fd)
+        os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._placed = True
+        os.fsync(self._folder)
+        self._note.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go; a file that is not in place yet is removed."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        if self._folder >= 0:
+            if not self._placed:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._part, dir_fd=self._folder)
+                self._note.unlink(missing_ok=True)
+            os.close(self._folder)
+            self._folder = -1
+
+
+def put(id_: int, push: Push, images: Path, notes: Path) -> bool:
+    """A small file whose bytes came with the command. Returns whether anything had to change. Raises as Incoming does."""
+    incoming = Incoming(id_, push, images, notes)
+    try:
+        if incoming.unchanged:
+            return False
+        data = push.inline or b""
+        for index in range(chunk_count(push.size, push.chunk)):
+            blob = data[index * push.chunk : (index + 1) * push.chunk]
+            if not is_right(push, index, blob):
+                raise BadDestination("the bytes in the command do not match its digests")
+            incoming.write(index, blob)
+        incoming.finish()
+        return True
+    finally:
+        incoming.close()
+
+
+def remove_parts(notes: Path) -> None:
+    """Remove the temporary files that an agent which was killed left behind."""
+    for note in notes.iterdir() if notes.is_dir() else ():
+        part = Path(os.fsdecode(note.read_bytes()))
+        if part.name.startswith(_PART):
+            part.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)

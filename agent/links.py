@@ -1,0 +1,405 @@
+"""ZeroMQ: the only file that touches it. Connections come in by key and go out as ranks; who is not admitted is not heard.
+
+The sockets are driven through their file descriptors rather than through zmq.asyncio: measured, that is four times as many
+round trips. A descriptor is edge-triggered (zmq_getsockopt, ZMQ_FD): it is drained until EAGAIN, and ZMQ_EVENTS is looked at again
+after each send.
+
+Trust: CURVE on every socket; ZAP refuses keys that are not in the allow-list (without a ZAP handler libzmq accepts any client
+key, hence ZAP_ENFORCE_DOMAIN); the sender of each message is the key of its connection, from the message's User-Id, looked up again
+for each message, so that a key that was revoked is not heard any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import zmq
+import zmq.auth
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from protocol.limits import MAX_FRAME, MAX_PARTS, PENALTY
+
+#: Messages taken from one socket before others get their turn.
+_TURN = 100
+#: A TCP connection or a CURVE handshake that takes longer than this has failed, in ms: two round trips over the worst
+#: of links, and short enough that the next ancestor is tried soon.
+_CONNECT_MS = 3_000
+_LISTEN_BACKLOG = 1_024
+_ZAP_DOMAINS = ("canopy-control", "canopy-bulk")
+
+_LOST_EVENTS = {
+    zmq.Event.DISCONNECTED: "connection closed",
+    zmq.Event.CLOSED: "connection refused",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "handshake failed",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "handshake failed",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not admit this host's key yet",
+}
+
+
+def new_keys() -> tuple[bytes, bytes]:
+    """A fresh CURVE key pair: public and secret, 32 raw bytes each."""
+    public, secret = zmq.curve_keypair()
+    return z85.decode(public), z85.decode(secret)
+
+
+def to_text(key: bytes) -> str:
+    """A raw key as the 40 characters of Z85 (ZeroMQ RFC 32)."""
+    text: bytes = z85.encode(key)
+    return text.decode("ascii")
+
+
+def from_text(text: str) -> bytes:
+    """The raw key of `to_text`. Raises ValueError."""
+    raw: bytes = z85.decode(text.encode("ascii"))
+    if len(raw) != 32:  # noqa: PLR2004  a Curve25519 key
+        raise ValueError("a key has 40 characters of Z85")
+    return raw
+
+
+def endpoint(address: str, port: int) -> str:
+    """The ZeroMQ endpoint of an IP address and a port."""
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+class _Reader:
+    """Calls `drain` on the event loop while the socket has something to read. `drain` returns whether there may be more."""
+
+    def __init__(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
+        self._socket = sock
+        self._drain = drain
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(sock.getsockopt(zmq.FD))
+        self._scheduled = False
+        self._closed = False
+        self._loop.add_reader(self._fd, self.look)
+        self.look()
+
+    def look(self) -> None:
+        """Read on the next turn of the loop, if there is anything."""
+        if not self._scheduled and not self._closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._scheduled = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._scheduled = False
+        if not self._closed:
+            self._drain()
+        self.look()
+
+    def close(self) -> None:
+        """Stop calling."""
+        self._closed = True
+        self._loop.remove_reader(self._fd)
+
+
+class Keyring:
+    """This process's key pair, and the keys that may connect. One ZeroMQ context and one ZAP handler for all its sockets."""
+
+    def __init__(self, public: bytes, secret: bytes) -> None:
+        self.public = to_text(public).encode()
+        self.secret = to_text(secret).encode()
+        self.context: zmq.Context[Any] = zmq.Context()
+        self._admitted: dict[str, int] = {}
+        self._barred: dict[str, float] = {}
+        self._auth = zmq.auth.Authenticator(self.context)
+        self._auth.start()
+        for domain in _ZAP_DOMAINS:
+            self._auth.configure_curve_callback(domain, credentials_provider=self)
+        self._zap_busy = False
+        self._zap = _Reader(self._auth.zap_socket, self._drain_zap)
+
+    def admit(self, keys: Mapping[bytes, int]) -> None:
+        """From now on these keys may connect, each as its rank, and no others."""
+        self._admitted = {to_text(key): rank for key, rank in keys.items()}
+
+    def bar(self, rank: int) -> None:
+        """Refuse the key of `rank` for a while."""
+        until = time.monotonic() + PENALTY
+        self._barred = {key: end for key, end in self._barred.items() if end > time.monotonic()}
+        self._barred |= {key: until for key, holder in self._admitted.items() if holder == rank}
+
+    def rank_of(self, key: str) -> int | None:
+        """The rank whose key this is, if it is admitted."""
+        return None if self._barred.get(key, 0.0) > time.monotonic() else self._admitted.get(key)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """pyzmq's credentials provider: whether the holder of this key may connect."""
+        return domain in _ZAP_DOMAINS and self.rank_of(key.decode("ascii", "replace")) is not None
+
+    def _drain_zap(self) -> bool:
+        if not self._zap_busy:
+            self._zap_busy = True
+            task = asyncio.get_running_loop().create_task(self._answer_zap())
+            task.add_done_callback(lambda done: done.exception())
+        return False
+
+    async def _answer_zap(self) -> None:
+        try:
+            while int(self._auth.zap_socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                await self._auth.handle_zap_message(self._auth.zap_socket.recv_multipart(zmq.NOBLOCK))
+        finally:
+            self._zap_busy = False
+        self._zap.look()
+
+    def close(self) -> None:
+        """Close the ZAP handler and the context; every socket must be closed before."""
+        self._zap.close()
+        self._auth.stop()
+        self.context.destroy(linger=0)
+
+
+class _Monitor:
+    """Connection events of a socket: `told(event, value)` for each."""
+
+    def __init__(self, watched: zmq.Socket[bytes], told: Callable[[zmq.Event, int], None]) -> None:
+        self._watched = watched
+        self._told = told
+        self._pair = watched.get_monitor_socket()
+        self._reader = _Reader(self._pair, self.drain)
+
+    def drain(self) -> bool:
+        """Take in all events that there are. Called also before a message of an unknown connection is looked at."""
+        while True:
+            try:
+                event = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return False
+            self._told(zmq.Event(event["event"]), event["value"])
+
+    def close(self) -> None:
+        self._reader.close()
+        self._watched.disable_monitor()
+
+
+class Downlink:
+    """A ROUTER that children connect to.
+
+    `heard(rank, frames)` gets each message, `lost(rank, why)` each connection that ended.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        domain: str,
+        address: str,
+        port: int,
+        *,
+        heard: Callable[[int, list[bytes]], None],
+        lost: Callable[[int, str], None],
+    ) -> None:
+        """Listens at `address`:`port`. Raises OSError where it can't."""
+        self._keyring = keyring
+        self._heard, self._lost = heard, lost
+        self._connections: dict[int, tuple[bytes, int]] = {}
+        self._by_fd: dict[int, bytes] = {}
+        self._ranks: dict[bytes, int] = {}
+        self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.ROUTER)
+        self._socket.linger = 0
+        self._socket.curve_server = True
+        self._socket.curve_secretkey = keyring.secret
+        self._socket.curve_publickey = keyring.public
+        self._socket.zap_domain = domain.encode()
+        for option, value in (
+            (zmq.ZAP_ENFORCE_DOMAIN, 1),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.ROUTER_HANDOVER, 0),
+            (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.SNDHWM, 0),  # nothing is dropped here: credit and the size of outcomes bound what is queued
+            (zmq.HANDSHAKE_IVL, _CONNECT_MS),
+            (zmq.BACKLOG, _LISTEN_BACKLOG),
+            (zmq.IPV6, 1 if ":" in address else 0),
+        ):
+            self._socket.setsockopt(option, value)
+        try:
+            self._socket.bind(endpoint(address, port))
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise OSError(error.errno, f"can't listen at {endpoint(address, port)}: {error.strerror}") from error
+        self._monitor = _Monitor(self._socket, self._event)
+        self._reader = _Reader(self._socket, self._drain)
+
+    def send(self, rank: int, frames: Sequence[bytes]) -> bool:
+        """Send to a child; false where there is no connection to it."""
+        connection = self._connections.get(rank)
+        if connection is None:
+            return False
+        try:
+            self._socket.send_multipart([connection[0], *frames], zmq.NOBLOCK, copy=len(frames) < MAX_PARTS)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._forget(connection[0])
+            return False
+        self._reader.look()
+        return True
+
+    def drop(self, rank: int, *, penalty: bool) -> None:
+        """Cut a child's connection; with `penalty`, refuse its key for a while as well.
+
+        libzmq has no call to close one of a ROUTER's connections; shutting its TCP socket down does it.
+        """
+        if penalty:
+            self._keyring.bar(rank)
+        connection = self._connections.get(rank)
+        if connection is not None:
+            self._forget(connection[0])
+            _shut_down(connection[1])
+
+    def _drain(self) -> bool:
+        for _ in range(_TURN):
+            try:
+                parts: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return False
+            self._take(parts)
+        return True
+
+    def _take(self, parts: list[zmq.Frame]) -> None:
+        if len(parts) < 2:  # noqa: PLR2004  a connection's id and at least one frame
+            return
+        fd = parts[1].get(zmq.SRCFD)
+        user: Any = parts[1].get("User-Id")
+        rank = self._keyring.rank_of(user)
+        if rank is None:  # revoked, or barred, since the handshake
+            _shut_down(fd)
+            return
+        if len(parts) > MAX_PARTS + 1:
+            self._keyring.bar(rank)
+            _shut_down(fd)
+            return
+        route = parts[0].bytes
+        if self._ranks.get(route) != rank:
+            # A descriptor's number is used again: hear of the old connection's end before the new one's first message.
+            self._monitor.drain()
+            self._ranks[route] = rank
+            self._by_fd[fd] = route
+            self._connections[rank] = (route, fd)
+        self._heard(rank, [part.bytes for part in parts[1:]])
+
+    def _event(self, event: zmq.Event, value: int) -> None:
+        if event == zmq.Event.DISCONNECTED:
+            route = self._by_fd.get(value)
+            if route is not None:
+                rank = self._forget(route)
+                if rank is not None:
+                    self._lost(rank, _LOST_EVENTS[event])
+
+    def _forget(self, route: bytes) -> int | None:
+        """Forget a connection; the rank that has none now."""
+        rank = self._ranks.pop(route, None)
+        self._by_fd = {fd: other for fd, other in self._by_fd.items() if other != route}
+        if rank is None or self._connections.get(rank, (b"", 0))[0] != route:
+            return None
+        del self._connections[rank]
+        return rank
+
+    def close(self) -> None:
+        self._reader.close()
+        self._monitor.close()
+        self._socket.close()
+
+
+def _shut_down(fd: int) -> None:
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+class Uplink:
+    """A DEALER to one parent, for one attachment: whoever changes parents makes a new one."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        address: str,
+        port: int,
+        key: bytes,
+        *,
+        heard: Callable[[list[bytes]], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        """Begins to connect. `lost(why)` is called once, when the connection fails or ends."""
+        self._heard, self._lost = heard, lost
+        self._over = False
+        self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.curve_serverkey = to_text(key).encode()
+        self._socket.curve_publickey = keyring.public
+        self._socket.curve_secretkey = keyring.secret
+        for option, value in (
+            (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.SNDHWM, 0),
+            (zmq.RECONNECT_IVL, -1),  # what was queued for a broken connection is lost: begin anew instead
+            (zmq.CONNECT_TIMEOUT, _CONNECT_MS),
+            (zmq.HANDSHAKE_IVL, _CONNECT_MS),
+            (zmq.IPV6, 1 if ":" in address else 0),
+        ):
+            self._socket.setsockopt(option, value)
+        self._monitor = _Monitor(self._socket, self._event)
+        self._reader = _Reader(self._socket, self._drain)
+        self._socket.connect(endpoint(address, port))
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Send to the parent. What a broken connection swallows, the protocol asks for again."""
+        if not self._over:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            self._reader.look()
+
+    def _drain(self) -> bool:
+        for _ in range(_TURN):
+            if self._over:
+                return False
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return False
+            if len(frames) > MAX_PARTS:
+                self._end("it sent a message of too many parts")
+                return False
+            self._heard(frames)
+        return True
+
+    def _event(self, event: zmq.Event, value: int) -> None:  # noqa: ARG002  pyzmq gives both
+        if event in _LOST_EVENTS:
+            self._end(_LOST_EVENTS[event])
+
+    def _end(self, why: str) -> None:
+        if not self._over:
+            self._over = True
+            self._lost(why)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Leave the parent; what is still queued gets `linger_ms` milliseconds to go."""
+        self._over = True
+        self._reader.close()
+        self._monitor.close()
+        self._socket.close(linger_ms)
+
+
+def free_ports(address: str, count: int) -> list[int]:
+    """`count` TCP ports that nobody listens on at `address` now, drawn at random above the range that Linux gives to
+    outgoing connections (ip-sysctl, ip_local_port_range: 32768 to 60999)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    held: list[socket.socket] = []
+    try:
+        for _ in range(200):
+            candidate = socket.socket(family)
+            try:
+                candidate.bind((address, random.SystemRandom().randrange(61_000, 65_536)))
+            except OSError:
+                candidate.close()
+                continue
+            held.append(candidate)
+            if len(held) == count:
+                return [taken.getsockname()[1] for taken in held]
+        raise OSError(f"no free TCP ports at {address}: see `ss -tln` on that host")
+    finally:
+        for taken in held:
+            taken.close()

@@ -1,0 +1,343 @@
+"""The shell around the relay: it performs effects and feeds events back, and decides nothing.
+
+The root runs in the same one; what differs is the worker that does local work, and who is told the root's news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Protocol
+
+from agent.links import Downlink, Keyring, Uplink
+from protocol import codec, events, transfer
+from protocol.codec import MalformedMessage
+from protocol.commands import Body, Leave, Member, Push
+from protocol.messages import (
+    BULK_DOWNWARDS,
+    BULK_UPWARDS,
+    DOWNWARDS,
+    UPWARDS,
+    Ask,
+    Attach,
+    Chunk,
+    Deliver,
+    Message,
+    NoChunk,
+)
+from protocol.relay import Relay
+from protocol.transfer import Role, Transfers
+
+log = logging.getLogger("canopy")
+
+#: What a departing agent's last messages get, in ms.
+_LINGER_MS = 500
+
+
+class Worker(Protocol):
+    """What does a node's local work. Each call returns at once; results come back as events."""
+
+    def start(self, id_: int, body: Body, ttl: float | None) -> None:
+        """Begin; say Finished to the shell exactly once."""
+
+    def stop(self, id_: int, *, hard: bool) -> None:
+        """End it."""
+
+    def forget(self, ids: tuple[int, ...]) -> None:
+        """The root has these outcomes."""
+
+    def read(self, id_: int, index: int) -> None:
+        """Read a chunk of a push from this host's copy, and say `was_read`."""
+
+    def store(self, id_: int, index: int, blob: bytes) -> None:
+        """Write a chunk, and say `was_stored`, or Finished where that failed."""
+
+    def complete(self, id_: int) -> None:
+        """All chunks of a push are there."""
+
+    def broken(self, id_: int, why: str) -> None:
+        """A push can't go on."""
+
+    def arrived(self) -> None:
+        """Attached: report everything anew."""
+
+    def depart(self, leave: Leave) -> None:
+        """End this agent."""
+
+    def save_plan(self, delivery: Deliver) -> None:
+        """Keep this plan for the next start."""
+
+    def tell(self, effect: events.Effect) -> None:
+        """The root's news for its clients."""
+
+
+class Shell:
+    """One node: its sockets, its relay, its transfers."""
+
+    def __init__(self, keyring: Keyring, relay: Relay, address: str, control_port: int, bulk_port: int) -> None:
+        """Listens at once. Raises OSError where it can't. `worker` must be set before `begin`."""
+        self.worker: Worker
+        self.relay = relay
+        self._keyring = keyring
+        self._loop = asyncio.get_running_loop()
+        self._transfers = Transfers()
+        self._queue: deque[events.Event] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._bulk_timer: asyncio.TimerHandle | None = None
+        self._parent: Member | None = None
+        self._up: Uplink | None = None
+        self._bulk_up: Uplink | None = None
+        self._down = Downlink(
+            keyring, "canopy-control", address, control_port, heard=self._from_child, lost=self._child_lost
+        )
+        self._bulk_down = Downlink(
+            keyring, "canopy-bulk", address, bulk_port, heard=self._bulk_from_child, lost=self._bulk_child_lost
+        )
+
+    # --- the relay ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the relay."""
+        self.feed(events.Begin())
+
+    def feed(self, event: events.Event) -> None:
+        """Give the relay an event, and do what it wants done. May be called from within an effect."""
+        self._queue.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._queue:
+                for effect in self.relay.handle(self._queue.popleft(), self._loop.time()):
+                    self._perform(effect)
+        finally:
+            self._busy = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self.relay.next_wakeup()
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= due:
+                return  # it comes early, looks again, and costs less than setting it anew after each message
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.feed(events.Tick())
+
+    def _perform(self, effect: events.Effect) -> None:  # noqa: PLR0912  one arm an effect
+        match effect:
+            case events.ToParent(message):
+                if self._up is not None:
+                    self._up.send(codec.encode(message))
+            case events.ToChild(rank, message):
+                if not self._down.send(rank, codec.encode(message)):
+                    self._queue.append(events.ChildLost(rank, "connection closed"))
+            case events.Connect(member):
+                self._connect(member)
+            case events.Disconnect():
+                self._disconnect()
+            case events.DropChild(rank, why):
+                log.warning("rank %d is cut off: %s", rank, why)
+                self._down.drop(rank, penalty=True)
+                self._bulk_down.drop(rank, penalty=True)
+            case events.Admit(keys):
+                self._keyring.admit(dict(keys))
+            case events.Start(id_, body, ttl):
+                self.worker.start(id_, body, ttl)
+            case events.Stop(id_, hard):
+                self.worker.stop(id_, hard=hard)
+            case events.Carry(id_, push):
+                self.transfer_effects(self._transfers.begin(id_, push, Role.CARRIER))
+            case events.Forget(ids):
+                self.worker.forget(ids)
+            case events.SavePlan(delivery):
+                self.worker.save_plan(delivery)
+            case events.Depart(leave):
+                self.worker.depart(leave)
+            case events.Arrived():
+                self.worker.arrived()
+                self._transfers.source_changed(self._loop.time())
+                self._advance_transfers()
+            case events.Warn(text):
+                log.warning("%s", text)
+            case _:
+                self.worker.tell(effect)
+
+    # --- control links ------------------------------------------------------------------------------------------------
+
+    def _connect(self, member: Member) -> None:
+        self._disconnect()
+        self._parent = member
+        self._up = Uplink(
+            self._keyring,
+            member.address,
+            member.control_port,
+            member.key,
+            heard=self._from_parent,
+            lost=lambda why: self.feed(events.ParentLost(why)),
+        )
+
+    def _disconnect(self) -> None:
+        for link in (self._up, self._bulk_up):
+            if link is not None:
+                link.close()
+        self._up = self._bulk_up = self._parent = None
+
+    def _from_parent(self, frames: list[bytes]) -> None:
+        try:
+            message, _ = codec.decode(frames)
+            if type(message) not in DOWNWARDS:
+                raise MalformedMessage(f"a parent does not send {type(message).__name__}")
+        except MalformedMessage as error:
+            self.feed(events.ParentLost(f"it sent a malformed message: {error}"))
+            return
+        self.feed(events.FromParent(message))
+
+    def _from_child(self, rank: int, frames: list[bytes]) -> None:
+        message = self._decoded(rank, frames, UPWARDS)
+        if message is not None:
+            self.feed(events.FromChild(rank, message))
+            if isinstance(message, Attach):
+                self._transfers.child_lost(rank)  # it asks again for what it lacks
+
+    def _decoded(self, rank: int, frames: list[bytes], allowed: frozenset[type[Message]]) -> Message | None:
+        """A child's message; None where it is malformed or goes the wrong way, which costs the child its connection."""
+        try:
+            message, _ = codec.decode(frames)
+            if type(message) not in allowed:
+                raise MalformedMessage(f"a child does not send {type(message).__name__} there")
+        except MalformedMessage as error:
+            self._expel(rank, f"it sent a malformed message: {error}")
+            return None
+        return message
+
+    def _expel(self, rank: int, why: str) -> None:
+        self._perform(events.DropChild(rank, why))
+        self._transfers.child_lost(rank)
+        self.feed(events.ChildLost(rank, why))
+
+    def _child_lost(self, rank: int, why: str) -> None:
+        self.feed(events.ChildLost(rank, why))
+
+    # --- bulk links ---------------------------------------------------------------------------------------------------
+
+    def begin_transfer(self, id_: int, push: Push, role: Role, have: int = 0) -> None:
+        """This host takes part in a push."""
+        self.transfer_effects(self._transfers.begin(id_, push, role, have))
+
+    def end_transfer(self, id_: int) -> None:
+        """This host no longer does."""
+        self._transfers.end(id_)
+        if not len(self._transfers) and self._bulk_up is not None:
+            self._bulk_up.close()
+            self._bulk_up = None
+
+    def was_read(self, id_: int, index: int, blob: bytes | None) -> None:
+        """The worker read a chunk, or could not."""
+        self.transfer_effects(self._transfers.was_read(id_, index, blob))
+
+    def was_stored(self, id_: int, index: int) -> int | None:
+        """The worker stored a chunk; how many bytes of the file are on disk now, None where the push is over here."""
+        effects = self._transfers.was_stored(id_, index)
+        done = self._transfers.stored_bytes(id_) if effects or self._transfers.knows(id_) else None
+        self.transfer_effects(effects)
+        return done
+
+    def _bulk_from_child(self, rank: int, frames: list[bytes]) -> None:
+        message = self._decoded(rank, frames, BULK_UPWARDS)
+        if isinstance(message, Ask):
+            self.transfer_effects(self._transfers.asked(rank, message.id, message.indices))
+
+    def _bulk_child_lost(self, rank: int, why: str) -> None:
+        log.info("bulk link of rank %d: %s", rank, why)
+        self._transfers.child_lost(rank)
+
+    def _bulk_from_parent(self, frames: list[bytes]) -> None:
+        try:
+            message, blob = codec.decode(frames)
+            if type(message) not in BULK_DOWNWARDS:
+                raise MalformedMessage(f"a parent does not send {type(message).__name__} there")
+        except MalformedMessage as error:
+            self.feed(events.ParentLost(f"it sent a malformed message: {error}"))
+            return
+        now = self._loop.time()
+        match message:
+            case Chunk(id=id_, index=index) if blob is not None:
+                self.transfer_effects(self._transfers.arrived(id_, index, blob, now))
+            case NoChunk(id=id_, index=index, why=why, final=final):
+                self.transfer_effects(self._transfers.declined(id_, index, why, final, now))
+            case _:
+                pass
+        self._set_bulk_timer()
+
+    def _ask_up(self, message: Ask) -> None:
+        if self._parent is None:
+            return  # asked again once there is a parent
+        if self._bulk_up is None:
+            self._bulk_up = Uplink(
+                self._keyring,
+                self._parent.address,
+                self._parent.bulk_port,
+                self._parent.key,
+                heard=self._bulk_from_parent,
+                lost=self._bulk_up_lost,
+            )
+        self._bulk_up.send(codec.encode(message))
+
+    def _bulk_up_lost(self, why: str) -> None:
+        log.info("bulk link to the parent: %s", why)
+        if self._bulk_up is not None:
+            self._bulk_up.close()
+            self._bulk_up = None
+        self._transfers.source_changed(self._loop.time() + transfer.ASK_AGAIN)
+        self._set_bulk_timer()
+
+    def transfer_effects(self, effects: list[transfer.Effect]) -> None:
+        """Do what the transfers want done."""
+        for effect in effects:
+            match effect:
+                case transfer.AskUp(id_, indices):
+                    self._ask_up(Ask(id_, indices))
+                case transfer.Give(child, id_, index, blob):
+                    self._bulk_down.send(child, codec.encode(Chunk(id_, index), blob))
+                case transfer.Decline(child, id_, index, why, final):
+                    self._bulk_down.send(child, codec.encode(NoChunk(id_, index, why, final)))
+                case transfer.Read(id_, index):
+                    self.worker.read(id_, index)
+                case transfer.Store(id_, index, blob):
+                    self.worker.store(id_, index, blob)
+                case transfer.Complete(id_):
+                    self.worker.complete(id_)
+                case transfer.Broken(id_, why):
+                    self.worker.broken(id_, why)
+                case transfer.Abuse(child, why):
+                    self._expel(child, why)
+
+    def _advance_transfers(self) -> None:
+        self._bulk_timer = None
+        self.transfer_effects(self._transfers.advance(self._loop.time()))
+        self._set_bulk_timer()
+
+    def _set_bulk_timer(self) -> None:
+        due = self._transfers.wakeup()
+        if due is not None and self._bulk_timer is None:
+            self._bulk_timer = self._loop.call_at(due, self._advance_transfers)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all sockets; what is queued for the parent gets a moment to go."""
+        for timer in (self._timer, self._bulk_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._up is not None:
+            self._up.close(_LINGER_MS)
+        if self._bulk_up is not None:
+            self._bulk_up.close()
+        self._down.close()
+        self._bulk_down.close()
+        self._keyring.close()

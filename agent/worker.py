@@ -1,0 +1,328 @@
+"""An agent's local work: each command body to the file that knows how, and every command to exactly one Finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent import files
+from agent.health import EVERY, Health
+from agent.identity import HostDirectory
+from agent.processes import Process
+from protocol import events
+from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
+from protocol.messages import Deliver
+from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
+from protocol.transfer import Role, is_consistent
+from protocol.vms import VmChange, VmResult, VmState
+
+if TYPE_CHECKING:
+    from agent.shell import Shell
+    from agent.vms import VmWorker
+
+log = logging.getLogger("canopy")
+
+#: What a signal would have said of work that is no process. The relay knows why it was stopped.
+_STOPPED = Killed(15)
+#: How often a push's progress is told, in seconds: often enough for a moving bar.
+_PROGRESS_EVERY = 0.5
+
+
+class AgentWorker:
+    """The work of one host."""
+
+    def __init__(self, shell: Shell, directory: HostDirectory, *, version: str, uri: str | None) -> None:
+        """`uri` is libvirt's; None for the usual one. `version` is that of this agent."""
+        self._shell = shell
+        self._directory = directory
+        self._uri = uri
+        self._loop = asyncio.get_running_loop()
+        self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
+        self._health = Health(directory.path, version)
+        self._processes: dict[int, Process] = {}
+        self._incoming: dict[int, files.Incoming] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._vms: VmWorker | None = None
+        self._progress_at: dict[int, float] = {}
+        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
+        self._watch: asyncio.TimerHandle | None = None
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def start(self, id_: int, body: Body, ttl: float | None) -> None:
+        """Begin a command."""
+        match body:
+            case Run():
+                self._run(id_, body)
+            case Push():
+                self._task(id_, self._push(id_, body))
+            case CreateVms() | DestroyVms() | ProbeVms():
+                self._task(id_, self._vm_work(id_, body, ttl))
+            case _:
+                self._finish(id_, Refused(f"this agent does not know how to {type(body).__name__}"))
+
+    def stop(self, id_: int, *, hard: bool) -> None:
+        """End a command."""
+        process, task = self._processes.get(id_), self._tasks.get(id_)
+        if process is not None:
+            process.stop(hard=hard)
+        elif task is not None:
+            task.cancel()
+        elif id_ in self._incoming:
+            self._end_push(id_, _STOPPED)
+
+    def forget(self, ids: tuple[int, ...]) -> None:
+        """The root has these outcomes: spools may go, and pushes need no longer be served."""
+        for id_ in ids:
+            self._shell.end_transfer(id_)
+            incoming = self._incoming.pop(id_, None)
+            if incoming is not None:
+                self._disk.submit(incoming.close)
+
+    def _finish(self, id_: int, outcome: Outcome, output: Output = NO_OUTPUT) -> None:
+        self._shell.feed(events.Finished(id_, outcome, output))
+
+    def _task(self, id_: int, work: Coroutine[Any, Any, None]) -> None:
+        """Work that is a coroutine: whatever becomes of it, the command gets an outcome."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.pop(id_, None)
+            if task.cancelled():
+                self._end_push(id_, _STOPPED)
+            elif (error := task.exception()) is not None:
+                log.error("command %d", id_, exc_info=error)
+                self._end_push(id_, FailedToStart(_sentence(error)))
+
+        task = self._loop.create_task(work)
+        self._tasks[id_] = task
+        task.add_done_callback(done)
+
+    def _run(self, id_: int, body: Run) -> None:
+        def finished(outcome: Outcome, output: Output) -> None:
+            self._processes.pop(id_, None)
+            self._finish(id_, outcome, output)
+
+        def wrote(stream: int, offset: int, data: bytes) -> None:
+            self._shell.feed(events.Wrote(id_, stream, offset, data))
+
+        self._processes[id_] = Process(
+            body,
+            self._directory.spool / str(id_),
+            environment=self._environment,
+            finished=finished,
+            wrote=wrote if body.stream else None,
+        )
+
+    # --- pushes -------------------------------------------------------------------------------------------------------
+
+    async def _push(self, id_: int, push: Push) -> None:
+        if not is_consistent(push):
+            self._finish(id_, Refused("the push's sizes and digests do not agree"))
+            return
+        try:
+            if push.inline is not None:
+                changed = await self._on_disk(
+                    lambda: files.put(id_, push, self._directory.images, self._directory.parts)
+                )
+                self._finish(id_, Exited(0), _pushed(changed=changed))
+                return
+            incoming = await self._on_disk(
+                lambda: files.Incoming(id_, push, self._directory.images, self._directory.parts)
+            )
+        except files.BadDestination as error:
+            self._shell.begin_transfer(id_, push, Role.CARRIER)
+            self._finish(id_, Refused(str(error)))
+            return
+        except OSError as error:
+            self._shell.begin_transfer(id_, push, Role.CARRIER)
+            self._finish(id_, FailedToStart(_sentence(error)))
+            return
+        self._incoming[id_] = incoming
+        self._shell.begin_transfer(id_, push, Role.TARGET, incoming.have)
+
+    async def _on_disk(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401  as run_in_executor has it
+        return await self._loop.run_in_executor(self._disk, work)
+
+    def _in_background(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
+        """Run blocking work on the disk's threads, and `then` on the event loop."""
+
+        def done(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled():
+                error = future.exception()
+                then(None if error else future.result(), error)
+
+        self._loop.run_in_executor(self._disk, work).add_done_callback(done)
+
+    def read(self, id_: int, index: int) -> None:
+        """A chunk from this host's own copy."""
+        incoming = self._incoming.get(id_)
+        if incoming is None:
+            self._shell.was_read(id_, index, None)
+            return
+        self._in_background(lambda: incoming.read(index), lambda blob, _: self._shell.was_read(id_, index, blob))
+
+    def store(self, id_: int, index: int, blob: bytes) -> None:
+        """A chunk to disk."""
+        incoming = self._incoming.get(id_)
+        if incoming is None:
+            return
+
+        def then(_: object, error: BaseException | None) -> None:
+            if error is not None:
+                self._end_push(id_, FailedToStart(_sentence(error)))
+                return
+            done = self._shell.was_stored(id_, index)
+            now = self._loop.time()
+            if done is not None and now >= self._progress_at.get(id_, 0.0):
+                self._progress_at[id_] = now + _PROGRESS_EVERY
+                self._shell.feed(events.Advanced(id_, done))
+
+        self._in_background(lambda: incoming.write(index, blob), then)
+
+    def complete(self, id_: int) -> None:
+        """The last chunk is stored: into place with it. The transfer goes on, for the hosts below."""
+        incoming = self._incoming[id_]
+
+        def then(_: object, error: BaseException | None) -> None:
+            self._progress_at.pop(id_, None)
+            if error is not None:
+                self._end_push(id_, FailedToStart(_sentence(error)))
+            else:
+                self._finish(id_, Exited(0), _pushed(changed=not unchanged))
+
+        unchanged = incoming.unchanged
+        self._in_background(incoming.finish, then)
+
+    def broken(self, id_: int, why: str) -> None:
+        """The chunks can't be had."""
+        self._end_push(id_, FailedToStart(why))
+
+    def _end_push(self, id_: int, outcome: Outcome) -> None:
+        """Give a push up here: nothing of it stays. Hosts below are served by whoever has the chunks."""
+        incoming = self._incoming.pop(id_, None)
+        self._shell.end_transfer(id_)
+        self._progress_at.pop(id_, None)
+        if incoming is not None:
+            self._in_background(incoming.close, lambda _result, _error: self._finish(id_, outcome))
+        else:
+            self._finish(id_, outcome)
+
+    # --- VMs ----------------------------------------------------------------------------------------------------------
+
+    def _vm_worker(self) -> VmWorker:
+        """The worker for VMs, made when it is first needed: libvirt costs an idle agent nothing."""
+        if self._vms is None:
+            from agent.vms import VmWorker  # noqa: PLC0415
+
+            self._vms = VmWorker(self._directory.path, self._uri, on_change=self._vms_changed)
+        return self._vms
+
+    def _vms_changed(self, states: list[VmState]) -> None:
+        self._shell.feed(events.Observed(None, tuple(states), whole=False))
+
+    async def _vm_work(self, id_: int, body: CreateVms | DestroyVms | ProbeVms, ttl: float | None) -> None:
+        worker = self._vm_worker()
+        match body:
+            case CreateVms(deployment=deployment, specs=specs):
+                results = await worker.create(deployment, list(specs))
+            case DestroyVms(deployment=deployment, names=names):
+                results = await worker.destroy(deployment, None if names is None else list(names))
+            case ProbeVms(names=names):
+                answered = await worker.reachable(list(names), 30.0 if ttl is None else max(0.1, ttl - 0.5))
+                missing = set(names) - set(answered)
+                code = 1 if missing else 0
+                self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
+                return
+        self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
+
+    # --- reports ------------------------------------------------------------------------------------------------------
+
+    def begin_watching(self) -> None:
+        """Look at this host every few seconds, and at its VMs where it has some."""
+        if any(self._directory.vms.iterdir()) if self._directory.vms.is_dir() else False:
+            self._vm_worker()
+        self._look()
+
+    def _look(self) -> None:
+        self._watch = self._loop.call_later(EVERY, self._look)
+        seen = self._health.news()
+        if seen is not None:
+            self._shell.feed(events.Observed(self._noted(seen), (), whole=False))
+
+    def _noted(self, seen: Any) -> Any:  # noqa: ANN401
+        return seen
+
+    def arrived(self) -> None:
+        """Attached, perhaps to a root that knows nothing: everything anew."""
+        self._loop.create_task(self._report_all()).add_done_callback(lambda task: task.exception())
+
+    async def _report_all(self) -> None:
+        states: list[VmState] = []
+        if self._vms is not None:
+            states = await self._vms.states()
+        self._shell.feed(events.Observed(self._health.news(anyway=True), tuple(states), whole=True))
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def save_plan(self, delivery: Deliver) -> None:
+        """Keep this plan for the next start."""
+        self._directory.save_plan(delivery)
+
+    def tell(self, effect: events.Effect) -> None:
+        """Agents have no clients."""
+        raise TypeError(f"an agent can't {effect}")
+
+    def depart(self, leave: Leave) -> None:
+        """End this agent."""
+        if not self.ended.done():
+            self.ended.set_result(leave)
+
+    async def close(self, leave: Leave | None) -> None:
+        """Let go of everything; with a purge, remove the directory as the last thing."""
+        if self._watch is not None:
+            self._watch.cancel()
+        for id_ in list(self._incoming):
+            incoming = self._incoming.pop(id_)
+            await self._on_disk(incoming.close)
+        if leave is not None and leave.vms:
+            await self._destroy_all_vms()
+        if self._vms is not None:
+            await self._vms.close()
+        self._disk.shutdown()
+        if leave is not None and leave.purge:
+            remove_tree(self._directory.path)
+
+    async def _destroy_all_vms(self) -> None:
+        worker = self._vm_worker()
+        for deployment in sorted({state.deployment for state in await worker.states()}):
+            await worker.destroy(deployment, None)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a host's whole directory, this code included."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _exit_code(results: list[VmResult]) -> int:
+    return 1 if any(result.change in (VmChange.FAILED, VmChange.DIFFERS) for result in results) else 0
+
+
+def _pushed(*, changed: bool) -> Output:
+    """What a push says of itself, so that those who had the file fold apart from those who got it."""
+    return Output(out=b"pushed" if changed else b"unchanged")
+
+
+def _sentence(error: BaseException) -> str:
+    """An exception in the words that people read."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

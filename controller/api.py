@@ -1,0 +1,336 @@
+"""What `ctl` and the service say to each other over the fleet's client socket: one request a connection, then replies.
+
+Each object is MessagePack behind its length (4 bytes, big-endian). Hosts go as names in requests and as ranks in
+what comes back; `Accepted` says once which rank is which name.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from protocol.messages import HostHealth
+from protocol.outcomes import Fold
+from protocol.vms import VmResult, VmSpec, VmState
+
+#: A request or reply is at most this long: a deployment of 10,240 VMs is about 5 MB.
+MAX_LENGTH = 64 << 20
+LENGTH_BYTES = 4
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class GetStatus(_Struct, frozen=True, kw_only=True, tag="status"):
+    """Everything about the fleet's hosts and VMs. Answered by one Status."""
+
+
+class Begin(_Struct, frozen=True, kw_only=True, tag="begin"):
+    """`ctl up` begins: how many hosts the fleet will have, and the most children of a relay. Answered by Done."""
+
+    hosts: int
+    fanout: int
+
+
+class Enrol(_Struct, frozen=True, kw_only=True, tag="enrol"):
+    """A host made its keys. `digest` is that of its bundle. Answered by Enrolled."""
+
+    name: str
+    site: str
+    key: str
+    address: str
+    control_port: int
+    bulk_port: int
+    digest: str
+    facts: dict[str, str]
+
+
+class Await(_Struct, frozen=True, kw_only=True, tag="await"):
+    """Answered by Awaited when all these hosts are in the tree, or after `within_ms` with those that are not."""
+
+    hosts: tuple[str, ...]
+    within_ms: int
+
+
+class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
+    """Run an argument vector on `hosts` (None: all). Answered by Accepted, Folded and Streamed ones, Settled."""
+
+    hosts: tuple[str, ...] | None
+    argv: tuple[str, ...]
+    timeout_ms: int | None = None
+    output_limit: int
+    stream: bool = False
+
+
+class PushTo(_Struct, frozen=True, kw_only=True, tag="push"):
+    """Push the file at `source` (a path on this machine) to `path`, or into the image store. Answered like RunOn, with
+    Advanced in between."""
+
+    hosts: tuple[str, ...] | None
+    source: str
+    path: str
+    mode: int | None = None
+    image: bool = False
+
+
+class CreateOn(_Struct, frozen=True, kw_only=True, tag="create"):
+    """Make VMs: for each host its own. Their addresses are kept by name until they are destroyed.
+
+    Answered by Accepted, VmsDone for each host as it answers, Folded where a host could not, Settled.
+    """
+
+    deployment: str
+    slices: dict[str, tuple[VmSpec, ...]]
+    timeout_ms: int
+
+
+class ProbeOn(_Struct, frozen=True, kw_only=True, tag="probe"):
+    """Wait until these VMs answer ping. Answered by Accepted, VmsReached for each host, Folded, Settled."""
+
+    deployment: str
+    names: tuple[str, ...]
+    timeout_ms: int
+
+
+class DestroyOn(_Struct, frozen=True, kw_only=True, tag="destroy"):
+    """Remove VMs of a deployment (None: all of them) and free their addresses. Answered like CreateOn."""
+
+    deployment: str
+    names: tuple[str, ...] | None
+    timeout_ms: int
+
+
+class GetDeployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
+    """What is on record of a deployment. Answered by Deployment."""
+
+    name: str
+
+
+class SendNames(_Struct, frozen=True, kw_only=True, tag="names"):
+    """Bring the name -> IP file to every host. Answered like RunOn."""
+
+
+class DownOn(_Struct, frozen=True, kw_only=True, tag="down"):
+    """End agents. Answered like RunOn; hosts that left are no longer members."""
+
+    hosts: tuple[str, ...] | None
+    purge: bool
+    vms: bool
+
+
+class Shutdown(_Struct, frozen=True, kw_only=True, tag="shutdown"):
+    """End the service. Answered by Done."""
+
+
+class Cancel(_Struct, frozen=True, kw_only=True, tag="cancel"):
+    """On the connection of a running command: stop it everywhere. Its outcomes and Settled still come."""
+
+
+Request: TypeAlias = (
+    GetStatus
+    | Begin
+    | Enrol
+    | Await
+    | RunOn
+    | PushTo
+    | CreateOn
+    | ProbeOn
+    | DestroyOn
+    | GetDeployment
+    | SendNames
+    | DownOn
+    | Shutdown
+    | Cancel
+)
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+class Accepted(_Struct, frozen=True, kw_only=True, tag="accepted"):
+    """The command's id, and its targets: rank to name."""
+
+    id: int
+    hosts: dict[int, str]
+
+
+class Folded(_Struct, frozen=True, kw_only=True, tag="folded"):
+    """Outcomes that are final."""
+
+    folds: tuple[Fold, ...]
+
+
+class Streamed(_Struct, frozen=True, kw_only=True, tag="streamed"):
+    """A piece of a host's standard output (1) or error (2), from byte `offset` on."""
+
+    rank: int
+    stream: int
+    offset: int
+    data: bytes
+
+
+class Advanced(_Struct, frozen=True, kw_only=True, tag="advanced"):
+    """How many bytes of a push hosts have, of `size`."""
+
+    size: int
+    done: dict[int, int]
+
+
+class Settled(_Struct, frozen=True, kw_only=True, tag="settled"):
+    """Every target has its outcome. Nothing comes after it."""
+
+
+class VmsDone(_Struct, frozen=True, kw_only=True, tag="vms"):
+    """What one host did for its VMs."""
+
+    host: str
+    results: tuple[VmResult, ...]
+
+
+class VmsReached(_Struct, frozen=True, kw_only=True, tag="reached"):
+    """Which of one host's VMs answer."""
+
+    host: str
+    names: tuple[str, ...]
+
+
+class Enrolled(_Struct, frozen=True, kw_only=True, tag="enrolled"):
+    """The welcome document that the host must be given."""
+
+    welcome: bytes
+
+
+class Awaited(_Struct, frozen=True, kw_only=True, tag="awaited"):
+    """Hosts that did not come into the tree, with what is known of each."""
+
+    missing: dict[str, str]
+
+
+class HostStatus(_Struct, frozen=True, kw_only=True):
+    """One host as the service knows it. Ages are in seconds; `parent` None is the service itself."""
+
+    name: str
+    rank: int
+    site: str
+    address: str
+    up: bool
+    parent: str | None
+    planned_parent: str | None
+    since_s: float | None
+    why: str
+    digest: str
+    facts: dict[str, str]
+    health: HostHealth | None
+    health_age_s: float | None
+
+
+class VmStatus(_Struct, frozen=True, kw_only=True):
+    """One VM as the service knows it: what was asked for, and what its host says of it. `age_s` is the age of that word."""
+
+    name: str
+    deployment: str
+    host: str
+    ip: str
+    mac: str
+    vcpus: int
+    memory_mib: int
+    state: VmState | None
+    age_s: float | None
+
+
+class Status(_Struct, frozen=True, kw_only=True, tag="status"):
+    """The fleet."""
+
+    fleet: str
+    version: str
+    pid: int
+    uptime_s: float
+    fanout: int
+    hosts: tuple[HostStatus, ...]
+    vms: tuple[VmStatus, ...]
+
+
+class Deployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
+    """A deployment on record: each VM's host and address. Empty where there is none of that name.
+
+    `taken` are addresses of other deployments; they are not to be given again.
+    """
+
+    name: str
+    hosts: dict[str, str]
+    addresses: dict[str, str]
+    taken: tuple[str, ...]
+
+
+class Done(_Struct, frozen=True, kw_only=True, tag="done"):
+    """It is done."""
+
+
+class Failed(_Struct, frozen=True, kw_only=True, tag="failed"):
+    """It was not done: one sentence. `status` is the exit code that `ctl` should end with."""
+
+    why: str
+    status: int
+
+
+Reply: TypeAlias = (
+    Accepted
+    | Folded
+    | Streamed
+    | Advanced
+    | Settled
+    | VmsDone
+    | VmsReached
+    | Enrolled
+    | Awaited
+    | Status
+    | Deployment
+    | Done
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+class BadFrame(ValueError):
+    """The other end of the client socket sent something else than this interface has."""
+
+
+def pack(message: Request | Reply) -> bytes:
+    """A request or reply as it travels. Raises ValueError above MAX_LENGTH."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_LENGTH:
+        raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_LENGTH}")
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def length_of(prefix: bytes) -> int:
+    """The length that follows. Raises BadFrame above MAX_LENGTH."""
+    length = int.from_bytes(prefix, "big")
+    if length > MAX_LENGTH:
+        raise BadFrame(f"{length} bytes are above the limit of {MAX_LENGTH}")
+    return length
+
+
+def unpack_request(body: bytes) -> Request:
+    """The request in `body`. Raises BadFrame."""
+    try:
+        request: Request = _request_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadFrame(str(error)) from error
+    return request
+
+
+def unpack_reply(body: bytes) -> Reply:
+    """The reply in `body`. Raises BadFrame."""
+    try:
+        reply: Reply = _reply_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadFrame(str(error)) from error
+    return reply

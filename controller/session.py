@@ -1,0 +1,367 @@
+"""The Python API: a Session is a connection to a fleet's service, and `ctl` a thin layer over it.
+
+    from controller import Session
+
+    with Session() as session:
+        for result in session.run("hostname"):
+            print(result.hosts, result.outcome, result.stdout)
+
+Every call is synchronous. A Session may be kept open for as long as one likes and used from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from controller import api
+from controller.status import CtlError, ExitStatus
+from protocol import ranks
+from protocol.limits import DEFAULT_OUTPUT
+from protocol.outcomes import Cancelled, Exited, FailedToStart, Lost, Outcome, Output, Refused, TimedOut, succeeded
+from protocol.vms import VmResult, VmSpec
+
+#: One read from the client socket.
+_READ = 1 << 20
+
+_Reply = TypeVar("_Reply")
+
+
+def fleets_directory() -> Path:
+    """Where fleets live: `$CANOPY_HOME`, else `canopy` in the XDG state directory (XDG Base Directory Specification)."""
+    home = os.environ.get("CANOPY_HOME")
+    if home:
+        return Path(home)
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "canopy"
+
+
+def fleet_directory(fleet: str | None = None) -> Path:
+    """The directory of a fleet; without a name `$CANOPY_FLEET`, else `default`."""
+    return fleets_directory() / (fleet or os.environ.get("CANOPY_FLEET") or "default")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One outcome with one output, and the hosts that it is true of, in the order of their ranks."""
+
+    hosts: tuple[str, ...]
+    outcome: Outcome
+    output: Output
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command exited with 0."""
+        return succeeded(self.outcome)
+
+    @property
+    def stdout(self) -> bytes:
+        """Standard output, as far as its budget went."""
+        return self.output.out
+
+    @property
+    def stderr(self) -> bytes:
+        """Standard error, as far as its budget went."""
+        return self.output.err
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that a host wrote, as it came: standard output is stream 1, standard error 2."""
+
+    host: str
+    stream: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a push has come: bytes on disk by host, of `size` each."""
+
+    size: int
+    done: dict[str, int]
+
+
+@dataclass(frozen=True)
+class VmAnswer:
+    """What one host did for its VMs."""
+
+    host: str
+    results: tuple[VmResult, ...]
+
+
+@dataclass(frozen=True)
+class VmReached:
+    """Which of one host's VMs answer ping."""
+
+    host: str
+    names: tuple[str, ...]
+
+
+Happening = Result | Piece | Progress | VmAnswer | VmReached
+
+
+@dataclass
+class Job:
+    """A running command: iterate over it for what happens. `id` and `hosts` (rank to name) are known from the start."""
+
+    id: int
+    hosts: dict[int, str]
+    _connection: Connection
+    settled: bool = False
+    _left: set[int] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[Happening]:
+        """What happens, as it happens, until every target has its outcome."""
+        while not self.settled:
+            reply = self._connection.receive()
+            match reply:
+                case api.Folded(folds=folds):
+                    for fold in folds:
+                        members = list(ranks.each(ranks.unpack(fold.ranks)))
+                        self._left.difference_update(members)
+                        yield Result(tuple(self.hosts[rank] for rank in members), fold.outcome, fold.output)
+                case api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
+                    yield Piece(self.hosts[rank], stream, offset, data)
+                case api.Advanced(size=size, done=done):
+                    yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()})
+                case api.VmsDone(host=host, results=results):
+                    yield VmAnswer(host, results)
+                case api.VmsReached(host=host, names=names):
+                    yield VmReached(host, names)
+                case api.Settled():
+                    self.settled = True
+                    self._connection.close()
+                case _:
+                    raise CtlError(f"the service answered with a {type(reply).__name__} in the middle of a command")
+
+    def waiting_for(self) -> tuple[str, ...]:
+        """The hosts that have no outcome yet."""
+        return tuple(self.hosts[rank] for rank in sorted(self._left))
+
+    def cancel(self) -> None:
+        """Ask all hosts to stop; go on iterating for their outcomes."""
+        if not self.settled:
+            self._connection.send(api.Cancel())
+
+    def results(self) -> list[Result]:
+        """All results, equal ones in one, in the order of their first hosts."""
+        merged: dict[tuple[Outcome, Output], list[str]] = {}
+        for happening in self:
+            if isinstance(happening, Result):
+                merged.setdefault((happening.outcome, happening.output), []).extend(happening.hosts)
+        order = {name: rank for rank, name in self.hosts.items()}
+        found = [Result(tuple(sorted(hosts, key=order.__getitem__)), *key) for key, hosts in merged.items()]
+        return sorted(found, key=lambda result: order[result.hosts[0]])
+
+
+def exit_status(outcomes: Iterable[Outcome]) -> ExitStatus:
+    """The exit code for a command with these outcomes: what is worst for the person who asked comes first.
+
+    Refused for trust, then lost or timed out, then failed in any other way.
+    """
+    status = ExitStatus.OK
+    for outcome in outcomes:
+        match outcome:
+            case Refused(trust=True):
+                return ExitStatus.REFUSED
+            case Lost() | TimedOut():
+                status = ExitStatus.UNREACHABLE
+            case Exited(code=0):
+                pass
+            case Exited() | FailedToStart() | Refused() | Cancelled() | _:
+                status = max(status, ExitStatus.FAILED)
+    return status
+
+
+class Connection:
+    """One request's connection to the service."""
+
+    def __init__(self, path: Path) -> None:
+        """Connects. Raises CtlError with NO_SERVICE where nobody listens."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._buffer = bytearray()
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise CtlError(
+                f"no service runs for this fleet ({path.parent.name}): start one with `ctl up`", ExitStatus.NO_SERVICE
+            ) from error
+
+    def send(self, request: api.Request) -> None:
+        """Send a request."""
+        try:
+            self._socket.sendall(api.pack(request))
+        except OSError as error:
+            raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE) from error
+
+    def receive(self) -> api.Reply:
+        """The next reply. Raises CtlError where the service said Failed, or is gone."""
+        prefix = self._exactly(api.LENGTH_BYTES)
+        reply = api.unpack_reply(self._exactly(api.length_of(prefix)))
+        if isinstance(reply, api.Failed):
+            self.close()
+            raise CtlError(reply.why, ExitStatus(reply.status))
+        return reply
+
+    def _exactly(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            data = self._socket.recv(_READ)
+            if not data:
+                raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE)
+            self._buffer += data
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+    def close(self) -> None:
+        """End the connection; a command that still runs on it is cancelled."""
+        self._socket.close()
+
+
+class Session:
+    """The service of one fleet. Raises CtlError (with `.status`) for whatever goes wrong."""
+
+    def __init__(self, fleet: str | None = None) -> None:
+        """`fleet` is a fleet's name; None takes `$CANOPY_FLEET`, else `default`."""
+        self.directory = fleet_directory(fleet)
+        self._socket = self.directory / "client.sock"
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to do: connections end with their commands."""
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        hosts: Iterable[str] | None = None,
+        *,
+        timeout: float | None = None,
+        output_limit: int = DEFAULT_OUTPUT,
+        stream: bool = False,
+    ) -> Job:
+        """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in bytes
+        for each stream of each host."""
+        argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
+        return self._job(
+            api.RunOn(
+                hosts=_names(hosts),
+                argv=argv,
+                timeout_ms=None if timeout is None else round(timeout * 1000),
+                output_limit=output_limit,
+                stream=stream,
+            )
+        )
+
+    def push(
+        self,
+        source: Path,
+        destination: str,
+        hosts: Iterable[str] | None = None,
+        *,
+        mode: int | None = None,
+        image: bool = False,
+    ) -> Job:
+        """Push a file. A destination that ends in / is a directory. `mode` None keeps the file's; with `image` it goes into
+        the hosts' image stores instead, and `destination` is not used."""
+        source = source.absolute()
+        try:
+            info = source.stat()
+        except OSError as error:
+            raise CtlError(f"{source}: {error.strerror}", ExitStatus.USAGE) from error
+        if not stat.S_ISREG(info.st_mode):
+            raise CtlError(f"{source} is no regular file: only files can be pushed", ExitStatus.USAGE)
+        if destination.endswith("/"):
+            destination += source.name
+        return self._job(
+            api.PushTo(hosts=_names(hosts), source=str(source), path=destination or "/", mode=mode, image=image)
+        )
+
+    def create_vms(self, deployment: str, slices: dict[str, tuple[VmSpec, ...]], *, timeout: float = 600.0) -> Job:
+        """Make each host's VMs. Yields a VmAnswer for each host, and a Result for each host that could not."""
+        return self._job(api.CreateOn(deployment=deployment, slices=slices, timeout_ms=round(timeout * 1000)))
+
+    def probe_vms(self, deployment: str, names: Iterable[str], *, timeout: float) -> Job:
+        """Wait until VMs answer ping from their hosts. Yields a VmReached for each host."""
+        return self._job(api.ProbeOn(deployment=deployment, names=tuple(names), timeout_ms=round(timeout * 1000)))
+
+    def destroy_vms(self, deployment: str, names: Iterable[str] | None = None, *, timeout: float = 600.0) -> Job:
+        """Remove VMs (None: all of the deployment) and free their addresses. Yields as create_vms does."""
+        chosen = None if names is None else tuple(names)
+        return self._job(api.DestroyOn(deployment=deployment, names=chosen, timeout_ms=round(timeout * 1000)))
+
+    def send_names(self) -> Job:
+        """Bring the name -> IP file to every host."""
+        return self._job(api.SendNames())
+
+    def down(self, hosts: Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
+        """End agents. With `vms` their VMs are destroyed first, with `purge` nothing is left on the host."""
+        return self._job(api.DownOn(hosts=_names(hosts), purge=purge, vms=vms))
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> api.Status:
+        """The fleet: hosts, VMs, and what is known of each."""
+        return self._ask(api.GetStatus(), api.Status)
+
+    def deployment(self, name: str) -> api.Deployment:
+        """A deployment's VMs, their hosts and addresses."""
+        return self._ask(api.GetDeployment(name=name), api.Deployment)
+
+    # --- the fleet itself ---------------------------------------------------------------------------------------------
+
+    def begin(self, hosts: int, fanout: int) -> None:
+        """Tell the service that hosts will be enrolled."""
+        self._ask(api.Begin(hosts=hosts, fanout=fanout), api.Done)
+
+    def enrol(self, enrolment: api.Enrol) -> bytes:
+        """Take a host in; the welcome document that it must be given."""
+        return self._ask(enrolment, api.Enrolled).welcome
+
+    def wait_for(self, hosts: Iterable[str], within: float) -> dict[str, str]:
+        """Wait until hosts are in the tree; those that are not after `within` seconds, with what is known of each."""
+        return self._ask(api.Await(hosts=tuple(hosts), within_ms=round(within * 1000)), api.Awaited).missing
+
+    def shutdown(self) -> None:
+        """End the service."""
+        self._ask(api.Shutdown(), api.Done)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, request: api.Request, wanted: type[_Reply]) -> _Reply:
+        connection = Connection(self._socket)
+        try:
+            connection.send(request)
+            reply = connection.receive()
+        finally:
+            connection.close()
+        if not isinstance(reply, wanted):
+            raise CtlError(f"the service answered with a {type(reply).__name__}, not a {wanted.__name__}")
+        return reply
+
+    def _job(self, request: api.Request) -> Job:
+        connection = Connection(self._socket)
+        connection.send(request)
+        reply = connection.receive()
+        if not isinstance(reply, api.Accepted):
+            connection.close()
+            raise CtlError(f"the service answered with a {type(reply).__name__}, not with a command's number")
+        return Job(reply.id, reply.hosts, connection, _left=set(reply.hosts))
+
+
+def _names(hosts: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if hosts is None else tuple(hosts)
