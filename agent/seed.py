@@ -22,6 +22,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -35,10 +36,10 @@ MAX_HEADER = 1 << 20  # a share of 64 hosts with their keys is 100 kB
 MAX_BLOB = 64 << 20  # bundles are 2 to 4 MB
 MAX_UNPACKED = 256 << 20
 ENROL_DEADLINE = 60.0  # seconds; it takes 0.2 on an idle host
-START_DEADLINE = 60.0
+START_DEADLINE = 60.0  # for the agent to be ready; it takes 0.3 on an idle host
 STOP_DEADLINE = 15.0  # for an agent to end its commands before it is killed
 BUSY_DEADLINE = 20.0  # for another seed on this host to finish
-POLL = 0.02  # seconds between looks at the lock while the agent starts
+POLL = 0.05  # seconds between looks at a lock or a process that is about to end
 KEEP_LOG = 1 << 20  # bytes of agent.log beyond which a start begins a new one
 FLEET = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{32,64}")
@@ -152,7 +153,7 @@ def libc() -> tuple[str, list[int]]:
 
 def login_environment() -> dict[str, str]:
     """The environment for processes that outlive the session: the login's, without what belongs to the session."""
-    session = ("SSH_", "PYTHON", "XDG_SESSION", "XDG_RUNTIME", "DBUS_", "CANOPY_")
+    session = ("SSH_", "PYTHON", "XDG_SESSION", "XDG_RUNTIME", "DBUS_", "NOTIFY_")
     return {name: value for name, value in os.environ.items() if not name.startswith(session)}
 
 
@@ -347,30 +348,49 @@ class Host:
             log.replace(self.directory / "agent.log.1")
         log.touch(mode=0o600)
         offset = log.stat().st_size
-        process = None
         if self.systemd:
             self.start_unit()
         else:
-            with log.open("ab") as output:
+            self.start_detached(log, offset)
+        if not (is_locked(self.directory / "lock") and self.agent_pid()):
+            raise Failure("the agent says that it is ready but does not hold its lock: see agent.log on the host")
+        write_file(self.directory / "started", identity.encode(), 0o644)
+
+    def start_detached(self, log: Path, offset: int) -> None:
+        """Start the agent in a session of its own, and wait for READY=1, as systemd would (sd_notify(3))."""
+        ready = self.directory / f".notify.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            ready.unlink()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox, log.open("ab") as output:
+            try:
+                inbox.bind(str(ready))
+                inbox.settimeout(POLL)
                 process = subprocess.Popen(
                     [sys.executable, "-m", "agent", "run", "--dir", str(self.directory)],
-                    env={**login_environment(), "PYTHONPATH": str(self.directory / "current")},
+                    env={
+                        **login_environment(),
+                        "PYTHONPATH": str(self.directory / "current"),
+                        "NOTIFY_SOCKET": str(ready),
+                    },
                     cwd=self.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
                 )
-        deadline = time.monotonic() + START_DEADLINE
-        while not (is_locked(self.directory / "lock") and self.agent_pid()):
-            if process and process.poll() is not None:
-                with log.open("rb") as output:
-                    output.seek(offset)
-                    raise Failure(f"the agent ended as soon as it was started: {last_line(output.read())}")
-            if time.monotonic() > deadline:
-                raise Failure(f"the agent did not come up within {START_DEADLINE:.0f} s: see agent.log on the host")
-            time.sleep(POLL)
-        write_file(self.directory / "started", identity.encode(), 0o644)
+                deadline = time.monotonic() + START_DEADLINE
+                said = b""
+                while b"READY=1" not in said.split(b"\n"):
+                    if process.poll() is not None:
+                        told = log.read_bytes()[offset:]
+                        raise Failure(f"the agent ended as soon as it was started: {last_line(told)}")
+                    if time.monotonic() > deadline:
+                        process.kill()
+                        raise Failure(f"the agent was not ready within {START_DEADLINE:.0f} s: see its agent.log")
+                    with contextlib.suppress(TimeoutError):
+                        said = inbox.recv(1024)
+            finally:
+                ready.unlink(missing_ok=True)
 
     def start_unit(self) -> None:
         """Have systemd start the agent, now and at each boot."""

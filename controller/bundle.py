@@ -14,6 +14,7 @@ import io
 import os
 import py_compile
 import re
+import struct
 import subprocess
 import sys
 import tarfile
@@ -31,11 +32,14 @@ import protocol
 LOCK = Path(__file__).with_name("agent-wheels.lock")
 PYTHONS = tuple((3, minor) for minor in range(10, 15))  # from msgspec's oldest to the newest with wheels
 MACHINES = ("x86_64", "aarch64")
-FORMAT = "1"  # raise it when this file changes what a bundle holds
+FORMAT = "2"  # raise it when this file changes what a bundle holds
 PIP_DEADLINE = 300.0  # seconds; some 3 MB are fetched
 COMPRESSION = 6  # 9 takes four times as long for one percent less
-# What a wheel carries that no running agent reads.
-LEFT_OUT = re.compile(r"(^|/)tests?/|\.dist-info/|\.(pyi|pyx|pxd|pxi|h|c|md|txt|rst|typed)$")
+# What a wheel carries that no running agent reads: tests, sources, other systems' and other frameworks' parts.
+LEFT_OUT = re.compile(
+    r"(^|/)tests?/|\.dist-info/|\.(pyi|pyx|pxd|pxi|h|c|md|txt|rst|typed)$"
+    r"|^psutil/_ps(aix|bsd|osx|sunos|windows)\.py$|^zmq/(devices|eventloop|green|log|ssh|backend/cffi)/"
+)
 # PyNaCl and pyzmq need cffi's extension alone: their bindings were generated when the wheels were built.
 ONLY = {"cffi": re.compile(r"^_cffi_backend[^/]*\.so$")}
 # PEP 600, "Legacy manylinux tags".
@@ -157,10 +161,31 @@ def unpack_wheel(wheel: Wheel, path: Path) -> dict[str, bytes]:
     only = ONLY.get(wheel.file.split("-")[0])
     with zipfile.ZipFile(path) as archive:
         return {
-            name: archive.read(name)
+            name: loadable(archive.read(name))
             for name in archive.namelist()
             if not name.endswith("/") and not LEFT_OUT.search(name) and (only is None or only.match(name))
         }
+
+
+def loadable(content: bytes) -> bytes:
+    """A shared library without what only debuggers and linkers read; anything else as it is.
+
+    The loader goes by the program headers alone, and the sections that it does not map stand at the end (elf(5)).
+    PyNaCl's library, with all its symbols, is nine tenths such.
+    """
+    if content[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+        return content
+    (headers,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    end = headers + size * count
+    for start in range(headers, end, size):
+        (offset,) = struct.unpack_from("<Q", content, start + 8)
+        (length,) = struct.unpack_from("<Q", content, start + 32)
+        end = max(end, offset + length)
+    kept = bytearray(content[:end])
+    struct.pack_into("<Q", kept, 40, 0)  # where the section headers are,
+    struct.pack_into("<HH", kept, 60, 0, 0)  # how many, and which of them has the names
+    return bytes(kept)
 
 
 def compiled(files: dict[str, bytes]) -> dict[str, bytes]:
