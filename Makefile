@@ -23,7 +23,7 @@ test: setup ## run all tests: unit, sim, net and e2e (root makes the test hosts;
 
 .PHONY: test-unit
 test-unit: venv ## run the quick tests: no root, no network, no processes
-	$(PY) -m pytest tests/unit tests/sim $(ARGS)
+	$(PY) -m pytest $(wildcard tests/unit tests/sim) $(ARGS)
 
 .PHONY: check
 check: venv ## lint, formatting, strict types (3.11, and 3.10 for agent and protocol), layers
