@@ -6,7 +6,7 @@ host's parent is placed before the host itself, so a tree can grow while its hos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 #: The root's place in a map of parents.
@@ -50,13 +50,18 @@ def even_fanout(hosts: int, fanout: int) -> int:
 
 
 def grow(
-    parents: Mapping[int, int | None], sites: Mapping[int, str], seats: Iterable[Seat], fanout: int
+    parents: Mapping[int, int | None],
+    sites: Mapping[int, str],
+    seats: Iterable[Seat],
+    fanout: int,
+    closed: Collection[int] = (),
 ) -> dict[int, int | None]:
     """Parents of the hosts in `parents` and of the new `seats`.
 
     Each new host goes to the shallowest parent with room, among equals to the one with the fewest children, then to the one
     that came first. Where hosts have sites, the first host of a site hangs below the root and the others of that
     site below it, so that a command crosses the link to a site once. `sites` names the sites of the hosts already placed.
+    Hosts in `closed` (those that are down) keep their place and get no new children.
 
     Raises ValueError for a fanout below 1, or a rank that is placed already.
     """
@@ -71,12 +76,12 @@ def grow(
     for rank in below(children_of(placed), ROOT):
         parent = placed[rank]
         site = site_of.get(rank, "") if several_sites else ""
-        tree = trees.setdefault(site, _Site(fanout, rooted=not several_sites))
+        tree = trees.setdefault(site, _Site(fanout, closed, rooted=not several_sites))
         tree.add(rank, parent)
     for seat in seats:
         if seat.rank in placed:
             raise ValueError(f"rank {seat.rank} has a place already")
-        tree = trees.setdefault(seat.site if several_sites else "", _Site(fanout, rooted=not several_sites))
+        tree = trees.setdefault(seat.site if several_sites else "", _Site(fanout, closed, rooted=not several_sites))
         placed[seat.rank] = tree.place(seat.rank)
     return placed
 
@@ -84,8 +89,9 @@ def grow(
 class _Site:
     """Open places of one site, level by level. Hosts are added with their parents first."""
 
-    def __init__(self, fanout: int, *, rooted: bool) -> None:
+    def __init__(self, fanout: int, closed: Collection[int], *, rooted: bool) -> None:
         self._fanout = fanout
+        self._closed = closed
         self._level: dict[int | None, int] = {ROOT: 0} if rooted else {}
         self._children: dict[int | None, int] = {ROOT: 0} if rooted else {}
         self._by_level: list[list[int | None]] = [[ROOT]] if rooted else [[]]
@@ -108,6 +114,8 @@ class _Site:
     def _enter(self, rank: int, level: int) -> None:
         self._level[rank] = level
         self._children[rank] = 0
+        if rank in self._closed:
+            return
         while len(self._by_level) <= level:
             self._by_level.append([])
         self._by_level[level].append(rank)

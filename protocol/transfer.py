@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from protocol.commands import Push
-from protocol.limits import ASK_WINDOW, CHUNK_CACHE
+from protocol.limits import ASK_WINDOW, CHUNK, CHUNK_CACHE, MAX_CHUNK, MAX_CHUNKS
 
 #: Chunks that may wait for the disk before a host stops asking for more: bounds memory where a disk is slow.
 UNSTORED_MOST = 16
@@ -108,6 +108,19 @@ class Abuse:
 
 
 Effect: TypeAlias = AskUp | Give | Decline | Read | Store | Complete | Broken | Abuse
+
+
+def chunk_for(size: int) -> int:
+    """The chunk size for a file of `size` bytes: CHUNK, or as much more as keeps the manifest within its limit.
+
+    A function of the size alone, so that equal files have equal digests. Raises ValueError for a file that is too large.
+    """
+    chunk = CHUNK
+    while chunk_count(size, chunk) > MAX_CHUNKS:
+        chunk *= 2
+    if chunk > MAX_CHUNK:
+        raise ValueError(f"a file of {size} bytes is above the limit of {MAX_CHUNK * MAX_CHUNKS}")
+    return chunk
 
 
 def chunk_count(size: int, chunk: int) -> int:

@@ -1,0 +1,93 @@
+"""A client's command while it runs: one command of the tree, or one for each host, and the replies that come of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from controller import api
+from protocol import ranks
+from protocol.outcomes import Exited, Fold
+from protocol.vms import VmResult
+
+#: What a fold becomes for the client.
+Translate = Callable[[Fold], Iterable[api.Reply]]
+
+
+def as_folded(fold: Fold) -> Iterable[api.Reply]:
+    """An outcome as it is."""
+    return (api.Folded(folds=(fold,)),)
+
+
+def as_vms_done(name: Callable[[int], str]) -> Translate:
+    """The answers of hosts that made or removed VMs; outcomes of those that could not stay outcomes."""
+
+    def translate(fold: Fold) -> Iterable[api.Reply]:
+        if isinstance(fold.outcome, Exited) and fold.output.out:
+            results = tuple(msgspec.msgpack.decode(fold.output.out, type=list[VmResult]))
+            return [api.VmsDone(host=name(rank), results=results) for rank in ranks.each(ranks.unpack(fold.ranks))]
+        return as_folded(fold)
+
+    return translate
+
+
+def as_vms_reached(name: Callable[[int], str]) -> Translate:
+    """The answers of hosts that pinged their VMs."""
+
+    def translate(fold: Fold) -> Iterable[api.Reply]:
+        if isinstance(fold.outcome, Exited):
+            names = tuple(msgspec.msgpack.decode(fold.output.out, type=list[str])) if fold.output.out else ()
+            return [api.VmsReached(host=name(rank), names=names) for rank in ranks.each(ranks.unpack(fold.ranks))]
+        return as_folded(fold)
+
+    return translate
+
+
+class Job:
+    """One client's command. `replies` is what the client is sent, in order; None ends it."""
+
+    def __init__(self, translate: Translate = as_folded) -> None:
+        self.replies: asyncio.Queue[api.Reply | None] = asyncio.Queue()
+        self.ids: set[int] = set()
+        self.open: set[int] = set()
+        #: Called when all outcomes are there and before the client hears that they are.
+        self.at_end: Callable[[], Awaitable[None]] | None = None
+        self._translate = translate
+        self.sealed = False
+
+    def began(self, id_: int) -> None:
+        """A command of the tree is part of this job."""
+        self.ids.add(id_)
+        self.open.add(id_)
+
+    def seal(self) -> None:
+        """No more commands will be part of it."""
+        self.sealed = True
+        self._perhaps_end()
+
+    def folds(self, folds: Iterable[Fold]) -> None:
+        """Outcomes came."""
+        for fold in folds:
+            for reply in self._translate(fold):
+                self.replies.put_nowait(reply)
+
+    def settled(self, id_: int) -> None:
+        """One of its commands has all its outcomes."""
+        self.open.discard(id_)
+        self._perhaps_end()
+
+    def _perhaps_end(self) -> None:
+        if self.sealed and not self.open:
+            self.sealed = False  # once
+            task = asyncio.get_running_loop().create_task(self._end())
+            task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+
+    async def _end(self) -> None:
+        try:
+            if self.at_end is not None:
+                await self.at_end()
+        finally:
+            self.replies.put_nowait(api.Settled())
+            self.replies.put_nowait(None)

@@ -1,0 +1,113 @@
+"""A fleet of agent processes on this machine, for a first look: no SSH, no root."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agent.identity import HostDirectory
+from agent.links import to_text
+from agent.version import VERSION
+from controller import api
+from controller.launch import ensure_service, last_line, start_detached
+from controller.session import Session
+from controller.status import CtlError
+
+_LOOPBACK = "127.0.0.1"
+#: What an agent may take from its start to its place in the tree, in seconds, for each that is started beside it:
+#: imports are what costs, about 0.1 s of a core each.
+_WITHIN_FIRST, _WITHIN_EACH = 20.0, 0.5
+
+
+def local_up(
+    fleet: str | None,
+    names: Sequence[str],
+    fanout: int,
+    *,
+    site_of: Callable[[str], str] = lambda _: "",
+    libvirt: str | None = None,
+) -> dict[str, str]:
+    """Start agents with these names where they do not run yet. Returns those that did not come up, and why.
+
+    `libvirt` is the URI that each agent uses, in which `{dir}` stands for the agent's directory. Raises CtlError.
+    """
+    session = ensure_service(fleet, listen=_LOOPBACK, advertised=_LOOPBACK)
+    session.begin(len(names), fanout)
+    members = {host.name: host.up for host in session.status().hosts}
+    started = []
+    for name in names:
+        directory = HostDirectory(host_directory(session, name))
+        if members.get(name) and _is_locked(directory.path / "lock"):
+            continue
+        _start(session, name, directory, site_of(name), libvirt)
+        started.append(name)
+    missing = session.wait_for(names, _WITHIN_FIRST + _WITHIN_EACH * len(started))
+    return {name: f"{why}; {last_line(host_directory(session, name) / 'agent.log')}" for name, why in missing.items()}
+
+
+def host_directory(session: Session, name: str) -> Path:
+    """Where the local agent of that name lives."""
+    return session.directory / "hosts" / name
+
+
+def _start(session: Session, name: str, directory: HostDirectory, site: str, libvirt: str | None) -> None:
+    identity = directory.enrol(_LOOPBACK)
+    welcome = session.enrol(
+        api.Enrol(
+            name=name,
+            site=site,
+            key=to_text(identity.public),
+            address=_LOOPBACK,
+            control_port=identity.control_port,
+            bulk_port=identity.bulk_port,
+            digest=f"local-{VERSION}",
+            facts={"local": "yes", "python": f"{sys.version_info.major}.{sys.version_info.minor}"},
+        )
+    )
+    _write_secret(directory.path / "welcome", welcome)
+    argv = [sys.executable, "-m", "agent", "run", "--dir", str(directory.path)]
+    if libvirt is not None:
+        argv += ["--libvirt", libvirt.replace("{dir}", str(directory.path))]
+    start_detached(argv, directory.path / "agent.log", {"CANOPY_HOST": name})
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether an agent holds its lock."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def wait_until_gone(session: Session, names: Sequence[str], within: float) -> list[str]:
+    """Wait until the local agents of these names have ended; those that have not after `within` seconds."""
+    deadline = time.monotonic() + within
+    left = list(names)
+    while left and time.monotonic() < deadline:
+        left = [name for name in left if _is_locked(host_directory(session, name) / "lock")]
+        time.sleep(0.02)
+    return left
+
+
+def local_names(count: int) -> list[str]:
+    """Names for `count` local hosts: h0, h1, … Raises CtlError for none."""
+    if count < 1:
+        raise CtlError("a local fleet needs at least one host: `ctl up --local 3`")
+    return [f"h{number}" for number in range(count)]

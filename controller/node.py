@@ -1,0 +1,366 @@
+"""The root of the tree: the relay with no parent, the fleet's key, its members, and what is known of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from agent.identity import HostDirectory, Identity, Welcome, write_atomically
+from agent.links import Keyring
+from agent.shell import Shell
+from controller import api
+from controller.jobs import Job
+from controller.known import Known
+from controller.members import Members
+from controller.state import State
+from protocol import events, ranks
+from protocol.commands import Body, Cancel, Command, Leave, Push, Settled
+from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
+from protocol.messages import Deliver, Manner
+from protocol.outcomes import Exited, describe
+from protocol.ranks import Ranks
+from protocol.relay import Relay, RootPart
+from protocol.transfer import Role
+from protocol.trust import SEED_BYTES, Signer
+
+log = logging.getLogger("canopy")
+
+#: Changes of the plan wait this long for more of them: hosts come up in crowds.
+_PLAN_WINDOW = 0.05
+#: How often the root looks for hosts that hang elsewhere than planned, in seconds.
+_TIDY_EVERY = 1.0
+#: A host that could not go where it was planned is asked again after this, doubled each time up to the second number.
+_TIDY_FIRST, _TIDY_MOST = 2.0, 120.0
+#: How often the clock's reading is kept, so that it does not go back where the machine's does between two starts.
+_SAVE_CLOCK_EVERY = 60.0
+
+
+class RootNode:
+    """The root's relay and shell with all that only the root has. Also the shell's worker: it reads the files that
+    are pushed, and hears the relay's news."""
+
+    def __init__(self, directory: Path, listen: str, advertised: str | None) -> None:
+        """`listen` is the address to listen at (0.0.0.0: all), `advertised` the one that hosts are told."""
+        self.loop = asyncio.get_running_loop()
+        self.state = State(directory / "state.db")
+        self.identity: Identity = HostDirectory(directory / "root").enrol(listen)
+        self.fleet = self._fleet_name(directory)
+        self.signer = Signer(_seed(directory / "fleet.key"))
+        self.members = Members(self.state, self.identity, advertised)
+        self.known = Known()
+        self.jobs: dict[int, Job] = {}
+        self.began = self.loop.time()
+        wall_ms = max(time.time_ns() // 1_000_000, int(self.state.meta("clock_ms", "0")))
+        self._clock_saved_at = self.loop.time()
+        self._clock_offset_ms = wall_ms - round(self.loop.time() * 1000)
+        root = RootPart(self.signer, self.fleet, self.clock_ms, self.members.name)
+        self.relay = Relay(
+            plan=self.members.root_plan(),
+            incarnation=0,
+            draw=random.SystemRandom().random,
+            nonce=lambda: os.urandom(16),
+            root=root,
+        )
+        keyring = Keyring(self.identity.public, self.identity.secret)
+        self.shell = Shell(keyring, self.relay, listen, self.identity.control_port, self.identity.bulk_port)
+        self.shell.worker = self
+        self._sources: dict[int, int] = {}
+        self._pushes: dict[int, Push] = {}
+        self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
+        self._to_settle: dict[int, Ranks] = {}
+        self._settle_timer: asyncio.TimerHandle | None = None
+        self._plan_timer: asyncio.TimerHandle | None = None
+        self._tidy_timer: asyncio.TimerHandle | None = None
+        self._tidied: dict[int, tuple[float, float]] = {}
+        self._plans: dict[int, tuple[int, int]] = {}
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @staticmethod
+    def _fleet_name(directory: Path) -> str:
+        file = directory / "fleet.id"
+        if not file.exists():
+            write_atomically(file, f"{directory.name}-{os.urandom(4).hex()}\n".encode())
+        return file.read_text().strip()
+
+    def clock_ms(self, now: float) -> int:
+        """The root's clock: milliseconds since 1970, and never less than it once was."""
+        return self._clock_offset_ms + round(now * 1000)
+
+    def begin(self) -> None:
+        """Start the relay."""
+        # Parts of the plan may have changed while nobody could be told: tell all of them that come.
+        self.members.stale = dict.fromkeys(self.members.present, self.members.version)
+        self.shell.begin()
+        self._tidy()
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def give(  # noqa: PLR0913  each is a different thing to say about a command
+        self,
+        job: Job,
+        targets: Iterable[int],
+        body: Body,
+        *,
+        timeout_ms: int | None = None,
+        uid: int,
+        what: str,
+        source: int | None = None,
+    ) -> int:
+        """Sign a command and give it to the tree as a part of `job`; its number. `source` is the descriptor of a pushed file."""
+        who = ranks.union(targets)
+        id_ = self.state.new_id()
+        now_ms = self.clock_ms(self.loop.time())
+        self.state.job_begins(id_, uid, what, ranks.pack(who), now_ms)
+        job.began(id_)
+        self.jobs[id_] = job
+        manner = Manner.WORK
+        if isinstance(body, Push) and source is not None:
+            manner = Manner.BULK
+            self._sources[id_], self._pushes[id_] = source, body
+            self.shell.begin_transfer(id_, body, Role.SOURCE)
+        self._submit(id_, who, body, manner, timeout_ms)
+        return id_
+
+    def _submit(self, id_: int, who: Ranks, body: Body, manner: Manner, ttl_ms: int | None) -> None:
+        payload, signature = self._sign(id_, who, body)
+        self.shell.feed(events.Submit(Deliver(id_, ranks.pack(who), ttl_ms, manner, payload, signature), body))
+
+    def _sign(self, id_: int, who: Ranks, body: Body) -> tuple[bytes, bytes]:
+        now_ms = self.clock_ms(self.loop.time())
+        return self.signer.command(
+            Command(
+                fleet=self.fleet,
+                id=id_,
+                targets=ranks.pack(who),
+                issued_ms=now_ms,
+                expires_ms=now_ms + DEFAULT_LIFETIME_MS,
+                body=body,
+            )
+        )
+
+    def cancel(self, job: Job) -> None:
+        """Stop what of a job still runs, everywhere."""
+        for id_ in sorted(job.open):
+            missing = self.relay.missing(id_)
+            if missing:
+                self._submit(self.state.new_id(), missing, Cancel(of=id_), Manner.QUIET, None)
+
+    def tell(self, effect: events.Effect) -> None:
+        """The relay's news."""
+        now = self.loop.time()
+        match effect:
+            case events.Tell(id_, folds):
+                if id_ in self._plans:
+                    self._plan_answered(id_, all_well=all(fold.outcome == Exited(0) for fold in folds))
+                    return
+                self.state.job_outcomes(id_, [(fold.ranks, describe(fold.outcome)) for fold in folds])
+                for fold in folds:
+                    self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
+                if id_ in self.jobs:
+                    self.jobs[id_].folds(folds)
+            case events.TellSettled(id_):
+                self._settled(id_, now)
+            case events.TellStream(id_, rank, stream, offset, data):
+                if id_ in self.jobs:
+                    piece = api.Streamed(rank=rank, stream=stream, offset=offset, data=data)
+                    self.jobs[id_].replies.put_nowait(piece)
+            case events.TellProgress(id_, done):
+                push = self._pushes.get(id_)
+                if id_ in self.jobs and push is not None:
+                    self.jobs[id_].replies.put_nowait(api.Advanced(size=push.size, done=dict(done)))
+            case events.TellReports(reports):
+                self.known.reports(reports, now)
+            case events.TellLinks(links):
+                self.known.links(links, now)
+                if any(link.up and link.rank in self.members.stale for link in links):
+                    self.plan_soon()
+                for waiter in self._waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+            case _:
+                raise TypeError(f"the root can't {effect}")
+
+    def _settled(self, id_: int, now: float) -> None:
+        if self._plans.pop(id_, None) is not None:
+            return
+        self.state.job_settles(id_, self.clock_ms(now))
+        job = self.jobs.pop(id_, None)
+        if id_ in self._sources:
+            self.shell.end_transfer(id_)
+            self._disk.submit(os.close, self._sources.pop(id_))
+            # Whoever carried its chunks may forget them too.
+            self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | self.relay.reachable
+            del self._pushes[id_]
+        else:
+            self._to_settle.setdefault(id_, ranks.NONE)
+        if self._settle_timer is None:
+            self._settle_timer = self.loop.call_later(SETTLED_EVERY, self.tell_settled)
+        if job is not None:
+            job.settled(id_)
+
+    def tell_settled(self) -> None:
+        """Tell agents which outcomes they may forget."""
+        if self._settle_timer is not None:
+            self._settle_timer.cancel()
+            self._settle_timer = None
+        done = {id_: who for id_, who in self._to_settle.items() if id_ not in self.jobs}
+        who = ranks.NONE
+        for id_, share in done.items():
+            who |= share
+            del self._to_settle[id_]
+        who &= self.relay.reachable
+        if who:
+            self._submit(self.state.new_id(), who, Settled(ids=tuple(sorted(done))), Manner.QUIET, None)
+
+    # --- the plan -----------------------------------------------------------------------------------------------------
+
+    def welcome(self, rank: int) -> bytes:
+        """What a host is given at enrolment."""
+        plan = self.members.plan(rank)
+        payload, signature = self._sign(self.state.new_id(), ranks.only(rank), plan)
+        self.members.stale.pop(rank, None)
+        welcome = Welcome(
+            fleet=self.fleet, verify_key=self.signer.verify_key, payload=payload, signature=signature
+        )
+        return msgspec.msgpack.encode(welcome)
+
+    def membership_changed(self) -> None:
+        """Admit who is to be admitted, and tell the others soon."""
+        self.shell.feed(events.Replan(self.members.root_plan()))
+        self.plan_soon()
+
+    def plan_soon(self) -> None:
+        """Send hosts their new parts of the plan, in a moment."""
+        if self._plan_timer is None:
+            self._plan_timer = self.loop.call_later(_PLAN_WINDOW, self._send_plans)
+
+    def _send_plans(self) -> None:
+        self._plan_timer = None
+        reachable = self.relay.reachable
+        under_way = {rank: version for rank, version in self._plans.values()}
+        # Those above first: they must admit whoever the plans send to them.
+        for rank in sorted(self.members.stale, key=lambda rank: (len(self.members.plan(rank).ancestors), rank)):
+            if not ranks.holds(reachable, rank) or under_way.get(rank, -1) >= self.members.stale[rank]:
+                continue
+            if rank not in self.members.present:
+                del self.members.stale[rank]
+                continue
+            id_ = self.state.new_id()
+            self._plans[id_] = (rank, self.members.version)
+            self._submit(id_, ranks.only(rank), self.members.plan(rank), Manner.WORK, None)
+
+    def _plan_answered(self, id_: int, *, all_well: bool) -> None:
+        rank, version = self._plans[id_]
+        if all_well and self.members.stale.get(rank, version + 1) <= version:
+            del self.members.stale[rank]
+        elif rank in self.members.stale:
+            self.loop.call_later(_TIDY_FIRST, self.plan_soon)
+        self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.only(rank)
+
+    def _tidy(self) -> None:
+        """Ask hosts that hang elsewhere than planned to go where they were planned, once their parent is there."""
+        now, reachable = self.loop.time(), self.relay.reachable
+        for rank, host in self.members.present.items():
+            link = self.relay.links.get(rank)
+            if link is None or not ranks.holds(reachable, rank):
+                continue
+            if link.parent == host.parent:
+                self._tidied.pop(rank, None)
+            elif host.parent is None or ranks.holds(reachable, host.parent):
+                due, pause = self._tidied.get(rank, (0.0, _TIDY_FIRST))
+                parent_since = now if host.parent is None else self.known.linked_at.get(host.parent, now)
+                if now >= due and (host.parent is None or now - parent_since >= _TIDY_EVERY):
+                    self._tidied[rank] = (now + pause, min(pause * 2, _TIDY_MOST))
+                    self.members.renew(rank)
+                    self.plan_soon()
+        if now >= self._clock_saved_at + _SAVE_CLOCK_EVERY:
+            self._clock_saved_at = now
+            self.state.set_meta("clock_ms", str(self.clock_ms(now)))
+        self._tidy_timer = self.loop.call_later(_TIDY_EVERY, self._tidy)
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    async def wait_until(self, condition: Callable[[], bool], within: float) -> bool:
+        """Wait for a condition on the tree; whether it came true within `within` seconds."""
+        deadline = self.loop.time() + within
+        while not condition():
+            remaining = deadline - self.loop.time()
+            if remaining <= 0:
+                return False
+            waiter: asyncio.Future[None] = self.loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await asyncio.wait_for(waiter, remaining)
+            except TimeoutError:
+                pass
+            finally:
+                self._waiters.discard(waiter)
+        return True
+
+    # --- the shell's worker -------------------------------------------------------------------------------------------
+
+    def start(self, id_: int, body: Body, ttl: float | None) -> None:
+        """The root does no work of its own."""
+        raise TypeError(f"the root was told to {body} (command {id_}, {ttl})")
+
+    def stop(self, id_: int, *, hard: bool) -> None:
+        """The root does no work of its own."""
+        raise TypeError(f"the root was told to stop command {id_} (hard: {hard})")
+
+    def forget(self, ids: tuple[int, ...]) -> None:
+        """The root has no outcomes of its own."""
+
+    def read(self, id_: int, index: int) -> None:
+        """A chunk of a file that is being pushed."""
+        push, source = self._pushes[id_], self._sources[id_]
+        size = min(push.chunk, push.size - index * push.chunk)
+
+        def done(future: asyncio.Future[bytes]) -> None:
+            if not future.cancelled():
+                self.shell.was_read(id_, index, None if future.exception() else future.result())
+
+        reading = self.loop.run_in_executor(self._disk, os.pread, source, size, index * push.chunk)
+        reading.add_done_callback(done)
+
+    def store(self, id_: int, index: int, blob: bytes) -> None:
+        """The root stores nothing."""
+
+    def complete(self, id_: int) -> None:
+        """The root has its files."""
+
+    def broken(self, id_: int, why: str) -> None:
+        """The root has its files."""
+
+    def arrived(self) -> None:
+        """The root attaches to nobody."""
+
+    def depart(self, leave: Leave) -> None:
+        """The root does not depart on commands."""
+
+    def save_plan(self, delivery: Deliver) -> None:
+        """The root makes the plan."""
+
+    def close(self) -> None:
+        """End: sockets, threads, database."""
+        for timer in (self._settle_timer, self._plan_timer, self._tidy_timer):
+            if timer is not None:
+                timer.cancel()
+        self.shell.close()
+        self._disk.shutdown()
+        self.state.set_meta("clock_ms", str(self.clock_ms(self.loop.time())))
+        self.state.close()
+
+
+def _seed(path: Path) -> bytes:
+    """The fleet's signing key, made where there is none. It exists on the service node alone."""
+    if not path.exists():
+        write_atomically(path, os.urandom(SEED_BYTES))
+    return path.read_bytes()

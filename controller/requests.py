@@ -1,0 +1,318 @@
+"""What clients of the service ask for, each request turned into commands of the tree or an answer from what is known."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from agent.version import VERSION
+from controller import api
+from controller.deployment import names_file
+from controller.jobs import Job, as_vms_done, as_vms_reached
+from controller.node import RootNode
+from controller.state import Vm
+from controller.status import CtlError, ExitStatus
+from protocol import ranks
+from protocol.commands import CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
+from protocol.limits import MAX_INLINE
+from protocol.transfer import chunk_for, digest_chunks
+from protocol.vms import VmChange
+
+#: The name -> IP file, in each agent's own directory.
+NAMES_PATH = "@/vms.hosts"
+#: How long departing agents may take until they are gone from the tree, in seconds: children go before their parents.
+_DEPART_WITHIN = 15.0
+
+
+class Requests:
+    """Answers to requests. Methods that begin a command return its Job and the hosts that it went to, by rank."""
+
+    def __init__(self, node: RootNode, directory: Path) -> None:
+        self._node = node
+        self._directory = directory
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> api.Status:
+        """The fleet as it is known now."""
+        node, now = self._node, self._node.loop.time()
+        reachable = node.relay.reachable
+        hosts = []
+        for rank, host in node.members.present.items():
+            link = node.relay.links.get(rank)
+            health = node.known.health.get(rank)
+            linked = node.known.linked_at.get(rank)
+            up = ranks.holds(reachable, rank)
+            parent = node.members.name(link.parent) if link is not None and link.parent is not None else None
+            hosts.append(
+                api.HostStatus(
+                    name=host.name,
+                    rank=rank,
+                    site=host.site,
+                    address=host.address,
+                    up=up,
+                    parent=parent if up else None,
+                    planned_parent=None if host.parent is None else node.members.name(host.parent),
+                    since_s=None if linked is None else now - linked,
+                    why=self._why(rank, up=up),
+                    digest=host.digest,
+                    facts=host.facts,
+                    health=None if health is None else health[0],
+                    health_age_s=None if health is None else now - health[1],
+                )
+            )
+        return api.Status(
+            fleet=node.fleet,
+            version=VERSION,
+            pid=os.getpid(),
+            uptime_s=now - node.began,
+            fanout=node.members.fanout,
+            hosts=tuple(hosts),
+            vms=tuple(self._vm_status(vm, now) for vm in node.state.vms()),
+        )
+
+    def _why(self, rank: int, *, up: bool) -> str:
+        """What a person should know about where a host hangs, or why it does not."""
+        link = self._node.relay.links.get(rank)
+        if link is None:
+            return "has not attached since the service began"
+        if not link.up:
+            return link.why
+        if not up and link.parent is not None:
+            return f"its parent {self._node.members.name(link.parent)} is not in the tree"
+        return link.why if link.parent != self._node.members.by_rank[rank].parent else ""
+
+    def _vm_status(self, vm: Vm, now: float) -> api.VmStatus:
+        heard = self._node.known.vms.get((vm.deployment, vm.name))
+        return api.VmStatus(
+            name=vm.name,
+            deployment=vm.deployment,
+            host=vm.host,
+            ip=vm.ip,
+            mac=vm.mac,
+            vcpus=vm.vcpus,
+            memory_mib=vm.memory_mib,
+            state=None if heard is None else heard.state,
+            age_s=None if heard is None else now - heard.at,
+        )
+
+    def deployment(self, name: str) -> api.Deployment:
+        """What is on record of a deployment."""
+        vms = self._node.state.vms()
+        mine = [vm for vm in vms if vm.deployment == name]
+        return api.Deployment(
+            name=name,
+            hosts={vm.name: vm.host for vm in mine},
+            addresses={vm.name: vm.ip for vm in mine},
+            taken=tuple(vm.ip for vm in vms if vm.deployment != name),
+        )
+
+    # --- the fleet ----------------------------------------------------------------------------------------------------
+
+    def enrol(self, request: api.Enrol) -> api.Enrolled:
+        """Take a host in. Raises CtlError."""
+        node = self._node
+        # A host that was known and hangs nowhere now is no parent for newcomers; one that has never attached yet is
+        # on its way, as this one is.
+        down = [
+            rank
+            for rank in node.members.present
+            if rank in node.relay.links and not ranks.holds(node.relay.reachable, rank)
+        ]
+        host = node.members.enrol(request, down)
+        node.membership_changed()
+        return api.Enrolled(welcome=node.welcome(host.rank))
+
+    async def wait_for(self, request: api.Await) -> api.Awaited:
+        """Wait until hosts are in the tree."""
+        node = self._node
+        wanted = node.members.ranks_of(request.hosts) if request.hosts else {}
+        mask = ranks.union(wanted)
+        await node.wait_until(lambda: not mask & ~node.relay.reachable, request.within_ms / 1000)
+        missing = mask & ~node.relay.reachable
+        return api.Awaited(missing={wanted[rank]: self._why(rank, up=False) for rank in ranks.each(missing)})
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def run(self, request: api.RunOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Run an argument vector."""
+        hosts = self._node.members.ranks_of(request.hosts)
+        body = Run(argv=request.argv, output_limit=request.output_limit, stream=request.stream)
+        job = Job()
+        what = msgspec.json.encode(["run", *request.argv]).decode()
+        self._node.give(job, hosts, body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    async def push(self, request: api.PushTo, uid: int) -> tuple[Job, dict[int, str]]:
+        """Push a file: digest it first, in a thread."""
+        hosts = self._node.members.ranks_of(request.hosts)
+        return await self._push(hosts, Path(request.source), request.path, request.mode, uid, image=request.image)
+
+    async def _push(  # noqa: PLR0913
+        self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
+    ) -> tuple[Job, dict[int, str]]:
+        node = self._node
+        try:
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CtlError(f"{source}: {error.strerror}", ExitStatus.USAGE) from error
+        try:
+            body = await node.loop.run_in_executor(None, _manifest, fd, path, mode, image)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise CtlError(f"{source}: {error}") from error
+        job = Job()
+        what = msgspec.json.encode(["push", str(source), "image store" if image else path]).decode()
+        if body.inline is not None:
+            os.close(fd)
+            node.give(job, hosts, body, uid=uid, what=what)
+        else:
+            node.give(job, hosts, body, uid=uid, what=what, source=fd)
+        job.seal()
+        return job, hosts
+
+    def create(self, request: api.CreateOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Make VMs. Raises CtlError before anything is done where an address is another VM's."""
+        node = self._node
+        hosts = node.members.ranks_of(request.slices)
+        vms = [
+            Vm(
+                deployment=request.deployment,
+                name=spec.name,
+                host=host,
+                ip=spec.ip,
+                mac=spec.mac,
+                vcpus=spec.vcpus,
+                memory_mib=spec.memory_mib,
+            )
+            for host, specs in request.slices.items()
+            for spec in specs
+        ]
+        elsewhere = {vm.name: vm.host for vm in node.state.vms() if vm.deployment == request.deployment}
+        moved = [f"{vm.name} is on {elsewhere[vm.name]}" for vm in vms if elsewhere.get(vm.name, vm.host) != vm.host]
+        against = node.state.put_vms(vms) if not moved else moved
+        if against:
+            raise CtlError(
+                f"{request.deployment} can't be made as planned: {'; '.join(against[:10])}"
+                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"  # noqa: PLR2004
+            )
+        job = Job(as_vms_done(node.members.name))
+        what = msgspec.json.encode(["create vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = CreateVms(deployment=request.deployment, specs=request.slices[name])
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def _placed(self, deployment: str, names: tuple[str, ...] | None) -> dict[str, list[str]]:
+        """VM names on record, by host. Raises CtlError for those that are not."""
+        mine = {vm.name: vm.host for vm in self._node.state.vms() if vm.deployment == deployment}
+        strangers = [name for name in names or () if name not in mine]
+        if strangers or not mine:
+            what = ", ".join(strangers) or f"any VM of {deployment}"
+            raise CtlError(f"not on record: {what}; `ctl get vms` lists them", ExitStatus.NO_TARGET)
+        placed: dict[str, list[str]] = {}
+        for name in mine if names is None else names:
+            placed.setdefault(mine[name], []).append(name)
+        return placed
+
+    def probe(self, request: api.ProbeOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Wait until VMs answer ping."""
+        node = self._node
+        placed = self._placed(request.deployment, request.names)
+        hosts = node.members.ranks_of(placed)
+        job = Job(as_vms_reached(node.members.name))
+        what = msgspec.json.encode(["probe vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = ProbeVms(deployment=request.deployment, names=tuple(placed[name]))
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def destroy(self, request: api.DestroyOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Remove VMs; what their hosts say is gone is forgotten, and its address is free."""
+        node = self._node
+        placed = self._placed(request.deployment, request.names)
+        hosts = node.members.ranks_of(placed)
+        job = Job(self._forgetting(request.deployment, as_vms_done(node.members.name)))
+        what = msgspec.json.encode(["destroy vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = DestroyVms(deployment=request.deployment, names=tuple(placed[name]))
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def _forgetting(self, deployment: str, translate: Callable[..., object]) -> Callable[..., list[api.Reply]]:
+        def inner(fold: object) -> list[api.Reply]:
+            replies: list[api.Reply] = list(translate(fold))  # type: ignore[call-overload]
+            for reply in replies:
+                if isinstance(reply, api.VmsDone):
+                    gone = [
+                        result.name
+                        for result in reply.results
+                        if result.change in (VmChange.REMOVED, VmChange.ABSENT)
+                    ]
+                    self._node.state.drop_vms(deployment, gone)
+                    for name in gone:
+                        self._node.known.vms.pop((deployment, name), None)
+            return replies
+
+        return inner
+
+    async def send_names(self, uid: int) -> tuple[Job, dict[int, str]]:
+        """Bring the name -> IP file to every host that is in the tree."""
+        node = self._node
+        reachable = {
+            rank: host.name
+            for rank, host in node.members.present.items()
+            if ranks.holds(node.relay.reachable, rank)
+        }
+        if not reachable:
+            raise CtlError("no host is in the tree: see `ctl status`", ExitStatus.NO_TARGET)
+        source = self._directory / "vms.hosts"
+        source.write_text(names_file({vm.name: vm.ip for vm in node.state.vms()}))
+        return await self._push(reachable, source, NAMES_PATH, 0o644, uid)
+
+    def down(self, request: api.DownOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """End agents. Those that said yes and are gone are no members any more."""
+        node = self._node
+        hosts = node.members.ranks_of(request.hosts)
+        job = Job()
+        mask = ranks.union(hosts)
+
+        async def gone() -> None:
+            node.tell_settled()
+            await node.wait_until(lambda: not mask & node.relay.reachable, _DEPART_WITHIN)
+            left = [rank for rank in hosts if not ranks.holds(node.relay.reachable, rank)]
+            node.members.remove(left)
+            node.membership_changed()
+
+        job.at_end = gone
+        body = Leave(purge=request.purge, vms=request.vms)
+        node.give(job, hosts, body, uid=uid, what=msgspec.json.encode(["down"]).decode())
+        job.seal()
+        return job, hosts
+
+
+def _manifest(fd: int, path: str, mode: int | None, image: bool) -> Push:  # noqa: FBT001  positional for the executor
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("only regular files can be pushed")
+    chunk = chunk_for(info.st_size)
+    digests, digest = digest_chunks(lambda index: os.pread(fd, chunk, index * chunk), info.st_size, chunk)
+    return Push(
+        path=path,
+        size=info.st_size,
+        mode=stat.S_IMODE(info.st_mode) if mode is None else mode,
+        mtime_ns=max(0, info.st_mtime_ns),
+        chunk=chunk,
+        digests=digests,
+        digest=digest,
+        inline=os.pread(fd, info.st_size, 0) if info.st_size <= MAX_INLINE else None,
+        image=image,
+    )

@@ -1,0 +1,191 @@
+"""The service: the long-lived root process on the service node. Clients come through a Unix socket that only its user may open."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from controller import api
+from controller.jobs import Job
+from controller.node import RootNode
+from controller.requests import Requests
+from controller.status import CtlError, ExitStatus
+
+log = logging.getLogger("canopy")
+
+_UCRED = struct.Struct("3i")
+
+
+class Service:
+    """Clients' requests, answered one connection at a time each."""
+
+    def __init__(self, node: RootNode, directory: Path) -> None:
+        self._node = node
+        self._requests = Requests(node, directory)
+        self.ended = asyncio.Event()
+
+    async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: one request, its replies, perhaps a Cancel in between."""
+        try:
+            if _uid_of(writer) not in (0, os.getuid()):
+                raise CtlError("this fleet belongs to another user", ExitStatus.REFUSED)
+            request = await _receive(reader)
+            if request is not None:
+                await self._serve(request, reader, writer)
+        except CtlError as error:
+            writer.write(api.pack(api.Failed(why=str(error), status=int(error.status))))
+        except (api.BadFrame, asyncio.IncompleteReadError) as error:
+            why = f"the request is malformed: {error}; are `ctl` and the service of one version?"
+            writer.write(api.pack(api.Failed(why=why, status=int(ExitStatus.USAGE))))
+        except ConnectionError:
+            pass
+        except Exception:
+            log.exception("a request failed")
+            why = "the service failed at this request; its log says how"
+            writer.write(api.pack(api.Failed(why=why, status=int(ExitStatus.FAILED))))
+        finally:
+            try:
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+            except ConnectionError:
+                pass
+
+    async def _serve(self, request: api.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer = await self._answer(request, _uid_of(writer))
+        if not isinstance(answer, tuple):
+            writer.write(api.pack(answer))
+            return
+        job, hosts = answer
+        writer.write(api.pack(api.Accepted(id=min(job.ids), hosts=hosts)))
+        listening = asyncio.create_task(self._listen(job, reader))
+        try:
+            while (reply := await job.replies.get()) is not None:
+                writer.write(api.pack(reply))
+                if job.replies.empty():
+                    await writer.drain()
+        finally:
+            listening.cancel()
+
+    async def _listen(self, job: Job, reader: asyncio.StreamReader) -> None:
+        """A client that says Cancel, or goes, stops its command everywhere."""
+        try:
+            request = await _receive(reader)
+        except (api.BadFrame, asyncio.IncompleteReadError, ConnectionError):
+            request = None
+        if request is None or isinstance(request, api.Cancel):
+            self._node.cancel(job)
+
+    async def _answer(  # noqa: PLR0911, PLR0912  one line a request
+        self, request: api.Request, uid: int
+    ) -> api.Reply | tuple[Job, dict[int, str]]:
+        requests = self._requests
+        match request:
+            case api.GetStatus():
+                return requests.status()
+            case api.GetDeployment(name=name):
+                return requests.deployment(name)
+            case api.Begin(hosts=hosts, fanout=fanout):
+                self._node.members.expect(hosts, fanout)
+                return api.Done()
+            case api.Enrol():
+                return requests.enrol(request)
+            case api.Await():
+                return await requests.wait_for(request)
+            case api.RunOn():
+                return requests.run(request, uid)
+            case api.PushTo():
+                return await requests.push(request, uid)
+            case api.CreateOn():
+                return requests.create(request, uid)
+            case api.ProbeOn():
+                return requests.probe(request, uid)
+            case api.DestroyOn():
+                return requests.destroy(request, uid)
+            case api.SendNames():
+                return await requests.send_names(uid)
+            case api.DownOn():
+                return requests.down(request, uid)
+            case api.Shutdown():
+                self.ended.set()
+                return api.Done()
+            case api.Cancel():
+                raise CtlError("there is nothing to cancel on this connection", ExitStatus.USAGE)
+
+
+def _uid_of(writer: asyncio.StreamWriter) -> int:
+    """Who is at the other end (unix(7), SO_PEERCRED)."""
+    sock: socket.socket = writer.get_extra_info("socket")
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
+
+
+async def _receive(reader: asyncio.StreamReader) -> api.Request | None:
+    """The next request; None at the end of the connection."""
+    try:
+        prefix = await reader.readexactly(api.LENGTH_BYTES)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise
+        return None
+    return api.unpack_request(await reader.readexactly(api.length_of(prefix)))
+
+
+async def serve(directory: Path, listen: str, advertised: str | None) -> None:
+    """Be the service until it is told to end."""
+    loop = asyncio.get_running_loop()
+    node = RootNode(directory, listen, advertised)
+    service = Service(node, directory)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.ended.set)
+    path = directory / "client.sock"
+    path.unlink(missing_ok=True)
+    node.begin()
+    previous = os.umask(0o177)
+    try:
+        server = await asyncio.start_unix_server(service.client, path, limit=1 << 20)
+    finally:
+        os.umask(previous)
+    log.info("the service of fleet %s listens at port %d", node.fleet, node.identity.control_port)
+    await service.ended.wait()
+    server.close()
+    path.unlink(missing_ok=True)
+    await asyncio.sleep(0)  # the reply to Shutdown is on its way
+    node.close()
+
+
+def main() -> int:
+    """`python -m controller.service`, as `ctl up` starts it."""
+    parser = argparse.ArgumentParser(prog="service", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="the fleet's directory")
+    parser.add_argument("--listen", default="0.0.0.0", help="the address to listen at")  # noqa: S104  CURVE guards it
+    parser.add_argument("--address", help="the address that hosts are told, instead of the one that routing gives")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    directory: Path = arguments.dir
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    lock = os.open(directory / "service.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"a service runs in {directory} already", file=sys.stderr)
+        return 1
+    try:
+        asyncio.run(serve(directory, arguments.listen, arguments.address))
+    except (OSError, RuntimeError) as error:
+        print(f"service: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
