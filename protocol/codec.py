@@ -22,6 +22,9 @@ class _Header(msgspec.Struct, frozen=True, array_like=True):
     kind: int
 
 
+#: How two ends find out which versions they share: these keep their form in every version, and none is asked of them.
+_TIMELESS = frozenset({Kind.ATTACH, Kind.ATTACHED, Kind.REJECTED})
+
 _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(_Header)
 _decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in TYPES.items()}
@@ -54,7 +57,7 @@ def decode(frames: Sequence[bytes]) -> tuple[Message, bytes | None]:
         raise MalformedMessage(f"a body of {len(frames[1])} bytes is above the limit of {MAX_BODY}")
     try:
         header = _header_decoder.decode(frames[0])
-        if not VERSION_MIN <= header.version <= VERSION_MAX:
+        if header.kind not in _TIMELESS and not VERSION_MIN <= header.version <= VERSION_MAX:
             raise MalformedMessage(f"protocol version {header.version} is not one of {VERSION_MIN} to {VERSION_MAX}")
         decoder = _decoders.get(header.kind)  # type: ignore[call-overload]  # an int finds its IntEnum
         if decoder is None:

@@ -1,4 +1,7 @@
-"""What a fleet's root can ask of its agents. A command is signed once, at the root, and verified by every agent that it names."""
+"""What a fleet's root can ask of its agents.
+
+A command is signed once, at the root, and verified by every agent that it names.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ class DestroyVms(msgspec.Struct, frozen=True, kw_only=True, tag="destroy vms", f
 
 
 class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbid_unknown_fields=True):
-    """Wait until the VMs answer ping at their addresses, until the command's deadline. Answers with a list of names that did."""
+    """Wait until the VMs answer ping at their addresses, until the command's deadline.
+
+    Answers with a list of names that did.
+    """
 
     deployment: Name
     names: tuple[Name, ...]
@@ -89,7 +95,10 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Below(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A host planned below the reader: all that a relay must know to admit it. `parent` is its planned parent's rank."""
+    """A host planned below the reader.
+
+    All that a relay must know to admit it. `parent` is its planned parent's rank.
+    """
 
     rank: Rank
     parent: Rank | None
@@ -97,7 +106,7 @@ class Below(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan", forbid_unknown_fields=True):
-    """One host's part of the membership: who it is, its ancestors (parent first, root last) and all that hangs below it.
+    """One host's part of the membership: who it is, its ancestors (parent first, root last) and all that is below it.
 
     A plan replaces an older one, told by `version`; never the other way.
     """

@@ -6,8 +6,10 @@ delivered --(clock known, guard content)--> running --Finished--> held --Settled
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from typing import TypeAlias
 
-from protocol.commands import Body, Cancel, Command, Leave, Settled
+from protocol.commands import Body, Cancel, Command, Leave, Quiet
 from protocol.events import Depart, Effect, Finished, Forget, Start, Stop, Warn
 from protocol.limits import MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver
@@ -20,6 +22,7 @@ from protocol.outcomes import (
     Output,
     Refused,
     TimedOut,
+    fitting,
 )
 from protocol.trust import Guard, Untrusted
 
@@ -27,6 +30,10 @@ from protocol.trust import Guard, Untrusted
 KILL_AFTER = 2.0
 #: How long a departing relay waits for its children to depart before it.
 DEPART_AFTER = 5.0
+#: Below so many, forgetting old commands' numbers is not worth the walk.
+_PRUNE_FROM = 1_000
+
+Answer: TypeAlias = tuple[Outcome, Output]
 
 
 @dataclass
@@ -40,6 +47,8 @@ class _Task:
     #: Why it is being ended: the outcome that it will have, if it was ended by that.
     ending: Outcome | None = None
     kill_at: float | None = None
+    #: Whether the root wants to hear no more of it.
+    settled: bool = False
 
 
 class Duty:
@@ -48,46 +57,67 @@ class Duty:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._tasks: dict[int, _Task] = {}
+        #: Those of them without an outcome.
+        self._running: dict[int, _Task] = {}
         #: Commands that are settled, until the moment (root's time, s) from which the guard would refuse them anyway.
         self._seen: dict[int, float] = {}
+        self._prune_at = _PRUNE_FROM
         self._early: list[Deliver] = []
         self._leave: tuple[int, Leave] | None = None
         self._depart_by: float | None = None
 
-    def deliver(self, delivery: Deliver, now: float) -> tuple[list[Effect], tuple[Outcome, Output] | None]:
-        """A command for this host came in. Returns what to do, and its outcome where there is one already."""
-        task = self._tasks.get(delivery.id)
+    def known(self, id_: int) -> tuple[bool, Answer | None]:
+        """Whether this command was taken before, and its outcome where there is one already."""
+        task = self._tasks.get(id_)
         if task is not None:
-            return [], None if task.outcome is None else (task.outcome, task.output)
-        if delivery.id in self._seen:
-            return [], (Refused("it was done and settled before", trust=True), NO_OUTPUT)
-        return self._admit(delivery, now)
+            return True, None if task.outcome is None else (task.outcome, task.output)
+        if id_ in self._seen:
+            return True, (Refused("it was done and settled before", trust=True), NO_OUTPUT)
+        return False, None
 
-    def _admit(self, delivery: Deliver, now: float) -> tuple[list[Effect], tuple[Outcome, Output] | None]:
-        try:
-            command = self._guard.check(delivery, now)
-        except Untrusted as error:
-            return [Warn(f"command {delivery.id} refused: {error}")], (Refused(str(error), trust=True), NO_OUTPUT)
-        ttl = None if delivery.ttl_ms is None else delivery.ttl_ms / 1000
+    def deliver(self, command: Command, ttl: float | None, now: float) -> tuple[list[Effect], Answer | None]:
+        """A command for this host, opened and not known yet, with `ttl` seconds to its deadline.
+
+        Returns what to do, and its outcome where there is one already.
+        """
         task = _Task(command.body, None if ttl is None else now + ttl)
-        self._tasks[delivery.id] = task
-        self._seen[delivery.id] = command.expires_ms / 1000
-        self._prune_seen(now)
+        try:
+            self._guard.check_time(command, now)
+        except Untrusted as error:
+            return [Warn(f"command {command.id} refused: {error}")], self._take(
+                command, task, Refused(str(error), True)
+            )
         if isinstance(command.body, Leave):
-            self._leave = (delivery.id, command.body)
-            task.outcome = Exited(0)
-            return [], (task.outcome, NO_OUTPUT)
-        return [Start(delivery.id, command.body, ttl)], None
+            self._leave = (command.id, command.body)
+            return [], self._take(command, task, Exited(0))
+        if ttl is not None and ttl <= 0:
+            return [], self._take(command, task, TimedOut())
+        self._take(command, task, None)
+        self._prune_seen(now)
+        return [Start(command.id, command.body, ttl)], None
+
+    def _take(self, command: Command, task: _Task, outcome: Outcome | None) -> Answer | None:
+        """From here on the command is known, so that it is neither begun again nor answered otherwise."""
+        self._tasks[command.id] = task
+        self._seen[command.id] = command.expires_ms / 1000
+        task.outcome = outcome
+        if outcome is None:
+            self._running[command.id] = task
+            return None
+        return outcome, NO_OUTPUT
 
     @property
     def clock_known(self) -> bool:
         """Whether the root's time is known, without which no work is begun."""
         return self._guard.time.known
 
-    def postpone(self, delivery: Deliver) -> Outcome | None:
+    def postpone(self, delivery: Deliver, command: Command) -> Answer | None:
         """Keep a command until the root's time is known; an outcome where there is no room."""
+        if any(early.id == delivery.id for early in self._early):
+            return None
         if len(self._early) >= MAX_WAITING_FOR_CLOCK:
-            return Refused("too many commands before the root told its time")
+            refused = Refused("too many commands before the root told its time")
+            return self._take(command, _Task(command.body, None), refused)
         self._early.append(delivery)
         return None
 
@@ -96,31 +126,25 @@ class Duty:
         early, self._early = self._early, []
         return early
 
-    def quiet(self, delivery: Deliver, now: float) -> tuple[list[Effect], list[tuple[int, Outcome]]]:
+    def quiet(self, body: Quiet, now: float) -> tuple[list[Effect], list[tuple[int, Answer]]]:
         """A command about other commands. Returns what to do, and outcomes that it brought about."""
-        try:
-            command: Command = self._guard.check(delivery, now)
-        except Untrusted as error:
-            return [Warn(f"command {delivery.id} refused: {error}")], []
-        match command.body:
-            case Cancel(of=of):
-                return self._cancel(of, now)
-            case Settled(ids=ids):
-                return self._forget(ids, now), []
-            case _:
-                return [Warn(f"command {delivery.id} is not quiet")], []
+        if isinstance(body, Cancel):
+            return self._cancel(body.of, now)
+        return self._forget(body.ids, now), []
 
-    def _cancel(self, of: int, now: float) -> tuple[list[Effect], list[tuple[int, Outcome]]]:
+    def _cancel(self, of: int, now: float) -> tuple[list[Effect], list[tuple[int, Answer]]]:
         task = self._tasks.get(of)
         if task is None:
             if of in self._seen:
                 return [], []
-            # It has not come yet: it must not begin when it does.
+            # It has not come yet: it must not begin when it does, however late. Until when the guard would admit it,
+            # only it says itself, hence for ever.
             outcome = Cancelled(ran=False)
             self._tasks[of] = _Task(Cancel(of=of), None, outcome)
-            return [], [(of, outcome)]
+            self._seen[of] = inf
+            return [], [(of, (outcome, NO_OUTPUT))]
         if task.outcome is not None:
-            return [], [(of, task.outcome)]
+            return [], [(of, (task.outcome, task.output))]
         return self._end(of, task, Cancelled(ran=True), now), []
 
     def _end(self, id_: int, task: _Task, ending: Outcome, now: float) -> list[Effect]:
@@ -131,30 +155,38 @@ class Duty:
         return [Stop(id_, hard=False)]
 
     def _forget(self, ids: tuple[int, ...], now: float) -> list[Effect]:
-        gone = tuple(id_ for id_ in ids if id_ in self._tasks and self._tasks[id_].outcome is not None)
-        for id_ in gone:
+        gone = []
+        for id_ in ids:
+            task = self._tasks.get(id_)
+            if task is None:
+                continue
+            if task.outcome is None:
+                task.settled = True  # the root gave it up; nobody will ask for what it comes to
+                continue
             del self._tasks[id_]
+            gone.append(id_)
             if self._leave is not None and self._leave[0] == id_:
                 self._depart_by = now + DEPART_AFTER
-        return [Forget(gone)] if gone else []
+        return [Forget(tuple(gone))] if gone else []
 
-    def finished(self, event: Finished, now: float) -> tuple[Outcome, Output] | None:
-        """Local work has ended: its outcome, or None where it had one already."""
-        task = self._tasks.get(event.id)
-        if task is None or task.outcome is not None:
-            return None
-        outcome = event.outcome
+    def finished(self, event: Finished) -> tuple[list[Effect], Answer | None]:
+        """Local work has ended. Returns what to do, and its outcome, or None where it had one already."""
+        task = self._running.pop(event.id, None)
+        if task is None:
+            return [], None
+        outcome, output = fitting(event.outcome, event.output)
         if task.ending is not None and isinstance(outcome, Exited | Killed):
             outcome = task.ending
-        task.outcome, task.output, task.kill_at = outcome, event.output, None
-        return outcome, event.output
+        task.outcome, task.output, task.kill_at = outcome, output, None
+        if task.settled:
+            del self._tasks[event.id]
+            return [Forget((event.id,))], (outcome, output)
+        return [], (outcome, output)
 
     def advance(self, now: float, *, childless: bool) -> list[Effect]:
         """What time alone brings: deadlines, the certain signal after the polite one, and departing."""
         effects: list[Effect] = []
-        for id_, task in self._tasks.items():
-            if task.outcome is not None:
-                continue
+        for id_, task in self._running.items():
             if task.deadline is not None and now >= task.deadline:
                 effects += self._end(id_, task, TimedOut(), now)
             if task.kill_at is not None and now >= task.kill_at:
@@ -168,19 +200,21 @@ class Duty:
     def wakeup(self) -> float | None:
         """When `advance` will have something to do."""
         times = [self._depart_by] if self._depart_by is not None else []
-        for task in self._tasks.values():
-            if task.outcome is None:
-                if task.ending is None and task.deadline is not None:
-                    times.append(task.deadline)
-                if task.kill_at is not None:
-                    times.append(task.kill_at)
+        for task in self._running.values():
+            if task.ending is None and task.deadline is not None:
+                times.append(task.deadline)
+            if task.kill_at is not None:
+                times.append(task.kill_at)
         return min(times, default=None)
 
     def _prune_seen(self, now: float) -> None:
-        root_now = self._guard.time.at(now) if self._guard.time.known else None
-        if root_now is None or len(self._seen) < 1_000:
+        if len(self._seen) < self._prune_at or not self._guard.time.known:
             return
-        self._seen = {id_: until for id_, until in self._seen.items() if until >= root_now or id_ in self._tasks}
+        # By the least that the root's time can be, so that no later and better notion of it lets a forgotten one in
+        # again.
+        past = self._guard.time.at_least(now)
+        self._seen = {id_: until for id_, until in self._seen.items() if until >= past or id_ in self._tasks}
+        self._prune_at = max(_PRUNE_FROM, 2 * len(self._seen))
 
     def __len__(self) -> int:
         return len(self._tasks)

@@ -10,7 +10,7 @@ from protocol.messages import Deliver, HostHealth, Link, Message, Report
 from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
 from protocol.vms import VmState
 
-# --- events ---------------------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ Event: TypeAlias = (
     | Replan
 )
 
-# --- effects --------------------------------------------------------------------------------------------------------------
+# --- effects ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from protocol import ranks
-from protocol.limits import FOLD_BYTES, FOLD_WINDOW
+from protocol.limits import FOLD_BYTES, FOLD_KEEP, FOLD_WINDOW
 from protocol.messages import Outcomes
-from protocol.outcomes import Fold, Outcome, Output
+from protocol.outcomes import Exited, Fold, Outcome, Output
 from protocol.ranks import Ranks
 
-#: What a fold costs beside its output: bitmap, outcome and framing, generously.
-_FOLD_OVERHEAD = 100
+#: What a fold costs beside its texts and its bitmap: tags, lengths and numbers, generously.
+_FOLD_OVERHEAD = 64
 #: Commands that a relay waits for at a time. Above it the oldest is no longer waited for: its outcomes then leave a
 #: FOLD_WINDOW after they come, and none is lost.
 _MOST = 4_096
@@ -21,10 +21,17 @@ class _Pending:
     """The outcomes of one command that have not gone up yet."""
 
     def __init__(self) -> None:
+        #: Whether it is known who will answer; without it nobody can say that all have.
+        self.expected = False
         self.waiting: Ranks = ranks.NONE
         self.folds: dict[tuple[Outcome, Output], Ranks] = {}
         self.bytes = 0
         self.due: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nobody's answer is waited for."""
+        return self.expected and not self.waiting
 
 
 class Folding:
@@ -36,19 +43,37 @@ class Folding:
 
     def __init__(self) -> None:
         self._pending: dict[int, _Pending] = {}
+        #: Commands that may have something to send before any time has passed.
+        self._hot: set[int] = set()
+        #: No command has something to send by time alone before this.
+        self._due: float | None = None
+        self._held = 0
 
     def expect(self, id_: int, who: Ranks) -> None:
         """A command went to `who`."""
-        if len(self._pending) >= _MOST:
+        if len(self._pending) >= _MOST and id_ not in self._pending:
             idle = next((old for old, pending in self._pending.items() if not pending.folds), None)
             if idle is not None:
                 del self._pending[idle]
-        self._pending.setdefault(id_, _Pending()).waiting |= who
+                self._hot.discard(idle)
+        pending = self._pending.setdefault(id_, _Pending())
+        pending.expected = True
+        pending.waiting |= who
 
     def expect_only(self, reachable: Ranks) -> None:
         """Nobody but `reachable` hangs here now: no command waits for others."""
-        for pending in self._pending.values():
+        for id_, pending in self._pending.items():
             pending.waiting &= reachable
+            if pending.complete:
+                self._hot.add(id_)
+
+    def expect_nobody(self) -> None:
+        """The way up is gone: who is to answer will be said again. What is held stays."""
+        for id_ in [id_ for id_, pending in self._pending.items() if not pending.folds]:
+            del self._pending[id_]
+            self._hot.discard(id_)
+        for pending in self._pending.values():
+            pending.expected, pending.waiting = False, ranks.NONE
 
     def add(self, id_: int, folds: Iterable[Fold], now: float) -> None:
         """Outcomes came in."""
@@ -58,44 +83,93 @@ class Folding:
             key = (fold.outcome, fold.output)
             if key not in pending.folds:
                 pending.folds[key] = ranks.NONE
-                pending.bytes += len(fold.output.out) + len(fold.output.err) + _FOLD_OVERHEAD
+                size = _size(fold)
+                pending.bytes += size
+                self._held += size
             pending.folds[key] |= who
             pending.waiting &= ~who
         if pending.due is None and pending.folds:
             pending.due = now + FOLD_WINDOW
+            if self._due is None or pending.due < self._due:
+                self._due = pending.due
+        if pending.complete or pending.bytes >= FOLD_BYTES:
+            self._hot.add(id_)
+
+    def bound(self) -> int:
+        """There is no way up: keep no more than FOLD_KEEP.
+
+        Returns how many commands' outcomes were given up, oldest first; whoever is still there is asked for them again.
+        """
+        given_up = 0
+        for id_ in sorted(self._pending) if self._held > FOLD_KEEP else ():
+            if self._held <= FOLD_KEEP:
+                break
+            self._held -= self._pending.pop(id_).bytes
+            self._hot.discard(id_)
+            given_up += 1
+        return given_up
 
     def ready(self, now: float) -> Iterator[Outcomes]:
         """The messages that are due, in order of command; what they hold is forgotten here."""
-        for id_ in sorted(self._pending):
-            pending = self._pending[id_]
-            done = not pending.waiting
-            if pending.folds and (done or pending.bytes >= FOLD_BYTES or (pending.due or 0) <= now):
-                yield from self._messages(id_, pending)
-                pending.folds, pending.bytes, pending.due = {}, 0, None
-            if done:
-                del self._pending[id_]
+        ids: Iterable[int] = self._hot
+        by_time = self._due is not None and self._due <= now
+        if by_time:
+            ids = self._hot.union(
+                id_ for id_, pending in self._pending.items() if pending.due is not None and pending.due <= now
+            )
+        if not ids:
+            if by_time:
+                self._set_due()
+            return
+        yield from self._leave(sorted(ids))
 
-    def _messages(self, id_: int, pending: _Pending) -> Iterator[Outcomes]:
+    def all(self) -> Iterator[Outcomes]:
+        """Everything that is held, due or not: what is sent next must not overtake it."""
+        if self._held:
+            yield from self._leave(sorted(id_ for id_, pending in self._pending.items() if pending.folds))
+
+    def _leave(self, ids: list[int]) -> Iterator[Outcomes]:
+        for id_ in ids:
+            pending = self._pending[id_]
+            yield from self._messages(id_, pending)
+            self._held -= pending.bytes
+            pending.folds, pending.bytes, pending.due = {}, 0, None
+            if not pending.waiting:
+                del self._pending[id_]
+        self._hot.difference_update(ids)
+        self._set_due()
+
+    def _set_due(self) -> None:
+        self._due = min((p.due for p in self._pending.values() if p.due is not None), default=None)
+
+    @staticmethod
+    def _messages(id_: int, pending: _Pending) -> Iterator[Outcomes]:
         """One message, or several where one would be too large for comfort."""
         batch: list[Fold] = []
         size = 0
         for (outcome, output), who in pending.folds.items():
-            batch.append(Fold(ranks.pack(who), outcome, output))
-            size += len(output.out) + len(output.err) + _FOLD_OVERHEAD
+            fold = Fold(ranks.pack(who), outcome, output)
+            batch.append(fold)
+            size += _size(fold)
             if size >= FOLD_BYTES:
                 yield Outcomes(id_, tuple(batch))
                 batch, size = [], 0
         if batch:
             yield Outcomes(id_, tuple(batch))
 
-    def drop(self) -> None:
-        """Forget all that is held: the parent is gone, and the root will ask the agents again."""
-        for pending in self._pending.values():
-            pending.folds, pending.bytes, pending.due = {}, 0, None
-
     def wakeup(self) -> float | None:
-        """When `ready` will have something by time alone."""
-        return min((p.due for p in self._pending.values() if p.due is not None), default=None)
+        """When `ready` will have something by time alone, at the earliest."""
+        return self._due
 
     def __len__(self) -> int:
         return len(self._pending)
+
+
+def _size(fold: Fold) -> int:
+    """About how many bytes it is on the wire, and never less."""
+    output = fold.output
+    size = len(fold.ranks) + len(output.out) + len(output.err) + _FOLD_OVERHEAD
+    if not isinstance(fold.outcome, Exited):
+        # A character takes up to four bytes in UTF-8.
+        size += 4 * len(getattr(fold.outcome, "why", ""))
+    return size + 4 * len(output.spool)

@@ -17,8 +17,8 @@ from protocol.ranks import Ranks
 class Account:
     """One command that is not settled yet.
 
-    `sent` are the targets that it has gone out to at least once; `again` is true where a restarted agent may be given it again
-    (a plan), instead of being counted as lost. `deadline` is in seconds by the root's monotonic clock.
+    `sent` are the targets that it has gone out to at least once; `again` is true where a restarted agent may be given
+    it again (a plan), instead of being counted as lost. `deadline` is in seconds by the root's monotonic clock.
     """
 
     delivery: Deliver
@@ -30,7 +30,7 @@ class Account:
     cancel: Deliver | None = None
 
     def settle(self, folds: Iterable[Fold]) -> tuple[Fold, ...]:
-        """Take outcomes in; returns what of them is new, so that each target is settled once however often it is reported."""
+        """Take outcomes in; returns what of them is new: each target is settled once, however often it is reported."""
         news = []
         for fold in folds:
             fresh = ranks.unpack(fold.ranks) & self.missing

@@ -1,4 +1,7 @@
-"""Every bound of the protocol, each with its reason. Sizes are in bytes and times in seconds unless a name says otherwise."""
+"""Every bound of the protocol, each with its reason.
+
+Sizes are in bytes and times in seconds unless a name says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ MAX_CHUNK = 2 << 20
 MAX_CHUNKS = 32_768
 #: Chunks that a host asks for and has not received: 1 MiB keeps a 10 Gbit/s link of 0.8 ms busy.
 ASK_WINDOW = 4
-#: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an answer
-#: per host, and is no larger than what a relay forwards in a few milliseconds.
+#: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an
+#: answer per host, and is no larger than what a relay forwards in a few milliseconds.
 MAX_INLINE = 64 << 10
 #: What a relay keeps of a transfer in memory for its children.
 CHUNK_CACHE = 8 << 20
@@ -69,18 +72,18 @@ DEADLINE_SLACK = 2.0
 FOLD_WINDOW = 0.02
 #: A relay sends what it has folded when it has this much, so that no message grows without bound.
 FOLD_BYTES = 256 << 10
-#: What a relay without a way up keeps of outcomes, so that those of hosts that die meanwhile are not lost. Above it, the
-#: agents are asked again once there is a way.
+#: What a relay without a way up keeps of outcomes, so that those of hosts that die meanwhile are not lost. Above it,
+#: the agents are asked again once there is a way.
 FOLD_KEEP = 16 << 20
 #: Reports may wait longer than outcomes; nobody waits for them.
 REPORT_WINDOW = 0.2
 #: The root tells agents which commands are settled at most this often, in one message for all of them.
 SETTLED_EVERY = 1.0
-#: A command is refused this long after it was issued where it says nothing else. The agent's notion of the root's time is off by one
-#: message's travel time at most.
+#: A command is refused this long after it was issued where it says nothing else. The agent's notion of the root's
+#: time is off by one message's travel time at most.
 DEFAULT_LIFETIME_MS = 600_000
-#: An agent that does not know the root's time asks again after this long, doubled up to CLOCK_EVERY: a question or its answer
-#: goes down with any relay on the way.
+#: An agent that does not know the root's time asks again after this long, doubled up to CLOCK_EVERY: a question or
+#: its answer goes down with any relay on the way.
 CLOCK_RETRY = 2.0
 #: And one that knows asks again this often: cheap quartz drifts by up to 60 ms in it.
 CLOCK_EVERY = 600.0

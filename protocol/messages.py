@@ -126,7 +126,7 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Streamed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Child to parent: what command `id` wrote at `rank`, from byte `offset` of its standard output (1) or error (2)."""
+    """Child to parent: what `id` wrote at `rank`, from byte `offset` of its standard output (1) or error (2)."""
 
     id: Natural
     rank: Rank

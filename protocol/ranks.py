@@ -36,10 +36,11 @@ def each(ranks: Ranks) -> Iterator[int]:
     """The members of the set, in ascending order."""
     for index, byte in enumerate(ranks.to_bytes((ranks.bit_length() + 7) // 8, "little")):
         base = index << 3
-        while byte:
-            low = byte & -byte
+        left = byte
+        while left:
+            low = left & -left
             yield base + low.bit_length() - 1
-            byte ^= low
+            left ^= low
 
 
 def count(ranks: Ranks) -> int:

@@ -1,7 +1,7 @@
 """The relay: one state machine, the same at the root and in every agent. The root is the relay with no parent.
 
-`handle(event, now)` returns the effects that the shell must perform, `next_wakeup()` the time at which it must be called with a
-Tick. Times are seconds of a monotonic clock. It holds three promises:
+`handle(event, now)` returns the effects that the shell must perform, `next_wakeup()` the time at which it must be
+called with a Tick. Times are seconds of a monotonic clock. It holds three promises:
 
 - every target of a command gets exactly one outcome at the root (`ledger`);
 - no agent begins a command twice (`duty`);
@@ -13,15 +13,15 @@ So a relay in the middle keeps nothing that matters: it splits targets on the wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import assert_never
+from math import inf
 
 import msgspec
 
 from protocol import ranks
 from protocol.commands import Below, Cancel, Plan, Push, Quiet, Settled
-from protocol.duty import Duty
+from protocol.duty import Answer, Duty
 from protocol.events import (
     Admit,
     Advanced,
@@ -57,7 +57,10 @@ from protocol.folding import Folding
 from protocol.ledger import Absence, Account
 from protocol.limits import (
     BEAT_EVERY,
+    CLOCK_EVERY,
+    CLOCK_RETRY,
     DEADLINE_SLACK,
+    FOLD_BYTES,
     LOST_AFTER,
     PAUSED_AFTER,
     REPORT_WINDOW,
@@ -83,18 +86,15 @@ from protocol.messages import (
     Streamed,
     newest,
 )
-from protocol.outcomes import NO_OUTPUT, Exited, Fold, Outcome, Output, Refused
-from protocol.picture import Picture
+from protocol.never import assert_never
+from protocol.outcomes import NO_OUTPUT, Exited, Fold, Refused, sentence
+from protocol.picture import Picture, later
 from protocol.ranks import Ranks
-from protocol.trust import Guard, Signer, Untrusted, open_command
+from protocol.trust import Guard, Signer, Untrusted
 from protocol.uplink import Uplink
 
-
-@dataclass
-class _Child:
-    """A child that is attached: when it was heard last."""
-
-    heard: float
+#: What one VM and one host cost in a report besides names: generously.
+_REPORT_OVERHEAD = 300
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,24 @@ class Relay:
         self._uplink = Uplink(plan.ancestors, draw) if root is None else None
         self._picture = Picture(self._me)
         self._folding = Folding()
-        self._children: dict[int, _Child] = {}
+        #: The children that are attached, and when each was heard last.
+        self._heard_at: dict[int, float] = {}
+        #: No child is silent for too long before this, and none of the root's own things is due before that.
+        self._silence_at = inf
+        self._expiry_at = inf
         self._reports: dict[int, Report] = {}
+        self._progress: dict[int, dict[int, int]] = {}
         self._reports_due: float | None = None
         self._beat_at = 0.0
         self._expected = 0.0
+        self._clock_at = inf
+        self._clock_pause = CLOCK_RETRY
+        #: What has changed below since the Attach that the parent has not answered yet.
+        self._untold: dict[int, Link] = {}
         self._effects: list[Effect] = []
-        self._planned_below: dict[int, Ranks] = {}
+        #: For each rank below, the ranks that may speak through it: by the present plan, and by that or the one before.
+        self._planned: dict[int, Ranks] = {}
+        self._allowed: dict[int, Ranks] = {}
         self._index(plan.below)
         # The root's own:
         self._accounts: dict[int, Account] = {}
@@ -163,18 +174,20 @@ class Relay:
 
     def next_wakeup(self) -> float:
         """When `handle(Tick())` must be called at the latest."""
-        times = [self._beat_at, self._folding.wakeup(), self._reports_due]
-        times += [child.heard + SILENT_AFTER for child in self._children.values()]
-        if self._uplink is not None:
-            times.append(self._uplink.wakeup())
+        due = min(self._beat_at, self._silence_at, self._expiry_at, self._clock_at)
+        uplink = self._uplink
+        times: list[float | None] = [self._reports_due]
+        if uplink is None or uplink.attached:
+            times.append(self._folding.wakeup())
+        if uplink is not None:
+            times.append(uplink.wakeup())
         if self._duty is not None:
             times.append(self._duty.wakeup())
-        times += [absence.since + LOST_AFTER for absence in self._absences]
-        times += [
-            account.deadline + DEADLINE_SLACK for account in self._accounts.values() if account.deadline is not None
-        ]
-        self._expected = min(time for time in times if time is not None)
-        return self._expected
+        for time in times:
+            if time is not None and time < due:
+                due = time
+        self._expected = due
+        return due
 
     # --- what people ask of it ----------------------------------------------------------------------------------------
 
@@ -197,6 +210,10 @@ class Relay:
         """Root: who still owes an outcome of this command."""
         account = self._accounts.get(id_)
         return ranks.NONE if account is None else account.missing
+
+    def kept(self) -> int:
+        """How many commands this relay still remembers: owed, answered and not settled, or waited for from below."""
+        return len(self._accounts) + len(self._folding) + (0 if self._duty is None else len(self._duty))
 
     def routed_through(self, child: int) -> Ranks:
         """The ranks that are reached through this child."""
@@ -222,19 +239,17 @@ class Relay:
             case ChildLost(rank, why):
                 self._child_lost(rank, why, now)
             case Finished():
-                settled = self._duty.finished(event, now) if self._duty is not None else None
-                if settled is not None:
-                    self._own_outcome(event.id, *settled, now)
+                self._finished(event, now)
             case Wrote(id_, stream, offset, data):
                 self._up(Streamed(id_, self._rank(), stream, offset, data))
             case Observed(host, vms, whole):
                 self._add_reports((Report(self._rank(), host, vms, whole),), now)
             case Advanced(id_, done):
-                self._up(Progress(id_, ((self._rank(), done),)))
+                self._add_progress(id_, ((self._rank(), done),), now)
             case Submit(delivery, body):
                 self._submit(delivery, body, now)
             case Replan(plan):
-                self._adopt(plan)
+                self._adopt(plan, now)
             case _:
                 assert_never(event)
 
@@ -255,10 +270,7 @@ class Relay:
                 if not VERSION_MIN <= version <= VERSION_MAX:
                     self._parent_lost(f"it wants protocol version {version}, which I do not speak", now)
                 elif uplink.accepted(epoch, now):
-                    self._ask_clock(now)
-                    self._effects.append(Arrived())
-                    if self._reports:
-                        self._reports_due = now
+                    self._arrived(now)
             case Rejected(why=why):
                 self._parent_lost(f"rejected: {why}", now)
             case Beat():
@@ -274,8 +286,31 @@ class Relay:
     def _parent_lost(self, why: str, now: float) -> None:
         if self._uplink is None:
             raise RuntimeError("the root has no parent")
-        self._folding.drop()
-        self._effects += self._uplink.lost(why, now)
+        self._uplink_changed(self._uplink.lost(why, now))
+
+    def _uplink_changed(self, effects: list[Effect]) -> None:
+        """The parent is gone, or the next one is tried.
+
+        What is held for it stays; who is to answer will be said again.
+        """
+        self._effects += effects
+        if effects:
+            self._folding.expect_nobody()
+            self._clock_at = inf
+        if any(isinstance(effect, Connect) for effect in effects):
+            self._untold = {}
+            self._effects.append(ToParent(self._attachment()))
+
+    def _arrived(self, now: float) -> None:
+        """The parent has taken this agent in."""
+        if self._untold:
+            self._up(Links(tuple(self._untold[rank] for rank in sorted(self._untold))))
+            self._untold = {}
+        self._clock_pause = CLOCK_RETRY
+        self._ask_clock(now)
+        self._effects.append(Arrived())
+        if self._reports or self._progress:
+            self._reports_due = now
 
     def _ask_clock(self, now: float) -> None:
         if self._guard is None:
@@ -283,6 +318,9 @@ class Relay:
         nonce = self._nonce()
         self._guard.time.ask(nonce, now)
         self._up(ClockAsk(self._rank(), nonce))
+        # Doubled, since an answer that takes longer than the pause answers the question before the last.
+        self._clock_at = now + self._clock_pause
+        self._clock_pause = min(self._clock_pause * 2, CLOCK_EVERY)
 
     def _clock_told(self, told: ClockTell, now: float) -> None:
         if told.rank != self._me:
@@ -291,10 +329,11 @@ class Relay:
         if self._guard is None or self._duty is None:
             raise RuntimeError("the root tells the time")
         try:
-            self._guard.time.tell(told, self._rank(), self._guard.fleet, self._guard.verify_key)
+            self._guard.time.tell(told, self._rank(), self._guard.fleet, self._guard.verify_key, now)
         except Untrusted as error:
             self._effects.append(Warn(f"what time it is was not accepted: {error}"))
             return
+        self._clock_at = now + CLOCK_EVERY
         for delivery in self._duty.take_postponed():
             self._deliver_here(delivery, now)
 
@@ -309,11 +348,28 @@ class Relay:
             if delivery.manner is not Manner.QUIET:
                 self._folding.expect(delivery.id, ranks.only(self._rank()))
             self._deliver_here(delivery, now)
+        astray = targets & ~self._picture.reachable
+        if astray:
+            self._tell_astray(ranks.each(astray & ~ranks.only(self._rank())))
+
+    def _tell_astray(self, astray: Iterable[int]) -> None:
+        """Those above think that these hang here.
+
+        What is known of them, and of those that they hung below, says not.
+        """
+        told: dict[int, Link] = {}
+        for rank in astray:
+            link = self._picture.links.get(rank)
+            while link is not None and link.rank not in told:
+                told[link.rank] = link
+                link = None if link.parent is None else self._picture.links.get(link.parent)
+        if told:
+            self._up(Links(tuple(told[rank] for rank in sorted(told))))
 
     def _pass_on(self, delivery: Deliver, targets: Ranks, now: float) -> Ranks:
         """Send the command to each child whose subtree has targets; returns those that it was sent to."""
         sent = ranks.NONE
-        for child, mask in self._picture.routes.items():
+        for child, mask in sorted(self._picture.routes.items()):
             share = targets & mask
             if share:
                 self._effects.append(ToChild(child, msgspec.structs.replace(delivery, targets=ranks.pack(share))))
@@ -327,66 +383,67 @@ class Relay:
         duty, guard = self._duty, self._guard
         if duty is None or guard is None:
             raise RuntimeError("the root does no work of its own")
-        # Whatever is about other commands or about the tree itself works before the clock is known; what it is, only
-        # its signature tells, so look inside only where the fleet signed it.
-        try:
-            command = open_command(delivery.payload, delivery.signature, guard.verify_key, guard.fleet)
-        except Untrusted as error:
-            self._effects.append(Warn(f"command {delivery.id} refused: {error}"))
-            self._own_outcome(delivery.id, Refused(str(error), trust=True), NO_OUTPUT, now)
-            return
-        if isinstance(command.body, Quiet):
-            effects, outcomes = duty.quiet(delivery, now)
-            self._effects += effects
-            for id_, outcome in outcomes:
-                self._own_outcome(id_, outcome, NO_OUTPUT, now)
-        elif isinstance(command.body, Plan):
-            self._planned(delivery, now)
-        elif not duty.clock_known:
-            refused = duty.postpone(delivery)
-            if refused is not None:
-                self._own_outcome(delivery.id, refused, NO_OUTPUT, now)
-        else:
-            effects, settled = duty.deliver(delivery, now)
-            self._effects += effects
-            if settled is not None:
-                self._own_outcome(delivery.id, *settled, now)
+        known, answer = duty.known(delivery.id)
+        effects: list[Effect] = []
+        if not known:
+            # What kind of command it is, only its signature tells: nothing in it is believed before.
+            try:
+                command = guard.open(delivery)
+            except Untrusted as error:
+                self._effects.append(Warn(f"command {delivery.id} refused: {error}"))
+                self._own_outcome(delivery.id, (Refused(sentence(str(error)), trust=True), NO_OUTPUT), now)
+                return
+            if isinstance(command.body, Quiet):
+                effects, outcomes = duty.quiet(command.body, now)
+                self._effects += effects
+                for id_, settled in outcomes:
+                    self._own_outcome(id_, settled, now)
+                return
+            if isinstance(command.body, Plan):
+                self._planned_anew(delivery, command.body, now)
+                return
+            if not duty.clock_known:
+                answer = duty.postpone(delivery, command)
+            else:
+                ttl = None if delivery.ttl_ms is None else delivery.ttl_ms / 1000
+                effects, answer = duty.deliver(command, ttl, now)
+        self._effects += effects
+        if answer is not None:
+            self._own_outcome(delivery.id, answer, now)
 
-    def _planned(self, delivery: Deliver, now: float) -> None:
-        """My part of the membership."""
-        if self._guard is None or self._uplink is None:
+    def _planned_anew(self, delivery: Deliver, plan: Plan, now: float) -> None:
+        """My part of the membership, as the fleet signed it."""
+        if self._uplink is None:
             raise RuntimeError("the root makes the plan")
-        try:
-            plan = self._guard.check(delivery, now).body
-            if not isinstance(plan, Plan) or plan.you.rank != self._me:
-                raise Untrusted("it is another host's plan")
-        except Untrusted as error:
-            self._own_outcome(delivery.id, Refused(str(error), trust=True), NO_OUTPUT, now)
+        if plan.you.rank != self._me:
+            refused = Refused("it is another host's plan", trust=True)
+            self._own_outcome(delivery.id, (refused, NO_OUTPUT), now)
             return
-        if plan.version > self._plan.version:
-            self._effects.append(SavePlan(delivery))
-            # The answer goes up the old way first; where it is lost with the move, the root asks again.
-            self._own_outcome(delivery.id, Exited(0), NO_OUTPUT, now)
-            self._flush(now)
-            self._adopt(plan)
-            before = self._uplink.attached
-            self._uplink.replan(plan.ancestors, now)
-            if before and not self._uplink.attached:
-                self._folding.drop()
-        else:
-            self._own_outcome(delivery.id, Exited(0), NO_OUTPUT, now)
+        # The answer goes up the old way first; where it is lost with the move, the root asks again.
+        self._own_outcome(delivery.id, (Exited(0), NO_OUTPUT), now)
+        if plan.version <= self._plan.version:
+            return
+        self._effects.append(SavePlan(delivery))
+        self._flush(now)
+        self._adopt(plan, now)
+        before = self._uplink.attached
+        self._uplink.replan(plan.ancestors, now)
+        if before and not self._uplink.attached:
+            self._folding.expect_nobody()
+            self._clock_at = inf
 
-    def _adopt(self, plan: Plan) -> None:
+    def _adopt(self, plan: Plan, now: float) -> None:
         previous, self._plan = self._plan, plan
         if plan.below != previous.below:
             self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in plan.below)))
             self._index(plan.below)
-            allowed = {entry.rank for entry in plan.below}
-            for rank in sorted(set(self._children) - allowed):
-                self._effects.append(DropChild(rank, "it is no longer planned below"))
+            for rank in sorted(set(self._heard_at) - set(self._planned)):
+                why = "it is no longer planned below"
+                self._effects.append(DropChild(rank, why))
+                self._child_lost(rank, why, now)
 
     def _index(self, below: tuple[Below, ...]) -> None:
-        """For each rank below, the ranks that may speak through it: its own and those planned below it."""
+        """Note for each rank below who may speak through it: itself and those planned below it."""
         up = {entry.rank: entry.parent for entry in below}
         members: dict[int, list[int]] = {rank: [] for rank in up}
         for rank in up:
@@ -397,45 +454,43 @@ class Relay:
                 members[at].append(rank)
                 at = up[at]
         # Plans change while messages are on their way: what the previous plan allowed stays allowed until the next.
-        before = self._planned_below
-        self._planned_below = {rank: ranks.union(found) for rank, found in members.items()}
-        for rank in self._planned_below:
-            self._planned_below[rank] |= before.get(rank, ranks.NONE)
+        before = self._planned
+        self._planned = {rank: ranks.union(found) for rank, found in members.items()}
+        self._allowed = {rank: found | before.get(rank, ranks.NONE) for rank, found in self._planned.items()}
 
     def _carry(self, delivery: Deliver) -> None:
         """Chunks will pass through: know which, after the same checks as a target's."""
         if self._guard is None:
             return
         try:
-            command = open_command(delivery.payload, delivery.signature, self._guard.verify_key, self._guard.fleet)
+            command = self._guard.open_any(delivery)
         except Untrusted as error:
             self._effects.append(Warn(f"push {delivery.id} is not carried: {error}"))
             return
-        if isinstance(command.body, Push) and command.id == delivery.id:
+        if isinstance(command.body, Push):
             self._effects.append(Carry(delivery.id, command.body))
 
     # --- from below ---------------------------------------------------------------------------------------------------
 
     def _from_child(self, rank: int, message: object, now: float) -> None:
-        if rank not in self._planned_below:
+        if rank not in self._planned:
             self._effects.append(DropChild(rank, "it is not planned below"))
             return
-        child = self._children.get(rank)
         if isinstance(message, Attach):
             self._attach(rank, message, now)
             return
-        if child is None:
+        if rank not in self._heard_at:
             self._effects.append(ToChild(rank, Rejected("attach first")))
             return
-        child.heard = now
-        allowed = self._planned_below[rank]
+        self._heard_at[rank] = now
+        allowed = self._allowed[rank]
         claimed = self._claimed(message)
         if claimed is None:
             self._expel(rank, f"it sent a {type(message).__name__}, which only parents send", now)
         elif claimed & ~allowed:
             self._expel(rank, "it spoke for hosts that are not below it", now)
         else:
-            self._heard(message, now)
+            self._heard(rank, message, now)
 
     @staticmethod
     def _claimed(message: object) -> Ranks | None:
@@ -443,8 +498,8 @@ class Relay:
         match message:
             case Beat():
                 return ranks.NONE
-            case Links(links=links):
-                return ranks.union(link.rank for link in links)
+            case Links():
+                return ranks.NONE  # judged one by one
             case Outcomes(folds=folds):
                 claimed = ranks.NONE
                 for fold in folds:
@@ -459,11 +514,11 @@ class Relay:
             case _:
                 return None
 
-    def _heard(self, message: object, now: float) -> None:
+    def _heard(self, rank: int, message: object, now: float) -> None:
         """A child's message, found to be its to send."""
         match message:
             case Links(links=links):
-                self._changed(self._picture.apply(links), now)
+                self._changed(self._picture.apply(self._credible(rank, links)), now)
             case Outcomes(id=id_, folds=folds):
                 self._outcomes(id_, folds, now)
             case Reports(reports=reports):
@@ -473,18 +528,17 @@ class Relay:
                 self._down_to(asker, told)
             case Streamed() if self._root is not None:
                 self._effects.append(TellStream(message.id, message.rank, message.stream, message.offset, message.data))
-            case Progress(id=id_, done=done) if self._root is not None:
-                self._effects.append(TellProgress(id_, done))
-            case ClockAsk() | Streamed() | Progress():
+            case Progress(id=id_, done=done):
+                self._add_progress(id_, done, now)
+            case ClockAsk() | Streamed():
                 self._up(message)
             case _:
                 pass
 
     def _attach(self, rank: int, message: Attach, now: float) -> None:
         own = message.links[0]
-        claimed = ranks.union(link.rank for link in message.links)
-        if own.rank != rank or own.parent != self._me or not own.up or claimed & ~self._planned_below[rank]:
-            self._expel(rank, "it attached for hosts that are not below it", now)
+        if own.rank != rank or own.parent != self._me or not own.up:
+            self._expel(rank, "it attached as another, or to another", now)
             return
         version = min(message.version_max, VERSION_MAX)
         if version < max(message.version_min, VERSION_MIN):
@@ -495,22 +549,42 @@ class Relay:
             self._effects += [ToChild(rank, Rejected(why)), Warn(f"rank {rank} may not attach: {why}")]
             return
         known = self._picture.links.get(rank)
-        if known is not None and (own.incarnation, own.epoch) < (known.incarnation, known.epoch):
+        if known is not None and later(known, own):
             self._effects.append(ToChild(rank, Rejected("a later attachment of yours is known")))
             return
-        self._children[rank] = _Child(now)
+        self._heard_at[rank] = now
+        self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
-        news = self._picture.apply(message.links)
-        # An attachment is always told upwards, also where nothing in it is new here: the root asks again for
-        # whatever the links above may have lost.
-        self._changed(news, now, attached=message.links)
+        links = (own, *self._credible(rank, message.links[1:]))
+        news = self._picture.apply(links)
+        news += self._picture.apply(self._picture.contradicted(links))
+        # An attachment is always told upwards, also where nothing in it is new here: those above may know less.
+        told = {link.rank for link in news}
+        self._changed(news, now, besides=tuple(link for link in links if link.rank not in told))
+
+    def _credible(self, child: int, links: tuple[Link, ...]) -> tuple[Link, ...]:
+        """Those of the links that are the child's to tell: of hosts below it, below it or below hosts below it.
+
+        Others are left out and do not cost it the connection: a relay with a plan of yesterday names, in good faith,
+        hosts that are planned elsewhere today, and could not be given today's plan if it were cut off for that.
+        """
+        allowed = self._allowed[child]
+        if not _named(links) & ~allowed and all(link.parent is not None for link in links):
+            return links
+        credible = tuple(
+            link
+            for link in links
+            if link.parent is not None and ranks.holds(allowed, link.rank) and ranks.holds(allowed, link.parent)
+        )
+        self._effects.append(Warn(f"rank {child} named {len(links) - len(credible)} links that are not below it"))
+        return credible
 
     def _child_lost(self, rank: int, why: str, now: float) -> None:
-        if self._children.pop(rank, None) is None:
+        if self._heard_at.pop(rank, None) is None:
             return
         link = self._picture.links.get(rank)
         if link is not None and link.up and link.parent == self._me:
-            gone = msgspec.structs.replace(link, up=False, why=why)
+            gone = msgspec.structs.replace(link, up=False, why=sentence(why))
             self._changed(self._picture.apply([gone]), now)
 
     def _expel(self, rank: int, why: str, now: float) -> None:
@@ -519,21 +593,27 @@ class Relay:
 
     # --- the tree changes ---------------------------------------------------------------------------------------------
 
-    def _changed(self, news: tuple[Link, ...], now: float, attached: tuple[Link, ...] = ()) -> None:
-        """Links below have changed: tell those above, or, at the root, draw the conclusions."""
-        told = attached or news
+    def _changed(self, news: tuple[Link, ...], now: float, besides: tuple[Link, ...] = ()) -> None:
+        """Links below have changed: tell those above, `besides` too, or, at the root, draw the conclusions."""
+        if self._root is not None:
+            self._note_restarts(news)
+            if news:
+                self._effects.append(TellLinks(news))
+                self._account_for_changes(news, now)
+            return
+        told = news + besides
         if not told:
             return
-        if self._root is None:
-            self._folding.expect_only(self._picture.reachable | ranks.only(self._rank()))
-            self._up(Links(told))
+        self._folding.expect_only(self._picture.reachable | ranks.only(self._rank()))
+        if self._uplink is not None and not self._uplink.attached:
+            self._untold |= {link.rank: link for link in told}
             return
-        self._note_restarts(news)
-        if news:
-            self._effects.append(TellLinks(news))
-        self._account_for_changes(news, attached, now)
+        # What a host answered must not come after the news that it is gone or began anew.
+        for message in self._folding.all():
+            self._up(message)
+        self._up(Links(told))
 
-    def _account_for_changes(self, news: tuple[Link, ...], attached: tuple[Link, ...], now: float) -> None:
+    def _account_for_changes(self, news: tuple[Link, ...], now: float) -> None:
         reachable = self._picture.reachable
         gone, back = self._was_reachable & ~reachable, reachable & ~self._was_reachable
         self._was_reachable = reachable
@@ -542,9 +622,10 @@ class Relay:
         if gone:
             downs = [link for link in news if not link.up]
             why = "; ".join(sorted({self._link_text(link) for link in downs})) or "moved away"
-            self._absences.append(Absence(gone, now, why))
-        # Whoever came, or came again by another way, is asked for what it owes.
-        ask = back | (ranks.union(link.rank for link in attached or news if link.up) & reachable)
+            self._absences.append(Absence(gone, now, sentence(why)))
+            self._expiry_at = min(self._expiry_at, now + LOST_AFTER)
+        # Whoever came, or came by another way with all below it, is asked for what it owes.
+        ask = back | self._picture.under(link.rank for link in news if link.up)
         if ask:
             self._ask_again(ask, now)
 
@@ -564,7 +645,7 @@ class Relay:
         for id_ in sorted(self._accounts) if reborn else ():
             account = self._accounts[id_]
             if not account.again:
-                self._settle(id_, account.lose(account.sent & account.missing & reborn, "its agent restarted"))
+                self._settle(id_, account.lose(account.missing & reborn, "its agent restarted"))
 
     def _ask_again(self, who: Ranks, now: float) -> None:
         for id_ in sorted(self._accounts):
@@ -575,17 +656,30 @@ class Relay:
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
-    def _own_outcome(self, id_: int, outcome: Outcome, output: Output, now: float) -> None:
-        self._outcomes(id_, (Fold(ranks.pack(ranks.only(self._rank())), outcome, output),), now)
+    def _finished(self, event: Finished, now: float) -> None:
+        if self._duty is None:
+            return
+        effects, answer = self._duty.finished(event)
+        self._effects += effects
+        if answer is not None:
+            self._own_outcome(event.id, answer, now)
+
+    def _own_outcome(self, id_: int, answer: Answer, now: float) -> None:
+        self._outcomes(id_, (Fold(ranks.pack(ranks.only(self._rank())), *answer),), now)
 
     def _outcomes(self, id_: int, folds: tuple[Fold, ...], now: float) -> None:
-        if self._root is None:
-            if self._uplink is not None and self._uplink.attached:
-                self._folding.add(id_, folds, now)
-            return  # detached: agents keep their outcomes, and the root will ask again
-        account = self._accounts.get(id_)
-        if account is not None:
-            self._settle(id_, account.settle(folds))
+        if self._root is not None:
+            account = self._accounts.get(id_)
+            if account is not None:
+                self._settle(id_, account.settle(folds))
+            return
+        self._folding.add(id_, folds, now)
+        if self._uplink is not None and not self._uplink.attached:
+            given_up = self._folding.bound()
+            if given_up:
+                self._effects.append(
+                    Warn(f"there is no way up: outcomes of {given_up} commands will be asked for again")
+                )
 
     def _settle(self, id_: int, folds: tuple[Fold, ...]) -> None:
         if folds:
@@ -609,6 +703,8 @@ class Relay:
         deadline = None if delivery.ttl_ms is None else now + delivery.ttl_ms / 1000
         account = Account(delivery, targets, targets, ranks.NONE, deadline, isinstance(body, Plan))
         self._accounts[delivery.id] = account
+        if deadline is not None:
+            self._expiry_at = min(self._expiry_at, deadline + DEADLINE_SLACK)
         account.sent = self._pass_on(delivery, targets, now)
         absent = targets & ~self._picture.reachable
         for absence in self._absences:
@@ -622,39 +718,50 @@ class Relay:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _doubt_oneself(self, now: float) -> None:
-        """A process that slept through its own wake-up has heard nobody because it did not listen."""
-        if self._expected and now > self._expected + PAUSED_AFTER:
-            for child in self._children.values():
-                child.heard = now
-            if self._uplink is not None:
-                self._uplink.heard = now
+        """A process that slept through its own wake-up has heard nobody because it did not listen.
+
+        What was sent to it meanwhile is still to be read, so nobody is silent, late or lost before that.
+        """
+        slept = now - self._expected
+        if not self._expected or slept <= PAUSED_AFTER:
+            return
+        self._heard_at = dict.fromkeys(self._heard_at, now)
+        self._silence_at = now + SILENT_AFTER if self._heard_at else inf
+        if self._uplink is not None:
+            self._uplink.doubt(now)
+        for absence in self._absences:
+            absence.since = now
+        for account in self._accounts.values():
+            if account.deadline is not None:
+                account.deadline = max(account.deadline, now)
+        self._expected = now
 
     def _advance(self, now: float) -> None:
-        for rank in sorted(self._children):
-            child = self._children.get(rank)
-            if child is not None and now >= child.heard + SILENT_AFTER:
-                self._child_lost(rank, f"silent for {SILENT_AFTER:g} s", now)
+        if now >= self._silence_at:
+            self._expire_children(now)
         if self._uplink is not None:
-            effects = self._uplink.advance(now)
-            if effects:
-                self._folding.drop()
-            self._effects += effects
-            if any(isinstance(effect, Connect) for effect in effects):
-                self._effects.append(ToParent(self._attachment()))
+            self._uplink_changed(self._uplink.advance(now))
         if self._duty is not None:
-            self._effects += self._duty.advance(now, childless=not self._children)
+            self._effects += self._duty.advance(now, childless=not self._heard_at)
         if now >= self._beat_at:
             self._beat_at = now + BEAT_EVERY
             self._up(Beat())
-            self._effects += [ToChild(rank, Beat()) for rank in sorted(self._children)]
-        self._expire(now)
+            self._effects += [ToChild(rank, Beat()) for rank in sorted(self._heard_at)]
+        if now >= self._clock_at:
+            self._ask_clock(now)
+        if now >= self._expiry_at:
+            self._expire(now)
         self._flush(now)
+
+    def _expire_children(self, now: float) -> None:
+        for rank in sorted(rank for rank, heard in self._heard_at.items() if now >= heard + SILENT_AFTER):
+            self._child_lost(rank, f"silent for {SILENT_AFTER:g} s", now)
+        self._silence_at = min(self._heard_at.values(), default=inf) + SILENT_AFTER
 
     def _expire(self, now: float) -> None:
         """Root: settle as lost what can't be known any more."""
         due = [absence for absence in self._absences if now >= absence.since + LOST_AFTER]
-        if due:
-            self._absences = [absence for absence in self._absences if absence not in due]
+        self._absences = [absence for absence in self._absences if now < absence.since + LOST_AFTER]
         for id_ in sorted(self._accounts):
             account = self._accounts[id_]
             folds: tuple[Fold, ...] = ()
@@ -664,20 +771,36 @@ class Relay:
                 folds += account.lose(account.missing, "no answer by the deadline")
             if folds:
                 self._settle(id_, folds)
+        times = [absence.since + LOST_AFTER for absence in self._absences]
+        times += [a.deadline + DEADLINE_SLACK for a in self._accounts.values() if a.deadline is not None]
+        self._expiry_at = min(times, default=inf)
 
     def _flush(self, now: float) -> None:
+        """Send what is due. Without a way up it stays, and leaves when there is one."""
+        if self._uplink is not None and not self._uplink.attached:
+            if self._reports_due is not None and now >= self._reports_due:
+                self._reports_due = None
+            return
         for message in self._folding.ready(now):
             self._up(message)
         if self._reports_due is not None and now >= self._reports_due:
-            attached = self._root is not None or (self._uplink is not None and self._uplink.attached)
             self._reports_due = None
-            if attached:
-                reports = tuple(self._reports[rank] for rank in sorted(self._reports))
-                self._reports = {}
-                if self._root is not None:
-                    self._effects.append(TellReports(reports))
-                else:
-                    self._up(Reports(reports))
+            self._flush_reports()
+
+    def _flush_reports(self) -> None:
+        progress, self._progress = self._progress, {}
+        for id_ in sorted(progress):
+            done = tuple(sorted(progress[id_].items()))
+            if self._root is not None:
+                self._effects.append(TellProgress(id_, done))
+            else:
+                self._up(Progress(id_, done))
+        reports, self._reports = self._reports, {}
+        for batch in _batches([reports[rank] for rank in sorted(reports)]):
+            if self._root is not None:
+                self._effects.append(TellReports(batch))
+            else:
+                self._up(Reports(batch))
 
     def _add_reports(self, reports: tuple[Report, ...], now: float) -> None:
         for report in reports:
@@ -686,13 +809,21 @@ class Relay:
         if self._reports_due is None:
             self._reports_due = now + REPORT_WINDOW
 
+    def _add_progress(self, id_: int, done: tuple[tuple[int, int], ...], now: float) -> None:
+        if self._uplink is not None and not self._uplink.attached:
+            return  # nobody waits for how it once was
+        self._progress.setdefault(id_, {}).update(done)
+        if self._reports_due is None:
+            self._reports_due = now + REPORT_WINDOW
+
     def _attachment(self) -> Attach:
         if self._uplink is None:
             raise RuntimeError("the root attaches to nobody")
-        own = Link(
-            self._rank(), self._uplink.parent.rank, self._incarnation, self._uplink.epoch, True, self._uplink.why
-        )
-        return Attach(VERSION_MIN, VERSION_MAX, (own, *self._picture.subtree()))
+        parent = self._uplink.parent.rank
+        own = Link(self._rank(), parent, self._incarnation, self._uplink.epoch, True, self._uplink.why)
+        # Why a link is as it is was told when it was news; a whole fleet's reasons would be too much for one message.
+        below = (msgspec.structs.replace(link, why="") if link.why else link for link in self._picture.subtree())
+        return Attach(VERSION_MIN, VERSION_MAX, (own, *below))
 
     def _up(self, message: Links | Outcomes | Streamed | Reports | ClockAsk | Progress | Beat) -> None:
         if self._uplink is not None and self._uplink.attached:
@@ -703,3 +834,29 @@ class Relay:
             if ranks.holds(mask, rank):
                 self._effects.append(ToChild(child, message))
                 return
+
+
+def _named(links: Iterable[Link]) -> Ranks:
+    """The ranks that these links are about, and those that they name as parents."""
+    named = set()
+    for link in links:
+        named.add(link.rank)
+        if link.parent is not None:
+            named.add(link.parent)
+    return ranks.union(named)
+
+
+def _batches(reports: Iterable[Report]) -> Iterator[tuple[Report, ...]]:
+    """The reports in messages of a size that every relay takes."""
+    batch: list[Report] = []
+    size = 0
+    for report in reports:
+        batch.append(report)
+        size += _REPORT_OVERHEAD + (4 * len(report.host.note) if report.host is not None else 0)
+        for vm in report.vms:
+            size += _REPORT_OVERHEAD + len(vm.name) + len(vm.deployment) + len(vm.reason)
+        if size >= FOLD_BYTES:
+            yield tuple(batch)
+            batch, size = [], 0
+    if batch:
+        yield tuple(batch)

@@ -1,10 +1,12 @@
-"""Who may command: signatures of the fleet's key, and an agent's guard against forged, altered, widened, replayed and late ones.
+"""Who may command: signatures of the fleet's key, and an agent's guard against all that it did not sign as it stands.
 
-The fleet's Ed25519 key is made on the service node and never leaves it. What it signs is prefixed with what it is, so that
-no signature of one kind of document passes for another.
+The fleet's Ed25519 key is made on the service node and never leaves it. What it signs is prefixed with what it is, so
+that no signature of one kind of document passes for another.
 """
 
 from __future__ import annotations
+
+from math import inf
 
 import msgspec
 from nacl.bindings import (
@@ -79,13 +81,15 @@ def open_command(payload: bytes, signature: bytes, verify_key: bytes, fleet: str
 class RootTime:
     """An agent's notion of the root's clock, which never lags behind it.
 
-    The agent asks with a nonce at its own time `asked`; the root answers with its time T, signed. What the root's clock
-    showed when the agent asked was at most T, so T + (now - asked) is at least the root's time now, whatever a relay did to delay the
-    answer. Both guards below use it in the direction in which an error refuses a command rather than admits one.
+    The agent asks with a nonce at its own time `asked`; the root answers with its time T, signed. What the root's
+    clock showed when the agent asked was at most T, so T + (now - asked) is at least the root's time now, whatever a
+    relay did to delay the answer. Both checks below use it in the direction in which an error refuses a command
+    rather than admits one.
     """
 
     def __init__(self) -> None:
         self._offset: float | None = None
+        self._least: float = -inf
         self._pending: tuple[bytes, float] | None = None
 
     @property
@@ -97,14 +101,18 @@ class RootTime:
         """A question with `nonce` leaves at local time `now` (seconds, monotonic)."""
         self._pending = (nonce, now)
 
-    def tell(self, told: ClockTell, rank: int, fleet: str, verify_key: bytes) -> None:
-        """Take the root's answer. Raises Untrusted where it is not the root's answer to the last question."""
+    def tell(self, told: ClockTell, rank: int, fleet: str, verify_key: bytes, now: float) -> None:
+        """Take the root's answer, which arrived at local time `now`.
+
+        Raises Untrusted where it is not the root's answer to the last question.
+        """
         if self._pending is None or told.nonce != self._pending[0] or told.rank != rank:
             raise Untrusted("it answers no question of mine")
         text = _clock_text(fleet, told.rank, told.nonce, told.time_ms)
         if not _verified(text, told.signature, verify_key):
             raise Untrusted("its signature is not the fleet's")
         self._offset = told.time_ms / 1000 - self._pending[1]
+        self._least = told.time_ms / 1000 - now
         self._pending = None
 
     def at(self, local: float) -> float:
@@ -112,6 +120,13 @@ class RootTime:
         if self._offset is None:
             raise RuntimeError("the root's time is not known yet")
         return self._offset + local
+
+    def at_least(self, local: float) -> float:
+        """What the root's clock shows at the local time `local` at the least, in seconds.
+
+        It showed T before the answer came.
+        """
+        return self._least + local
 
 
 class Guard:
@@ -125,23 +140,32 @@ class Guard:
         self.started = started
         self.time = RootTime()
 
-    def check(self, delivered: Deliver, now: float) -> Command:
-        """The command, if the fleet's key signed it for this host, and it is neither late nor from before this agent began.
+    def open(self, delivered: Deliver) -> Command:
+        """The command, if the fleet's key signed it for this host under this number. Raises Untrusted."""
+        command = self.open_any(delivered)
+        if not ranks.holds(ranks.unpack(command.targets), self.rank):
+            raise Untrusted("it is signed for other hosts")
+        return command
+
+    def open_any(self, delivered: Deliver) -> Command:
+        """The command, if the fleet's key signed it under this number, for whichever hosts. Raises Untrusted."""
+        command = open_command(delivered.payload, delivered.signature, self.verify_key, self.fleet)
+        if command.id != delivered.id:
+            raise Untrusted(f"it is command {command.id} under the number {delivered.id}")
+        return command
+
+    def check_time(self, command: Command, now: float) -> None:
+        """Refuse an opened command that is late, or from before this agent began.
 
         A command that was issued before the agent began may have been run by its predecessor: that is refused, which
         makes a replay over a restart useless. Replays within one life are the relay's to recognise by id.
         Raises Untrusted.
         """
-        command = open_command(delivered.payload, delivered.signature, self.verify_key, self.fleet)
-        if command.id != delivered.id:
-            raise Untrusted(f"it is command {command.id} under the number {delivered.id}")
-        if not ranks.holds(ranks.unpack(command.targets), self.rank):
-            raise Untrusted("it is signed for other hosts")
-        # Plans order themselves by version, a cancel or a settling does no harm twice: they need no clock, and must work before one is known.
+        # Plans order themselves by version, a cancel or a settling does no harm twice: they need no clock, and must
+        # work before one is known.
         if isinstance(command.body, Plan | Cancel | Settled):
-            return command
+            return
         if command.issued_ms / 1000 < self.time.at(self.started):
             raise Untrusted("it was issued before this agent began")
         if command.expires_ms / 1000 < self.time.at(now):
             raise Untrusted("it has expired")
-        return command

@@ -13,6 +13,7 @@ from enum import Enum
 from protocol.commands import Member
 from protocol.events import Connect, Disconnect, Effect
 from protocol.limits import ATTACH_JITTER, ATTACH_WITHIN, RETRY_FIRST, RETRY_MOST, SILENT_AFTER
+from protocol.outcomes import sentence
 
 
 class Phase(Enum):
@@ -75,7 +76,7 @@ class Uplink:
         if self.phase is Phase.RESTING:
             return []
         was_attached = self.phase is Phase.ATTACHED
-        self.why = f"{self.parent.name}: {why}"
+        self.why = sentence(f"{self.parent.name}: {why}")
         self._tried = 1 if was_attached else self._tried + 1
         self._index = (self._index + 1) % len(self._ancestors)
         self.phase = Phase.RESTING
@@ -85,6 +86,12 @@ class Uplink:
             self._until = now + self._pause * (0.5 + self._draw())
             self._pause = min(self._pause * 2, RETRY_MOST)
         return [Disconnect()]
+
+    def doubt(self, now: float) -> None:
+        """This process was not run for a while: whoever seems silent or slow may be waiting to be heard."""
+        self.heard = now
+        if self.phase is Phase.ATTACHING:
+            self._until = now + ATTACH_WITHIN
 
     def advance(self, now: float) -> list[Effect]:
         """What time alone brings. A `Connect` among the effects asks the caller to send its Attach behind it."""

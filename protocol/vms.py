@@ -31,8 +31,8 @@ Cmdline = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=204
 Bridge = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}\Z")]
 #: Up to 1 PiB: more than a host has, and still 64 bits in bytes.
 Mib = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
-#: A name or a word in a report. 253 is the longest host name (RFC 1123, section 2.1); a domain that somebody else made may
-#: have a longer one, and is reported under its beginning.
+#: A name or a word in a report. 253 is the longest host name (RFC 1123, section 2.1); a domain that somebody else
+#: made may have a longer one, and is reported under its beginning.
 Short = Annotated[str, msgspec.Meta(max_length=253)]
 
 

@@ -1,0 +1,564 @@
+"""A whole tree in memory and in virtual time: real relays, real signatures, real frames; a network and processes that
+are made up. One seed gives one trace.
+
+The network is what TCP gives: each connection is a FIFO in either direction, with a delay of its own for each
+message; a process that dies is noticed at the other ends, a cut is silence, and what was sent into a cut arrives when
+it is healed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from protocol import codec, events, ranks
+from protocol.commands import Below, Body, Cancel, Command, Member, Plan, Quiet, Run, Settled
+from protocol.limits import DEFAULT_LIFETIME_MS, DEFAULT_OUTPUT, PENALTY, SETTLED_EVERY
+from protocol.messages import DOWNWARDS, UPWARDS, Deliver, Link, Manner, Message
+from protocol.outcomes import NO_OUTPUT, Exited, Killed, Outcome, Output
+from protocol.relay import Relay, RootPart
+from protocol.topology import Seat, ancestors, below, children_of, even_fanout, grow
+from protocol.trust import Guard, Signer
+
+FLEET = "sim"
+#: The root's clock at virtual time zero, in seconds since 1970; any number does that no monotonic clock shows.
+_EPOCH = 1_700_000_000.0
+#: Between a message's leaving and its arriving, in seconds: a switched network and an event loop's turn.
+_DELAY = (0.0002, 0.002)
+#: Reaction of made-up processes to SIGTERM.
+_DIES_AFTER = 0.01
+
+Work = Callable[[int, int, Body], tuple[float, Outcome, Output]]
+
+
+@dataclass
+class _Connection:
+    """A child's connection to a parent. `stalled` holds what was sent into a cut."""
+
+    child: int
+    parent: int | None
+    child_life: int
+    parent_life: int
+    open: bool = True
+    arrives: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
+    stalled: list[tuple[bool, Callable[[], None]]] = field(default_factory=list)
+
+
+@dataclass
+class Node:
+    """One process: a relay, and what surrounds it."""
+
+    rank: int | None
+    relay: Relay
+    plan: Plan
+    #: Its monotonic clock minus virtual time: no two hosts' clocks have anything to do with each other.
+    clock: float
+    life: int = 0
+    alive: bool = True
+    frozen: bool = False
+    admitted: dict[bytes, int] = field(default_factory=dict)
+    refused_until: dict[int, float] = field(default_factory=dict)
+    up: _Connection | None = None
+    down: dict[int, _Connection] = field(default_factory=dict)
+    inbox: list[events.Event] = field(default_factory=list)
+    timer: float | None = None
+    running: set[int] = field(default_factory=set)
+    departed: bool = False
+
+
+class Tree:
+    """`hosts` agents with ranks 0 to `hosts` - 1 and a root, connected as `protocol.topology` plans it."""
+
+    def __init__(
+        self,
+        hosts: int,
+        *,
+        fanout: int = 32,
+        seed: int = 0,
+        with_codec: bool = True,
+        parents: Mapping[int, int | None] | None = None,
+        keep_trace: bool = False,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self._with_codec = with_codec
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._cuts: set[frozenset[int | None]] = set()
+        self._islands: set[int | None] = set()
+        self._connections: list[_Connection] = []
+        self.trace: list[str] | None = [] if keep_trace else None
+        #: How often each (rank, command) was begun.
+        self.executions: Counter[tuple[int, int]] = Counter()
+        #: Messages that arrived, by receiver and type.
+        self.received: Counter[tuple[int | None, str]] = Counter()
+        self.events_handled = 0
+        self.work: Work = lambda _rank, _id, _body: (self.random.uniform(0.001, 0.02), Exited(0), NO_OUTPUT)
+        #: Processes that ignore SIGTERM.
+        self.stubborn: set[int] = set()
+        # The root's service:
+        self.told: dict[int, dict[int, tuple[Outcome, Output]]] = {}
+        self.tells: Counter[int] = Counter()
+        self.targets: dict[int, int] = {}
+        self.settled: set[int] = set()
+        self.streamed: list[events.TellStream] = []
+        self.reports: list[events.TellReports] = []
+        self.progress: dict[int, dict[int, int]] = {}
+        self.links: list[Link] = []
+        self.warnings: list[str] = []
+        self.dropped: list[tuple[int | None, int, str]] = []
+        self._next_id = 1
+        self._unsettled: set[int] = set()
+        self._settling = False
+
+        self.signer = Signer(self.random.randbytes(32))
+        self.members: dict[int | None, Member] = {
+            rank: Member(
+                rank, "root" if rank is None else f"h{rank}", "198.18.0.1", 1_000, 1_001, self.random.randbytes(32)
+            )
+            for rank in (None, *range(hosts))
+        }
+        seats = (Seat(rank) for rank in range(hosts))
+        self.parents = dict(grow({}, {}, seats, even_fanout(hosts, fanout)) if parents is None else parents)
+        self._version = 1
+        plans = self._plans(self.parents)
+        self.nodes: dict[int | None, Node] = {}
+        root_clock = self.random.uniform(1e3, 1e6)
+        root = RootPart(
+            signer=self.signer,
+            fleet=FLEET,
+            clock_ms=lambda local: round((local - root_clock + _EPOCH) * 1000),
+            name=lambda rank: self.members[rank].name,
+        )
+        relay = Relay(plan=plans[None], incarnation=1, draw=self.random.random, nonce=self._nonce, root=root)
+        self.nodes[None] = Node(None, relay, plans[None], root_clock)
+        self._feed(None, events.Begin())
+        for rank in range(hosts):
+            self._boot(rank, plans[rank], 1)
+
+    # --- making it ----------------------------------------------------------------------------------------------------
+
+    def _nonce(self) -> bytes:
+        return self.random.randbytes(16)
+
+    def _plans(self, parents: Mapping[int, int | None]) -> dict[int | None, Plan]:
+        children = children_of(parents)
+        plans = {}
+        for rank in (None, *sorted(parents)):
+            above = () if rank is None else tuple(self.members[up] for up in ancestors(parents, rank))
+            under = tuple(Below(low, parents[low], self.members[low].key) for low in below(children, rank))
+            plans[rank] = Plan(version=self._version, you=self.members[rank], ancestors=above, below=under)
+        return plans
+
+    def _boot(self, rank: int, plan: Plan, incarnation: int) -> None:
+        clock = self.random.uniform(1e3, 1e6)
+        guard = Guard(fleet=FLEET, verify_key=self.signer.verify_key, rank=rank, started=self.now + clock)
+        relay = Relay(plan=plan, incarnation=incarnation, draw=self.random.random, nonce=self._nonce, guard=guard)
+        self.nodes[rank] = Node(rank, relay, plan, clock, life=incarnation)
+        self._feed(rank, events.Begin())
+
+    # --- virtual time -------------------------------------------------------------------------------------------------
+
+    def at(self, time: float, call: Callable[[], None]) -> None:
+        """Call at this virtual time."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (time, self._sequence, call))
+
+    def run_until(self, condition: Callable[[], object], within: float = 60.0, what: str = "it") -> None:
+        """Let time pass until the condition holds. Raises AssertionError after `within` virtual seconds."""
+        deadline = self.now + within
+        while not condition():
+            if not self._heap or self._heap[0][0] > deadline:
+                raise AssertionError(f"waited {within:g} virtual seconds in vain for {what}")
+            self._step()
+
+    def run_for(self, seconds: float) -> None:
+        """Let this much time pass."""
+        end = self.now + seconds
+        while self._heap and self._heap[0][0] <= end:
+            self._step()
+        self.now = end
+
+    def _step(self) -> None:
+        self.now, _, call = heapq.heappop(self._heap)
+        call()
+
+    def _feed(self, rank: int | None, event: events.Event) -> None:
+        node = self.nodes[rank]
+        if not node.alive:
+            return
+        if node.frozen:
+            if not isinstance(event, events.Tick):
+                node.inbox.append(event)
+            return
+        queue = [event]
+        for current in queue:  # grows while it is walked
+            self.events_handled += 1
+            for effect in node.relay.handle(current, self.now + node.clock):
+                if self.trace is not None:
+                    self.trace.append(f"{self.now:.6f} {rank} {effect}")
+                self._perform(node, effect, queue)
+        if node.alive:
+            self._set_timer(node)
+
+    def _set_timer(self, node: Node) -> None:
+        due = max(self.now, node.relay.next_wakeup() - node.clock)
+        if node.timer is not None and node.timer <= due:
+            return
+        node.timer = due
+        life = node.life
+
+        def tick() -> None:
+            current = self.nodes[node.rank]
+            if current.life == life and current.timer == due:
+                current.timer = None
+                self._feed(node.rank, events.Tick())
+
+        self.at(due, tick)
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _perform(self, node: Node, effect: events.Effect, queue: list[events.Event]) -> None:
+        match effect:
+            case events.ToParent(message):
+                if node.up is not None:
+                    assert type(message) in UPWARDS
+                    self._send(node.up, True, message)
+            case events.ToChild(rank, message):
+                assert type(message) in DOWNWARDS
+                connection = node.down.get(rank)
+                if connection is None:
+                    queue.append(events.ChildLost(rank, "connection closed"))
+                else:
+                    self._send(connection, False, message)
+            case events.Connect(member):
+                self._connect(node, member)
+            case events.Disconnect():
+                self._close_up(node)
+            case events.DropChild(rank, why):
+                self.dropped.append((node.rank, rank, why))
+                node.refused_until[rank] = self.now + PENALTY
+                connection = node.down.pop(rank, None)
+                if connection is not None:
+                    self._end(connection, at_child=True, why="connection closed")
+            case events.Admit(keys):
+                node.admitted = dict(keys)
+            case events.SavePlan(delivery):
+                command = codec_command(delivery)
+                assert isinstance(command.body, Plan)
+                node.plan = command.body
+            case events.Depart():
+                node.departed = True
+                self.kill(node.rank)
+            case events.Start(id_, body, _):
+                self._start(node, id_, body)
+            case events.Stop(id_, hard):
+                self._stop(node, id_, hard=hard)
+            case events.Warn(text):
+                self.warnings.append(f"{node.rank}: {text}")
+            case events.Arrived() | events.Carry() | events.Forget():
+                pass
+            case _:
+                self._serve(effect)
+
+    def _start(self, node: Node, id_: int, body: Body) -> None:
+        assert node.rank is not None
+        self.executions[node.rank, id_] += 1
+        duration, outcome, output = self.work(node.rank, id_, body)
+        node.running.add(id_)
+        self._finish_later(node, id_, duration, outcome, output)
+
+    def _stop(self, node: Node, id_: int, *, hard: bool) -> None:
+        if hard or node.rank not in self.stubborn:
+            self._finish_later(node, id_, _DIES_AFTER, Killed(9 if hard else 15), NO_OUTPUT)
+
+    def _finish_later(self, node: Node, id_: int, after: float, outcome: Outcome, output: Output) -> None:
+        life = node.life
+
+        def finish() -> None:
+            current = self.nodes[node.rank]
+            if current.alive and current.life == life and id_ in current.running:
+                current.running.discard(id_)
+                self._feed(node.rank, events.Finished(id_, outcome, output))
+
+        self.at(self.now + after, finish)
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _is_cut(self, a: int | None, b: int | None) -> bool:
+        return a in self._islands or b in self._islands or frozenset((a, b)) in self._cuts
+
+    def _connect(self, node: Node, member: Member) -> None:
+        self._close_up(node)
+        assert node.rank is not None
+        child, parent = node.rank, self.nodes[member.rank]
+        connection = _Connection(child, member.rank, node.life, parent.life)
+        node.up = connection
+        self._connections.append(connection)
+
+        def opened() -> None:
+            if not parent_is_the_same():
+                self._end(connection, at_child=True, why="connection refused")
+                return
+            key = self.members[child].key
+            if parent.admitted.get(key) != child or parent.refused_until.get(child, 0.0) > self.now:
+                self._end(connection, at_child=True, why="it does not admit this host's key yet")
+                return
+            older = parent.down.get(child)
+            if older is not None:
+                older.open = False
+            parent.down[child] = connection
+
+        def parent_is_the_same() -> bool:
+            return parent.alive and self.nodes[parent.rank] is parent
+
+        self._travel(connection, True, opened)
+
+    def _close_up(self, node: Node) -> None:
+        connection, node.up = node.up, None
+        if connection is not None:
+            self._end(connection, at_child=False, why="connection closed")
+
+    def _end(self, connection: _Connection, *, at_child: bool, why: str) -> None:
+        """The connection ends; the end that did not end it hears of it when the news arrives."""
+        if not connection.open:
+            return
+        connection.open = False
+
+        def noticed() -> None:
+            if at_child:
+                child = self.nodes[connection.child]
+                if child.up is connection:
+                    child.up = None
+                    self._feed(connection.child, events.ParentLost(why))
+            else:
+                parent = self.nodes[connection.parent]
+                if parent.down.get(connection.child) is connection:
+                    del parent.down[connection.child]
+                    self._feed(connection.parent, events.ChildLost(connection.child, why))
+
+        self._travel(connection, not at_child, noticed)
+
+    def _travel(self, connection: _Connection, upwards: bool, arrive: Callable[[], None]) -> None:
+        """Let something arrive at the other end, behind all that went before it."""
+        if self._is_cut(connection.child, connection.parent):
+            connection.stalled.append((upwards, arrive))
+            return
+        time = max(connection.arrives[upwards], self.now + self.random.uniform(*_DELAY))
+        connection.arrives[upwards] = time
+
+        def arrive_unless_cut() -> None:
+            if self._is_cut(connection.child, connection.parent):
+                connection.stalled.append((upwards, arrive))
+            else:
+                arrive()
+
+        self.at(time, arrive_unless_cut)
+
+    def _send(self, connection: _Connection, upwards: bool, message: Message) -> None:
+        if not connection.open:
+            return
+        frames = codec.encode(message) if self._with_codec else None
+
+        def arrive() -> None:
+            if not connection.open:
+                return
+            received = message if frames is None else codec.decode(frames)[0]
+            to = connection.parent if upwards else connection.child
+            self.received[to, type(message).__name__] += 1
+            if upwards:
+                self._feed(to, events.FromChild(connection.child, received))
+            else:
+                self._feed(to, events.FromParent(received))
+
+        self._travel(connection, upwards, arrive)
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def kill(self, rank: int | None) -> None:
+        """The process dies; the other ends of its connections notice."""
+        node = self.nodes[rank]
+        node.alive = False
+        node.running.clear()
+        for connection in self._connections:
+            if connection.open and connection.child == rank and connection.child_life == node.life:
+                self._end(connection, at_child=False, why="connection closed")
+            elif connection.open and connection.parent == rank:
+                self._end(connection, at_child=True, why="connection closed")
+        self._connections = [connection for connection in self._connections if connection.open]
+
+    def restart(self, rank: int) -> None:
+        """The agent begins anew: with its plan and its keys, and without its memory."""
+        node = self.nodes[rank]
+        if node.alive:
+            self.kill(rank)
+        self._boot(rank, node.plan, node.life + 1)
+
+    def freeze(self, rank: int | None) -> None:
+        """The process is not run (SIGSTOP); its kernel keeps its connections, and its commands run on."""
+        self.nodes[rank].frozen = True
+
+    def thaw(self, rank: int | None) -> None:
+        """The process is run again, and finds all that came meanwhile."""
+        node = self.nodes[rank]
+        node.frozen = False
+        inbox, node.inbox = node.inbox, []
+        node.timer = None
+        for event in inbox:
+            self._feed(rank, event)
+        self._feed(rank, events.Tick())
+
+    def cut(self, rank: int | None, other: int | str | None = "all") -> None:
+        """Pull the cable of a host, or take away the way between two."""
+        if isinstance(other, str):
+            self._islands.add(rank)
+        else:
+            self._cuts.add(frozenset((rank, other)))
+
+    def heal(self, rank: int | None, other: int | str | None = "all") -> None:
+        """Undo `cut`; what was sent meanwhile arrives."""
+        if isinstance(other, str):
+            self._islands.discard(rank)
+        else:
+            self._cuts.discard(frozenset((rank, other)))
+        for connection in self._connections:
+            if connection.stalled and not self._is_cut(connection.child, connection.parent):
+                stalled, connection.stalled = connection.stalled, []
+                for upwards, arrive in stalled:
+                    self._travel(connection, upwards, arrive)
+
+    # --- the root's service -------------------------------------------------------------------------------------------
+
+    def _serve(self, effect: events.Effect) -> None:
+        match effect:
+            case events.Tell(id_, folds):
+                self.tells[id_] += 1
+                for fold in folds:
+                    for rank in ranks.each(ranks.unpack(fold.ranks)):
+                        assert rank not in self.told[id_], f"rank {rank} was settled twice for command {id_}"
+                        self.told[id_][rank] = (fold.outcome, fold.output)
+            case events.TellSettled(id_):
+                self.settled.add(id_)
+                self._unsettled.add(id_)
+                self._settle_soon()
+            case events.TellStream():
+                self.streamed.append(effect)
+            case events.TellReports():
+                self.reports.append(effect)
+            case events.TellProgress(id_, done):
+                self.progress.setdefault(id_, {}).update(done)
+            case events.TellLinks(links):
+                self.links += links
+                if any(link.up for link in links) and self.settled:
+                    # Whoever was away may not have heard what is settled.
+                    self._unsettled |= self.settled
+                    self._settle_soon()
+            case _:
+                raise AssertionError(f"the root has no use for {effect}")
+
+    def _settle_soon(self) -> None:
+        if self._settling:
+            return
+        self._settling = True
+
+        def settle() -> None:
+            self._settling = False
+            ids, self._unsettled = tuple(sorted(self._unsettled)), set()
+            targets = 0
+            for id_ in ids:
+                targets |= self.targets[id_]
+            self.submit(Settled(ids=ids), targets)
+
+        self.at(self.now + SETTLED_EVERY, settle)
+
+    def sign(self, body: Body, targets: int, *, ttl: float | None = None, id_: int | None = None) -> Deliver:
+        """A command as the root's service makes it."""
+        if id_ is None:
+            id_, self._next_id = self._next_id, self._next_id + 1
+        issued = round((self.now + _EPOCH) * 1000)
+        command = Command(
+            fleet=FLEET,
+            id=id_,
+            targets=ranks.pack(targets),
+            issued_ms=issued,
+            expires_ms=issued + DEFAULT_LIFETIME_MS,
+            body=body,
+        )
+        payload, signature = self.signer.command(command)
+        manner = Manner.QUIET if isinstance(body, Quiet) else Manner.WORK
+        ttl_ms = None if ttl is None else round(ttl * 1000)
+        return Deliver(id_, ranks.pack(targets), ttl_ms, manner, payload, signature)
+
+    def submit(self, body: Body, targets: int, *, ttl: float | None = None) -> int:
+        """Give the root a command; returns its id."""
+        delivery = self.sign(body, targets, ttl=ttl)
+        if not isinstance(body, Quiet):
+            self.told[delivery.id] = {}
+            self.targets[delivery.id] = targets
+        self._feed(None, events.Submit(delivery, body))
+        return delivery.id
+
+    def broadcast(self, targets: Iterable[int] | None = None, *, ttl: float | None = None, stream: bool = False) -> int:
+        """Run something on these hosts, on all by default."""
+        body = Run(argv=("true",), output_limit=DEFAULT_OUTPUT, stream=stream)
+        return self.submit(body, ranks.union(self.parents if targets is None else targets), ttl=ttl)
+
+    def cancel(self, id_: int) -> None:
+        """Cancel a command everywhere."""
+        self.submit(Cancel(of=id_), self.targets[id_])
+
+    def replan(self, parents: Mapping[int, int | None]) -> None:
+        """Give everybody a new plan, parents before children."""
+        self.parents = dict(parents)
+        self._version += 1
+        plans = self._plans(self.parents)
+        self._feed(None, events.Replan(plans[None]))
+        self.nodes[None].plan = plans[None]
+        for rank in below(children_of(self.parents), None):
+            self.submit(plans[rank], ranks.only(rank))
+
+    # --- what tests ask -----------------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> Relay:
+        """The root's relay."""
+        return self.nodes[None].relay
+
+    def form(self, within: float = 30.0) -> None:
+        """Run until everybody who is alive is in the tree."""
+        self.run_until(lambda: self.root.reachable == self.living(), within, "the tree to form")
+
+    def living(self) -> int:
+        """Those whose process lives, as a set of ranks."""
+        return ranks.union(rank for rank, node in self.nodes.items() if rank is not None and node.alive)
+
+    def outcomes(self, id_: int) -> dict[int, Outcome]:
+        """Each host's outcome of the command, as far as the root has told."""
+        return {rank: outcome for rank, (outcome, _) in self.told[id_].items()}
+
+    def settle(self, id_: int, within: float = 60.0) -> dict[int, Outcome]:
+        """Run until the command is settled; returns its outcomes."""
+        self.run_until(lambda: id_ in self.settled, within, f"command {id_}; missing {bin(self.root.missing(id_))}")
+        return self.outcomes(id_)
+
+    def check(self) -> None:
+        """What must hold at any time, whatever happened."""
+        twice = {key: count for key, count in self.executions.items() if count > 1}
+        assert not twice, f"run more than once: {twice}"
+        for id_ in self.settled:
+            assert ranks.union(self.told[id_]) == self.targets[id_]
+
+    def leftovers(self) -> dict[int | None, int]:
+        """How many commands each living relay still keeps something about."""
+        kept = {rank: node.relay.kept() for rank, node in self.nodes.items() if node.alive}
+        return {rank: count for rank, count in kept.items() if count}
+
+
+def codec_command(delivery: Deliver) -> Command:
+    """The command in a delivery, unverified."""
+    import msgspec
+
+    return msgspec.msgpack.decode(delivery.payload, type=Command)
