@@ -48,7 +48,7 @@ async def serve(directory: HostDirectory, uri: str | None) -> None:
     worker = AgentWorker(shell, directory, version=VERSION, uri=uri)
     shell.worker = worker
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: worker.ended.done() or worker.ended.set_result(None))
+        loop.add_signal_handler(number, worker.end)
     shell.begin()
     worker.begin_watching()
     notifier = Notifier()

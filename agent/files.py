@@ -17,6 +17,8 @@ from protocol.transfer import chunk_count, chunk_size, is_right
 #: Symbolic links that one path may lead through: Linux's own limit (path_resolution(7)).
 _LINKS_MOST = 40
 _PART = ".canopy-"
+#: A destination that begins so is in the agent's own directory.
+OWN = "@/"
 
 
 class BadDestination(Exception):
@@ -87,6 +89,8 @@ class Incoming:
         """
         self.push = push
         path = str(images / push.digest) if push.image else push.path
+        if path.startswith(OWN):
+            path = str(images.parent / path.removeprefix(OWN))
         self._folder, self._name = open_parent(path)
         self._mode = 0o444 if push.image else push.mode
         self._part = f"{_PART}{id_}-{self._name}"[:255]

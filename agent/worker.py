@@ -34,6 +34,8 @@ log = logging.getLogger("canopy")
 _STOPPED = Killed(15)
 #: How often a push's progress is told, in seconds: often enough for a moving bar.
 _PROGRESS_EVERY = 0.5
+#: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in s.
+_PROBE_WITHIN, _PROBE_SLACK = 30.0, 0.5
 
 
 class AgentWorker:
@@ -231,17 +233,16 @@ class AgentWorker:
 
     async def _vm_work(self, id_: int, body: CreateVms | DestroyVms | ProbeVms, ttl: float | None) -> None:
         worker = self._vm_worker()
-        match body:
-            case CreateVms(deployment=deployment, specs=specs):
-                results = await worker.create(deployment, list(specs))
-            case DestroyVms(deployment=deployment, names=names):
-                results = await worker.destroy(deployment, None if names is None else list(names))
-            case ProbeVms(names=names):
-                answered = await worker.reachable(list(names), 30.0 if ttl is None else max(0.1, ttl - 0.5))
-                missing = set(names) - set(answered)
-                code = 1 if missing else 0
-                self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
-                return
+        if isinstance(body, ProbeVms):
+            within = _PROBE_WITHIN if ttl is None else max(0.1, ttl - _PROBE_SLACK)
+            answered = await worker.reachable(list(body.names), within)
+            code = 0 if set(answered) >= set(body.names) else 1
+            self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
+            return
+        if isinstance(body, CreateVms):
+            results = await worker.create(body.deployment, list(body.specs))
+        else:
+            results = await worker.destroy(body.deployment, None if body.names is None else list(body.names))
         self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
 
     # --- reports ------------------------------------------------------------------------------------------------------
@@ -256,10 +257,7 @@ class AgentWorker:
         self._watch = self._loop.call_later(EVERY, self._look)
         seen = self._health.news()
         if seen is not None:
-            self._shell.feed(events.Observed(self._noted(seen), (), whole=False))
-
-    def _noted(self, seen: Any) -> Any:  # noqa: ANN401
-        return seen
+            self._shell.feed(events.Observed(seen, (), whole=False))
 
     def arrived(self) -> None:
         """Attached, perhaps to a root that knows nothing: everything anew."""
@@ -282,6 +280,10 @@ class AgentWorker:
         raise TypeError(f"an agent can't {effect}")
 
     def depart(self, leave: Leave) -> None:
+        """End this agent, because the root said so."""
+        self.end(leave)
+
+    def end(self, leave: Leave | None = None) -> None:
         """End this agent."""
         if not self.ended.done():
             self.ended.set_result(leave)
