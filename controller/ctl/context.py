@@ -1,0 +1,91 @@
+"""What every command of `ctl` is given, and what it makes of Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+import typer
+
+from controller.hosts import choose
+from controller.session import Session
+from controller.terminal import Terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Ctl:
+    """The global options, and where to write."""
+
+    fleet: str | None
+    debug: bool
+    terminal: Terminal
+
+    def session(self) -> Session:
+        """The fleet's service."""
+        return Session(self.fleet)
+
+
+def ctl_of(context: typer.Context) -> Ctl:
+    """What `ctl` itself was given."""
+    found = context.find_object(Ctl)
+    if found is None:
+        raise RuntimeError("a command runs only below ctl")
+    return found
+
+
+def chosen_hosts(
+    session: Session, where: Iterable[str] | None, exclude: Iterable[str] | None
+) -> tuple[str, ...] | None:
+    """The hosts of `-w` and `-x`; None for all of the fleet. Raises CtlError where none is left."""
+    return choose(list(where or ()), list(exclude or ()), lambda: (host.name for host in session.status().hosts))
+
+
+class Interruptible:
+    """While it is entered, the first Ctrl-C calls `cancel` and the second is a KeyboardInterrupt.
+
+    A handler, since an exception in the middle of a reply would lose the place in what the service says.
+    """
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
+        self.interrupted = False
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self._cancel()
+
+    def __enter__(self) -> Interruptible:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def read_text(path: Path) -> str:
+    """A file that a person wrote; `-` is standard input. Raises CtlError where it can't be read."""
+    import sys
+
+    from controller.status import CtlError, ExitStatus
+
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error
+    except UnicodeDecodeError as error:
+        raise CtlError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8 text", ExitStatus.USAGE) from error

@@ -1,0 +1,81 @@
+"""A running command from its start to its exit code, as its person sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from controller import render
+from controller.ctl.context import Interruptible
+from controller.session import Happening, Job, Result, exit_status
+from controller.status import CtlError, ExitStatus
+from controller.terminal import Live, Terminal
+
+
+class Following:
+    """Collects a job's results, under a live line and with Ctrl-C as `ctl` has it."""
+
+    def __init__(self, job: Job, terminal: Terminal, *, quiet: bool = False) -> None:
+        self.terminal = terminal
+        self.results: list[Result] = []
+        #: Names to ranks, in the order of ranks.
+        self.order = {name: rank for rank, name in sorted(job.hosts.items())}
+        #: Hosts without an outcome. A dictionary, since the live line copies it while it changes.
+        self.waiting = dict.fromkeys(self.order)
+        self._job = job
+        self._quiet = quiet
+        self._began = time.monotonic()
+        self._interruptible = Interruptible(job.cancel)
+        self._broken: CtlError | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been."""
+        return time.monotonic() - self._began
+
+    def run(self, line: Callable[[], str], other: Callable[[Happening], None] = lambda _: None) -> None:
+        """Go on until every host has an outcome, or the person has had enough, or the service is gone.
+
+        `line()` is the live line's text; `other` is called with what happens, results included.
+        """
+
+        def text() -> str:
+            return f"cancelling (Ctrl-C leaves at once): {line()}" if self._interruptible.interrupted else line()
+
+        try:
+            with self._interruptible, Live(self.terminal, text, quiet=self._quiet):
+                for happening in self._job:
+                    if isinstance(happening, Result):
+                        self.results.append(happening)
+                        for host in happening.hosts:
+                            self.waiting.pop(host, None)
+                    other(happening)
+        except KeyboardInterrupt:
+            # The second one, since the first is `_interruptible`'s: what has come is shown, and that is all.
+            pass
+        except CtlError as error:
+            # What has come is shown, whatever became of the rest.
+            self._broken = error
+
+    def show_json(self) -> None:
+        """The results, for programs."""
+        self.terminal.text(render.json_text(render.result_objects(self.results, self.order)))
+
+    def show_failures(self) -> None:
+        """Who did not do well, and what was cut short."""
+        for failure in render.failures(self.results, self.order):
+            self.terminal.say(failure, bad=True)
+        for short in render.shortened(self.results, self.order):
+            self.terminal.say(short)
+
+    def end(self) -> int:
+        """Sum up. The exit code; raises CtlError where the service went away before the end."""
+        said = "" if self._quiet else render.summary(self.results, self.order, unsettled=list(self.waiting))
+        if said:
+            self.terminal.say(said, bad=True)
+        self.terminal.flush()
+        if self._interruptible.interrupted:
+            return ExitStatus.INTERRUPTED
+        if self._broken is not None:
+            raise self._broken
+        return exit_status(result.outcome for result in self.results)

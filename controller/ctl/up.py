@@ -1,0 +1,284 @@
+"""`ctl up` and `ctl down`: the beginning and the end of a fleet."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller import progress, render
+from controller.ctl.context import Ctl, chosen_hosts, ctl_of, read_text
+from controller.ctl.options import Exclude, Json, Quiet, Where
+from controller.hosts import expand_all, fold, names_in, site_of
+from controller.session import exit_status
+from controller.status import CtlError, ExitStatus
+from controller.terminal import Live, Terminal
+from protocol.vms import VmChange
+
+if TYPE_CHECKING:
+    from controller.up import DownReport
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def needed(min_up: str, total: int) -> int:
+    """How many of `total` hosts `--min-up` asks for: a percentage is rounded down, but one host at least must be up.
+
+    Raises CtlError (USAGE) where it is neither a percentage nor a number, or is more than all.
+    """
+    percent, number = _PERCENT.fullmatch(min_up), _NUMBER.fullmatch(min_up)
+    if percent is not None and Fraction(percent[1]) <= 100:
+        share = Fraction(percent[1]) / 100
+        return max(int(share * total), 1 if share else 0)
+    if number is not None and int(min_up) <= total:
+        return int(min_up)
+    raise CtlError(f"--min-up {min_up}: give a percentage like 95%, or a number of at most {total}", ExitStatus.USAGE)
+
+
+def _nodes(path: Path, terminal: Terminal) -> tuple[str, ...]:
+    """The nodes of an infra.conf that are not offline."""
+    from controller.infra import InfraError, load_infra
+
+    try:
+        infra, warnings = load_infra(path)
+    except InfraError as error:
+        raise CtlError(f"{path} can't be used:\n{error}", ExitStatus.USAGE) from error
+    except OSError as error:
+        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error
+    for warning in warnings:
+        terminal.say(str(warning))
+    return tuple(node.name for node in infra.nodes if not node.offline)
+
+
+@app.command(
+    "up",
+    epilog="""\b
+Examples:
+  ctl up -w h[0-63]
+  ctl up infra.conf -l root                  the nodes of an infra.conf
+  ctl up --hosts "$OAR_NODE_FILE" --min-up 90%
+  oarprint host | ctl up --hosts -
+  ctl up -w h[0-63] -F ~/.ssh/cluster.conf   jump hosts and keys as that file has them
+  ctl up --local 8                           eight agents on this machine, for a first look""",
+)
+def up(
+    *,
+    context: typer.Context,
+    infra: Annotated[Path | None, typer.Argument(metavar="[INFRA.CONF]", help="Start its nodes.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("-w", "--where", metavar="HOSTS", help="Start these: h1,h[3-7],h[10-20]!h12. May be repeated."),
+    ] = None,
+    exclude: Exclude = None,
+    hosts_file: Annotated[
+        Path | None,
+        typer.Option("--hosts", metavar="FILE", help="Start those in a file, one a line; - is standard input."),
+    ] = None,
+    local: Annotated[
+        str | None,
+        typer.Option(
+            "--local", metavar="N|INFRA.CONF", help="Start agents on this machine: no SSH and no root needed."
+        ),
+    ] = None,
+    ssh_config: Annotated[
+        Path | None, typer.Option("-F", "--ssh-config", metavar="FILE", help="ssh's -F: another configuration file.")
+    ] = None,
+    login: Annotated[
+        str | None, typer.Option("-l", "--login", metavar="USER", help="ssh's -l: log in as this user.")
+    ] = None,
+    fanout: Annotated[
+        int, typer.Option(min=1, max=1024, help="Most SSH sessions at a time from here, and children of a relay.")
+    ] = 32,
+    min_up: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="How many must be up for success: a percentage (rounded down) or a number."),
+    ] = "95%",
+    tries: Annotated[int, typer.Option(min=1, max=100, help="How often a host is tried.")] = 3,
+    connect_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How long a host may take to answer on SSH.")
+    ] = 10.0,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Start all from here: for hosts that can't reach each other by SSH.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="IP", help="Where hosts reach this machine, if not where SSH comes from.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Start an agent on each host, over SSH, and take it into the fleet.
+
+    Hosts need sshd and Python 3.10 or later. Run it again at any time: what runs stays, what is missing is started,
+    what is outdated is replaced. SSH is yours, with your configuration, keys and known hosts.
+    """
+    ctl = ctl_of(context)
+    if local is not None:
+        if infra is not None or where or hosts_file is not None:
+            raise CtlError("--local makes its hosts itself: leave -w, --hosts and the infra.conf out", ExitStatus.USAGE)
+        names = _local_names(local, ctl.terminal)
+        minimum = needed(min_up, len(names))
+        raise typer.Exit(_local_up(ctl, names, fanout, minimum, as_json=as_json, quiet=quiet))
+    names = _asked(infra, where or (), exclude or (), hosts_file, ctl.terminal)
+    minimum = needed(min_up, len(names))
+    from controller.bootstrap import Progress
+    from controller.up import UpOptions
+    from controller.up import up as bring_up
+
+    options = UpOptions(
+        fleet=ctl.fleet,
+        hosts=names,
+        ssh_config=None if ssh_config is None else ssh_config.absolute(),
+        login=login,
+        fanout=fanout,
+        tries=tries,
+        connect_timeout=connect_timeout,
+        flat=flat,
+        address=address,
+    )
+    began = time.monotonic()
+    latest = Progress(total=len(names), started=0, current=0, failed=0)
+
+    def note(now: Progress) -> None:
+        nonlocal latest
+        latest = now
+        if now.notice:
+            ctl.terminal.say(now.notice)
+
+    def line() -> str:
+        return progress.up_line(len(names), latest.settled, latest.failed, time.monotonic() - began)
+
+    with Live(ctl.terminal, line, quiet=quiet):
+        report = bring_up(options, note)
+    raise typer.Exit(_report(ctl.terminal, names, report.failed, minimum, as_json=as_json))
+
+
+def _asked(
+    infra: Path | None, where: Sequence[str], exclude: Sequence[str], hosts_file: Path | None, terminal: Terminal
+) -> tuple[str, ...]:
+    if infra is None and not where and hosts_file is None:
+        raise CtlError("which hosts? Give -w h[0-63], --hosts FILE, or an infra.conf", ExitStatus.USAGE)
+    found = dict.fromkeys(expand_all(where))
+    if hosts_file is not None:
+        found |= dict.fromkeys(names_in(read_text(hosts_file), file=str(hosts_file)))
+    if infra is not None:
+        found |= dict.fromkeys(_nodes(infra, terminal))
+    left_out = set(expand_all(exclude))
+    names = tuple(name for name in found if name not in left_out)
+    if not names:
+        raise CtlError("no host is left to start: look at -w, -x and the files", ExitStatus.NO_TARGET)
+    return names
+
+
+def _local_names(local: str, terminal: Terminal) -> tuple[str, ...]:
+    if _NUMBER.fullmatch(local):
+        # An agent takes 30 MB and its start 0.1 s of a core; beyond this nobody wants it on one machine.
+        if not 1 <= int(local) <= 1024:
+            raise CtlError("--local takes 1 to 1024 agents", ExitStatus.USAGE)
+        return tuple(f"h{number}" for number in range(int(local)))
+    return _nodes(Path(local), terminal)
+
+
+def _local_up(ctl: Ctl, names: Sequence[str], fanout: int, minimum: int, *, as_json: bool, quiet: bool) -> int:
+    from controller.local import local_up
+
+    began = time.monotonic()
+    with Live(ctl.terminal, lambda: f"starting {len(names)} agents, {time.monotonic() - began:.0f} s", quiet=quiet):
+        failed = local_up(ctl.fleet, names, fanout, site_of=site_of)
+    return _report(ctl.terminal, names, failed, minimum, as_json=as_json)
+
+
+def _report(terminal: Terminal, names: Sequence[str], failed: dict[str, str], minimum: int, *, as_json: bool) -> int:
+    """Say who is up and why the others are not. The exit code."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in failed.items():
+        reasons.setdefault(why, []).append(name)
+    up = [name for name in names if name not in failed]
+    met = len(up) >= minimum
+    if as_json:
+        found = {
+            "up": up,
+            "nodeset": fold(up),
+            "failed": [{"hosts": hosts, "nodeset": fold(hosts), "reason": why} for why, hosts in reasons.items()],
+            "needed": minimum,
+            "met": met,
+        }
+        terminal.text(render.json_text(found))
+    else:
+        terminal.text(f"{len(up)} of {len(names)} hosts are up\n")
+    if reasons:
+        told = "; ".join(f"{fold(hosts)}: {render.clean(why)}" for why, hosts in reasons.items())
+        terminal.say(f"{len(failed)} failed: {told}", bad=True)
+    if not met:
+        terminal.say(f"ctl: {minimum} had to be up (--min-up): mend the others and run it again", bad=True)
+    return ExitStatus.OK if met else ExitStatus.UNREACHABLE
+
+
+@app.command(
+    "down",
+    epilog="""\b
+Examples:
+  ctl down                     end all agents and the service; VMs stay
+  ctl down -w h[0-31]          end some
+  ctl down --vms --purge       remove the VMs, and leave nothing behind on the hosts""",
+)
+def down(
+    *,
+    context: typer.Context,
+    where: Where = None,
+    exclude: Exclude = None,
+    vms: Annotated[bool, typer.Option("--vms", help="Destroy the VMs first, with their disks.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove all that Canopy put on the hosts.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """End agents; their hosts leave the fleet. The service ends with the last of them.
+
+    VMs stay as they are unless --vms is given, and a later `ctl up` finds them again.
+    """
+    from controller.up import down as bring_down
+
+    ctl = ctl_of(context)
+    hosts = chosen_hosts(ctl.session(), where, exclude)
+    began = time.monotonic()
+    with Live(ctl.terminal, lambda: f"ending agents, {time.monotonic() - began:.0f} s", quiet=quiet):
+        report = bring_down(ctl.fleet, hosts, purge=purge, vms=vms)
+    raise typer.Exit(_report_down(ctl.terminal, report, as_json=as_json, quiet=quiet))
+
+
+def _report_down(terminal: Terminal, report: DownReport, *, as_json: bool, quiet: bool) -> int:
+    """Say who is gone, and what is not. The exit code."""
+    order = {name: place for place, name in enumerate(name for result in report.results for name in result.hosts)}
+    bad = [
+        f"{at.host}: {vm.name}: {vm.detail}" for at in report.vms for vm in at.results if vm.change is VmChange.FAILED
+    ]
+    if as_json:
+        found = {
+            "hosts": render.result_objects(report.results, order),
+            "vms": report.vms,
+            "still_running": report.left,
+            "service_ended": report.service_ended,
+        }
+        terminal.text(render.json_text(found))
+    else:
+        gone = [name for result in report.results if result.ok for name in result.hosts]
+        if gone:
+            terminal.text(f"{render.label(gone)}: gone\n")
+        if report.service_ended:
+            terminal.text("the service has ended\n")
+    for line in [*map(render.clean, bad), *render.failures(report.results, order)]:
+        terminal.say(line, bad=True)
+    if report.left:
+        terminal.say(f"{render.label(report.left)}: still running", bad=True)
+    said = "" if quiet else render.summary(report.results, order)
+    if said:
+        terminal.say(said, bad=True)
+    status = exit_status(result.outcome for result in report.results)
+    return status or (ExitStatus.FAILED if bad or report.left else ExitStatus.OK)

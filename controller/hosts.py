@@ -1,0 +1,124 @@
+"""Sets of hosts as people write and read them: ranges (`h[0-63]`), lists, differences, and files of names.
+
+The notation is ClusterShell's (https://clustershell.readthedocs.io/en/latest/tools/nodeset.html), without its groups,
+whose sources are this machine's, not the fleet's. ClusterShell is loaded only where there is something to expand or
+fold: it takes as long as the rest of a short command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from controller.status import CtlError, ExitStatus
+from protocol.limits import MAX_RANK
+
+#: A fleet has no more hosts than it has ranks.
+MOST = MAX_RANK + 1
+
+# RFC 1123, section 2.1, and the underscore, which cluster names do have.
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+_ADDRESS = re.compile(r"[0-9.]+")
+_OPERATOR = re.compile(r"[\[\],!&^]")
+_RANGE = re.compile(r"([0-9]+)-([0-9]+)")
+
+
+def expand(text: str) -> tuple[str, ...]:
+    """The names in `text`, each once, in its order; none for an empty text.
+
+    Raises CtlError (USAGE) where it can't be read, names a group, or holds more than MOST names.
+    """
+    text = text.strip()
+    if "@" in text:
+        raise _wrong(text, "groups of hosts can't be named yet; list the hosts or ranges, as in h[0-63]")
+    if "*" in text or "?" in text:
+        raise _wrong(text, "there are no wildcards; list the hosts or ranges, as in h[0-63]")
+    if not text:
+        return ()
+    names = _expanded(text) if _OPERATOR.search(text) else (text,)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise _wrong(text, f"{name!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
+    return names
+
+
+def _expanded(text: str) -> tuple[str, ...]:
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
+
+    # ClusterShell holds every number of a range in memory, so one that is far too long must not reach it.
+    for first, last in _RANGE.findall(text):
+        if int(last) - int(first) >= MOST:
+            raise _wrong(text, f"{first}-{last} is more than the {MOST} hosts that a fleet can have")
+    try:
+        nodes = NodeSet(text, resolver=RESOLVER_NOGROUP)
+        if len(nodes) > MOST:
+            raise _wrong(text, f"it names {len(nodes)} hosts and a fleet can have {MOST}")
+        return tuple(nodes)
+    except NodeSetException as error:
+        raise _wrong(text, str(error)) from error
+
+
+def _wrong(text: str, why: str) -> CtlError:
+    shown = text if len(text) <= 80 else text[:79] + "…"
+    return CtlError(f"host set {shown!r}: {why}", ExitStatus.USAGE)
+
+
+def expand_all(texts: Iterable[str]) -> tuple[str, ...]:
+    """The names in several texts, each once."""
+    return tuple(dict.fromkeys(name for text in texts for name in expand(text)))
+
+
+def fold(names: Iterable[str]) -> str:
+    """The names as one set, `h[0-3,7]`. The empty set is an empty text."""
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) <= 1:
+        return "".join(distinct)
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
+
+    try:
+        return str(NodeSet.fromlist(distinct, resolver=RESOLVER_NOGROUP))
+    except NodeSetException:
+        return ",".join(distinct)
+
+
+def choose(
+    where: Sequence[str], exclude: Sequence[str], everybody: Callable[[], Iterable[str]]
+) -> tuple[str, ...] | None:
+    """The hosts that `-w` and `-x` stand for; None for all of the fleet. `everybody` is asked only where it matters.
+
+    Raises CtlError (NO_TARGET) where none is left: nobody who named hosts means all of them.
+    """
+    if not where and not exclude:
+        return None
+    found = expand_all(where) if where else tuple(everybody())
+    left_out = set(expand_all(exclude))
+    chosen = tuple(name for name in found if name not in left_out)
+    if not chosen:
+        asked = " ".join([*(f"-w {text}" for text in where), *(f"-x {text}" for text in exclude)])
+        raise CtlError(f"no host matches {asked}: `ctl get hosts` lists those of the fleet", ExitStatus.NO_TARGET)
+    return chosen
+
+
+def names_in(text: str, *, file: str) -> tuple[str, ...]:
+    """The hosts in a file: one name or range a line, `#` begins a comment, duplicates count once.
+
+    An OAR node file names a host once for each of its cores. Raises CtlError (USAGE) with the line.
+    """
+    found: dict[str, None] = {}
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+        for word in line.partition("#")[0].split():
+            try:
+                found.update(dict.fromkeys(expand(word)))
+            except CtlError as error:
+                raise CtlError(f"{file}:{number}: {error}", error.status) from error
+    return tuple(found)
+
+
+def site_of(name: str) -> str:
+    """The site of a host by its name: what stands between its first and second dot.
+
+    `sophia` for `suno-3.sophia.grid5000.fr`. Empty for plain names and addresses, which say nothing of a site.
+    """
+    labels = name.split(".")
+    return labels[1] if len(labels) > 1 and not _ADDRESS.fullmatch(name) else ""
