@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from agent import lean  # noqa: F401  before anything that imports asyncio
+
+# isort: split
 import argparse
 import asyncio
 import logging

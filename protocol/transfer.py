@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from hashlib import sha256
 from typing import TypeAlias
 
 from protocol.commands import Push
@@ -28,6 +27,13 @@ BAD_MOST = 3
 ASK_AGAIN = 0.2
 
 _DIGEST = 32
+
+
+def _sha256(data: bytes) -> bytes:
+    # An agent without a push does without libcrypto, which is 3 MB of memory on each host.
+    import hashlib
+
+    return hashlib.sha256(data).digest()
 
 
 class Role(Enum):
@@ -136,13 +142,13 @@ def chunk_size(push: Push, index: int) -> int:
 def is_right(push: Push, index: int, blob: bytes) -> bool:
     """Whether `blob` is chunk `index`, by its digest."""
     want = push.digests[index * _DIGEST : (index + 1) * _DIGEST]
-    return len(blob) == chunk_size(push, index) and sha256(blob).digest() == want
+    return len(blob) == chunk_size(push, index) and _sha256(blob) == want
 
 
 def is_consistent(push: Push) -> bool:
     """Whether the manifest's sizes and digests agree with each other."""
     count = chunk_count(push.size, push.chunk)
-    return len(push.digests) == count * _DIGEST and sha256(push.digests).hexdigest() == push.digest
+    return len(push.digests) == count * _DIGEST and _sha256(push.digests).hex() == push.digest
 
 
 @dataclass
@@ -380,5 +386,5 @@ class Transfers:
 
 def digest_chunks(read: Callable[[int], bytes], size: int, chunk: int) -> tuple[bytes, str]:
     """The digests of a file's chunks and the digest over them; `read(index)` gives a chunk's bytes."""
-    digests = b"".join(sha256(read(index)).digest() for index in range(chunk_count(size, chunk)))
-    return digests, sha256(digests).hexdigest()
+    digests = b"".join(_sha256(read(index)) for index in range(chunk_count(size, chunk)))
+    return digests, _sha256(digests).hex()
