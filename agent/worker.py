@@ -235,22 +235,23 @@ class AgentWorker:
         worker = self._vm_worker()
         if isinstance(body, ProbeVms):
             within = _PROBE_WITHIN if ttl is None else max(0.1, ttl - _PROBE_SLACK)
-            answered = await worker.reachable(list(body.names), within)
-            code = 0 if set(answered) >= set(body.names) else 1
-            self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
+            answers = await worker.reachable(body.names, within)
+            answered = sorted(name for name, answer in answers.items() if answer)
+            code = 0 if len(answered) == len(answers) else 1
+            self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(answered)))
             return
         if isinstance(body, CreateVms):
-            results = await worker.create(body.deployment, list(body.specs))
+            results = await worker.create(body.deployment, body.specs)
         else:
-            results = await worker.destroy(body.deployment, None if body.names is None else list(body.names))
+            results = await worker.destroy(body.deployment, body.names)
         self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
     def begin_watching(self) -> None:
         """Look at this host every few seconds, and at its VMs where it has some."""
-        if any(self._directory.vms.iterdir()) if self._directory.vms.is_dir() else False:
-            self._vm_worker()
+        if self._directory.vms.is_dir() and any(self._directory.vms.iterdir()):
+            self._loop.create_task(self._vm_worker().start()).add_done_callback(lambda task: task.exception())
         self._look()
 
     def _look(self) -> None:
@@ -296,17 +297,12 @@ class AgentWorker:
             incoming = self._incoming.pop(id_)
             await self._on_disk(incoming.close)
         if leave is not None and leave.vms:
-            await self._destroy_all_vms()
+            await self._vm_worker().destroy(None)
         if self._vms is not None:
             await self._vms.close()
         self._disk.shutdown()
         if leave is not None and leave.purge:
             remove_tree(self._directory.path)
-
-    async def _destroy_all_vms(self) -> None:
-        worker = self._vm_worker()
-        for deployment in sorted({state.deployment for state in await worker.states()}):
-            await worker.destroy(deployment, None)
 
 
 def remove_tree(path: Path) -> None:
