@@ -60,6 +60,10 @@ async def serve(directory: HostDirectory, uri: str | None) -> None:
     notifier.end()
     shell.close()
     await worker.close(leave)
+    if leave is not None:
+        from agent.leaving import leave as leave_host
+
+        leave_host(welcome.fleet, directory.path, purge=leave.purge)
 
 
 def main() -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -290,7 +288,7 @@ class AgentWorker:
             self.ended.set_result(leave)
 
     async def close(self, leave: Leave | None) -> None:
-        """Let go of everything; with a purge, remove the directory as the last thing."""
+        """Let go of everything, and take the VMs away where that was asked for."""
         if self._watch is not None:
             self._watch.cancel()
         for id_ in list(self._incoming):
@@ -301,13 +299,6 @@ class AgentWorker:
         if self._vms is not None:
             await self._vms.close()
         self._disk.shutdown()
-        if leave is not None and leave.purge:
-            remove_tree(self._directory.path)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a host's whole directory, this code included."""
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _exit_code(results: list[VmResult]) -> int:
