@@ -1,0 +1,252 @@
+"""A host's files for VMs: base images by digest, and a directory for each VM with its overlay, console and domain.
+
+    images/<digest>          read-only, put there and verified by the push
+    vms/<name>/domain.xml    the domain as it was defined; its mark says whose VM this is, whatever libvirt knows
+    vms/<name>/overlay.qcow2 what the VM wrote, over the image
+    vms/<name>/console.log   all that its serial console has shown
+
+Under qemu:///system QEMU is another user than the agent. libvirt hands the files that a VM needs to that user; the
+directories are opened to its group alone, so that what is in images and disks is for root and QEMU and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import json
+import os
+import pwd
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.lanes import within
+from agent.vmxml import Layout, Mark, mark_in_domain
+from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Disk, VmSpec
+
+_QEMU_CONF = "/etc/libvirt/qemu.conf"
+# Debian and its kin, then Fedora, SUSE and Arch.
+_QEMU_USERS = ("libvirt-qemu", "qemu")
+# It writes a header of 200 KiB; what can take long is a file system that hangs.
+_QEMU_IMG_SECONDS = 60.0
+_MIB = 1024 * 1024
+
+
+class VmFileError(Exception):
+    """A VM's files can't be made or found; the text says why and what to do."""
+
+
+class QemuUser:
+    """The user that libvirtd's QEMU runs as: `name`, `uid`, the ids of its groups, and the group of its very own."""
+
+    def __init__(self, entry: pwd.struct_passwd) -> None:
+        self.name = entry.pw_name
+        self.uid = entry.pw_uid
+        self.gids = {entry.pw_gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)}
+        self.own_gid = entry.pw_gid
+        try:
+            # On Debian the primary group is kvm, which people join to run VMs of their own.
+            gid = grp.getgrnam(entry.pw_name).gr_gid
+        except KeyError:
+            return
+        if gid in self.gids:
+            self.own_gid = gid
+
+
+def qemu_user(settings: str = _QEMU_CONF) -> QemuUser | None:
+    """Whom libvirtd's qemu.conf names, or the distribution's default. None where that is root or can't be told.
+
+    Source: the comments in qemu.conf itself on `user`; a number is written with a leading +.
+    """
+    names: tuple[str, ...] = _QEMU_USERS
+    try:
+        with open(settings, encoding="utf-8", errors="replace") as file:
+            chosen = re.search(r'^\s*user\s*=\s*"([^"]*)"', file.read(), re.MULTILINE)
+        if chosen is not None:
+            names = (chosen[1],)
+    except OSError:
+        pass
+    for name in names:
+        try:
+            number = name.removeprefix("+")
+            entry = pwd.getpwuid(int(number)) if number.isdecimal() else pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return None if entry.pw_uid == 0 else QemuUser(entry)
+    return None
+
+
+class VmFiles:
+    """The files below `directory`. `user` is QEMU's where it is not the agent's own."""
+
+    def __init__(self, directory: Path, user: QemuUser | None) -> None:
+        self._directory = directory
+        self._images = directory / "images"
+        self._vms = directory / "vms"
+        self._user = user
+        #: Images that were looked at, with their size in bytes.
+        self._sizes: dict[tuple[str, str], int] = {}
+
+    def open_up(self) -> None:
+        """Make the directories, and let QEMU's user through to what it needs. Raises VmFileError."""
+        self._vms.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._images.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self._images, self._vms):
+            self._let_through(folder)
+        if self._user is not None:
+            closed = next(_closed_to(self._user, self._vms), None)
+            if closed is not None:
+                raise VmFileError(
+                    f"libvirt runs QEMU as {self._user.name}, which may not enter {closed}; "
+                    "let the agent have its directory elsewhere, such as below /var/lib"
+                )
+        for leftover in self._vms.glob(".*"):
+            if re.fullmatch(NAME_PATTERN, leftover.name) is None:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """The VMs that have a directory here, sorted."""
+        try:
+            found = os.listdir(self._vms)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if re.fullmatch(NAME_PATTERN, name))
+
+    def mark(self, name: str) -> Mark | None:
+        """Whose VM the files of a name are; None where there are none, or none of ours."""
+        try:
+            return mark_in_domain((self._vms / name / "domain.xml").read_text())
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def layout(self, spec: VmSpec) -> Layout:
+        """Where a VM's files are. Raises VmFileError where an image is not on this host."""
+        boot, folder = spec.boot, self._vms / spec.name
+        return Layout(
+            console=str(folder / "console.log"),
+            kernel=None if boot is None else str(self._image(boot.kernel, "kernel")),
+            initrd=None if boot is None or boot.initrd is None else str(self._image(boot.initrd, "initrd")),
+            overlay=None if spec.disk is None else str(folder / "overlay.qcow2"),
+        )
+
+    def add(self, name: str, document: str) -> None:
+        """Make a VM's directory with its domain in it, in one step. Raises FileExistsError."""
+        made = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._vms))
+        try:
+            (made / "domain.xml").write_text(document)
+            self._let_through(made)
+            # rename(2) would replace an empty directory; none of ours is ever empty.
+            made.rename(self._vms / name)
+        except BaseException as error:
+            shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, OSError) and (self._vms / name).exists():
+                raise FileExistsError(f"{self._vms / name} is there already") from error
+            raise
+
+    def remove(self, name: str) -> bool:
+        """Remove all files of a VM; whether there were any."""
+        folder = self._vms / name
+        if not folder.is_dir() or folder.is_symlink():
+            return False
+        # The new name is none that a VM can have: if this is cut short, `open_up` goes on with it.
+        grave = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._vms))
+        folder.rename(grave)
+        shutil.rmtree(grave)
+        return True
+
+    async def make_overlay(self, name: str, disk: Disk) -> None:
+        """The qcow2 overlay of a VM, unless it has one already. Raises VmFileError."""
+        overlay = self._vms / name / "overlay.qcow2"
+        if await asyncio.to_thread(overlay.exists):
+            return
+        base = await asyncio.to_thread(self._image, disk.image, "disk image")
+        size = await self._size(base, disk.image_format)
+        if disk.size_mib is not None and disk.size_mib * _MIB < size:
+            raise VmFileError(
+                f"a disk of {disk.size_mib} MiB is smaller than its image {disk.image[:12]} of {-(-size // _MIB)} MiB; "
+                "ask for at least that"
+            )
+        unfinished = overlay.with_suffix(".part")
+        command = ["create", "-q", "-f", "qcow2", "-F", disk.image_format, "-b", str(base), str(unfinished)]
+        if disk.size_mib is not None:
+            command.append(f"{disk.size_mib}M")
+        await _qemu_img(*command)
+        await asyncio.to_thread(_put_in_place, unfinished, overlay)
+
+    async def _size(self, base: Path, image_format: str) -> int:
+        key = (base.name, image_format)
+        if key not in self._sizes:
+            described = json.loads(await _qemu_img("info", "--output=json", "-f", image_format, str(base)))
+            # An image may name any file of the host as a part of itself, and QEMU would open it.
+            part = described.get("backing-filename") or described.get("format-specific", {}).get("data", {}).get(
+                "data-file"
+            )
+            if part is not None:
+                raise VmFileError(
+                    f"the image {base.name[:12]} builds on another file, {part}; push it whole (`qemu-img convert`)"
+                )
+            self._sizes[key] = int(described["virtual-size"])
+        return self._sizes[key]
+
+    def _image(self, digest: str, what: str) -> Path:
+        if re.fullmatch(DIGEST_PATTERN, digest) is None:
+            raise VmFileError(f"{digest!r} is no image digest")
+        path = self._images / digest
+        if not path.is_file() or path.is_symlink():
+            raise VmFileError(f"the {what} {digest[:12]} is not on this host; push it as an image first")
+        return path
+
+    def _let_through(self, folder: Path) -> None:
+        if self._user is None:
+            folder.chmod(0o700)
+        elif os.geteuid() == 0:
+            os.chown(folder, -1, self._user.own_gid)
+            folder.chmod(0o710)
+        else:
+            # Giving a directory to QEMU's group takes root. Enter, but don't list.
+            folder.chmod(0o711)
+
+
+def _closed_to(user: QemuUser, folder: Path) -> Iterator[Path]:
+    for above in reversed((folder, *folder.parents)):
+        info = above.stat()
+        if user.uid == info.st_uid:
+            allowed = info.st_mode & 0o100
+        elif info.st_gid in user.gids:
+            allowed = info.st_mode & 0o010
+        else:
+            allowed = info.st_mode & 0o001
+        if not allowed:
+            yield above
+
+
+def _put_in_place(unfinished: Path, overlay: Path) -> None:
+    unfinished.chmod(0o600)
+    unfinished.rename(overlay)
+
+
+async def _qemu_img(*arguments: str) -> bytes:
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *("qemu-img", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except FileNotFoundError:
+        raise VmFileError("VMs with disks need qemu-img; install it with `apt-get install qemu-utils`") from None
+    try:
+        output, errors = await within(_QEMU_IMG_SECONDS, child.communicate())
+    except asyncio.TimeoutError:
+        raise VmFileError(
+            f"qemu-img {arguments[0]} did not end within {_QEMU_IMG_SECONDS:g} s; look at the host's disk"
+        ) from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode != 0:
+        raise VmFileError(" ".join(errors.decode(errors="replace").split()) or f"qemu-img failed: {child.returncode}")
+    return output
