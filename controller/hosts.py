@@ -18,10 +18,11 @@ MOST = MAX_RANK + 1
 
 # RFC 1123, section 2.1, and the underscore, which cluster names do have.
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
-_ADDRESS = re.compile(r"[0-9.]+")
-_OPERATOR = re.compile(r"[\[\],!&^]")
-_RANGE = re.compile(r"([0-9]+)-([0-9]+)")
+# Patterns, which `re` compiles at their first use and keeps: most commands need none.
+_NAME = rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*"
+_ADDRESS = r"[0-9.]+"
+_OPERATOR = r"[\[\],!&^]"
+_RANGE = r"([0-9]+)-([0-9]+)"
 
 
 def expand(text: str) -> tuple[str, ...]:
@@ -36,9 +37,9 @@ def expand(text: str) -> tuple[str, ...]:
         raise _wrong(text, "there are no wildcards; list the hosts or ranges, as in h[0-63]")
     if not text:
         return ()
-    names = _expanded(text) if _OPERATOR.search(text) else (text,)
+    names = _expanded(text) if re.search(_OPERATOR, text) else (text,)
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             raise _wrong(text, f"{name!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
     return names
 
@@ -47,7 +48,7 @@ def _expanded(text: str) -> tuple[str, ...]:
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
     # ClusterShell holds every number of a range in memory, so one that is far too long must not reach it.
-    for first, last in _RANGE.findall(text):
+    for first, last in re.findall(_RANGE, text):
         if int(last) - int(first) >= MOST:
             raise _wrong(text, f"{first}-{last} is more than the {MOST} hosts that a fleet can have")
     try:
@@ -121,4 +122,4 @@ def site_of(name: str) -> str:
     `sophia` for `suno-3.sophia.grid5000.fr`. Empty for plain names and addresses, which say nothing of a site.
     """
     labels = name.split(".")
-    return labels[1] if len(labels) > 1 and not _ADDRESS.fullmatch(name) else ""
+    return labels[1] if len(labels) > 1 and not re.fullmatch(_ADDRESS, name) else ""

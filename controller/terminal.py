@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
+from typing import Any
 
 #: A live line comes only when a command takes so long, so that quick ones do not flicker.
 _FIRST_S = 0.4
@@ -32,9 +33,14 @@ class Terminal:
         self.watched = sys.stderr.isatty() and usable
         # https://no-color.org: any value but an empty one.
         self._colour = usable and not os.environ.get("NO_COLOR")
-        self._lock = threading.Lock()
+        # A real one comes with the thread of a live line.
+        self._lock: AbstractContextManager[Any] = nullcontext()
         self._live = False
         self._unfinished = False
+
+    def share(self, lock: AbstractContextManager[Any]) -> None:
+        """From now on another thread writes too, under this lock."""
+        self._lock = lock
 
     def write(self, data: bytes) -> None:
         """Data, as it is."""
@@ -120,26 +126,37 @@ class Live:
     def __init__(self, terminal: Terminal, line: Callable[[], str], *, quiet: bool = False) -> None:
         self._terminal = terminal
         self._line = line
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        if terminal.watched and not quiet:
-            self._thread = threading.Thread(target=self._run, name="live line", daemon=True)
+        self._stop: Callable[[], None] | None = None
+        self._shown = terminal.watched and not quiet
 
     def __enter__(self) -> Live:
-        if self._thread is not None:
-            self._thread.start()
+        if self._shown:
+            self._stop = self._start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._stop is not None:
+            self._stop()
             self._terminal.clear()
 
-    def _run(self) -> None:
-        wait = _FIRST_S
-        while not self._over.wait(wait):
-            self._terminal.draw(self._line())
-            wait = _EVERY_S
+    def _start(self) -> Callable[[], None]:
+        import threading  # an import that a command which nobody watches is spared
+
+        over = threading.Event()
+        self._terminal.share(threading.RLock())
+
+        def run() -> None:
+            wait = _FIRST_S
+            while not over.wait(wait):
+                self._terminal.draw(self._line())
+                wait = _EVERY_S
+
+        def stop() -> None:
+            over.set()
+            thread.join()
+
+        thread = threading.Thread(target=run, name="live line", daemon=True)
+        thread.start()
+        return stop

@@ -1,18 +1,17 @@
-"""What every command of `ctl` is given, and what it makes of Ctrl-C."""
+"""What every command of `ctl` is given, and what it makes of Ctrl-C and of errors. Without typer: see `quick`."""
 
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-import typer
-
 from controller.hosts import choose
 from controller.session import Session
+from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -32,19 +31,9 @@ class Ctl:
         return Session(self.fleet)
 
 
-def ctl_of(context: typer.Context) -> Ctl:
-    """What `ctl` itself was given."""
-    found = context.find_object(Ctl)
-    if found is None:
-        raise RuntimeError("a command runs only below ctl")
-    return found
-
-
-def chosen_hosts(
-    session: Session, where: Iterable[str] | None, exclude: Iterable[str] | None
-) -> tuple[str, ...] | None:
+def chosen_hosts(session: Session, where: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...] | None:
     """The hosts of `-w` and `-x`; None for all of the fleet. Raises CtlError where none is left."""
-    return choose(list(where or ()), list(exclude or ()), lambda: (host.name for host in session.status().hosts))
+    return choose(where, exclude, lambda: (host.name for host in session.status().hosts))
 
 
 class Interruptible:
@@ -65,8 +54,11 @@ class Interruptible:
         self._cancel()
 
     def __enter__(self) -> Interruptible:
-        if threading.current_thread() is threading.main_thread():
+        try:
             self._before = signal.signal(signal.SIGINT, self._handle)
+        except ValueError:
+            # Not in the main thread, which is the only one that signals come to.
+            self._before = None
         return self
 
     def __exit__(
@@ -76,12 +68,16 @@ class Interruptible:
             signal.signal(signal.SIGINT, self._before)
 
 
+def tell(error: CtlError | KeyboardInterrupt) -> int:
+    """Say what went wrong, and return the exit code for it."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExitStatus.INTERRUPTED
+    Terminal().say(f"ctl: {error}", bad=True)
+    return error.status
+
+
 def read_text(path: Path) -> str:
     """A file that a person wrote; `-` is standard input. Raises CtlError where it can't be read."""
-    import sys
-
-    from controller.status import CtlError, ExitStatus
-
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         return data.decode()

@@ -1,10 +1,12 @@
-"""Options that several commands share, so that they are called the same everywhere."""
+"""What several commands share on the command line, so that it is called the same everywhere."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+
+from controller.ctl.context import Ctl
 
 Where = Annotated[
     list[str] | None,
@@ -15,3 +17,11 @@ Exclude = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")]
+
+
+def ctl_of(context: typer.Context) -> Ctl:
+    """What `ctl` itself was given."""
+    found = context.find_object(Ctl)
+    if found is None:
+        raise RuntimeError("a command runs only below ctl")
+    return found

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from controller import render
-from controller.ctl.context import chosen_hosts, ctl_of
+from controller.ctl.context import chosen_hosts
 from controller.ctl.following import Following
-from controller.ctl.options import Exclude, Json, Quiet, Where
+from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of
 from controller.progress import push_line
 from controller.session import Happening, Job, Progress
 from controller.status import CtlError, ExitStatus
@@ -60,7 +60,7 @@ def push(
     bits = None if mode is None else _mode(mode)
     ctl = ctl_of(context)
     with ctl.session() as session:
-        hosts = chosen_hosts(session, where, exclude)
+        hosts = chosen_hosts(session, where or (), exclude or ())
         job = session.push(file, destination, hosts, mode=bits)
         raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
 

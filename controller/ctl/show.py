@@ -11,8 +11,7 @@ import typer
 
 from controller import tables
 from controller.api import Status
-from controller.ctl.context import ctl_of
-from controller.ctl.options import Json
+from controller.ctl.options import Json, ctl_of
 from controller.render import json_text
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)

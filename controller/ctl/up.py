@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller import progress, render
-from controller.ctl.context import Ctl, chosen_hosts, ctl_of, read_text
-from controller.ctl.options import Exclude, Json, Quiet, Where
+from controller.ctl.context import Ctl, chosen_hosts, read_text
+from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of
 from controller.hosts import expand_all, fold, names_in, site_of
 from controller.session import exit_status
 from controller.status import CtlError, ExitStatus
@@ -246,7 +246,7 @@ def down(
     from controller.up import down as bring_down
 
     ctl = ctl_of(context)
-    hosts = chosen_hosts(ctl.session(), where, exclude)
+    hosts = chosen_hosts(ctl.session(), where or (), exclude or ())
     began = time.monotonic()
     with Live(ctl.terminal, lambda: f"ending agents, {time.monotonic() - began:.0f} s", quiet=quiet):
         report = bring_down(ctl.fleet, hosts, purge=purge, vms=vms)
