@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
 
-from protocol.commands import Body, Cancel, Command, Leave, Quiet
+from msgspec.structs import replace
+
+from protocol.commands import Body, Cancel, Command, Leave, Settled
 from protocol.events import Depart, Effect, Finished, Forget, Start, Stop, Warn
 from protocol.limits import MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver
@@ -62,7 +64,8 @@ class Duty:
         #: Commands that are settled, until the moment (root's time, s) from which the guard would refuse them anyway.
         self._seen: dict[int, float] = {}
         self._prune_at = _PRUNE_FROM
-        self._early: list[Deliver] = []
+        #: Commands that wait for the root's time, and when each came.
+        self._early: list[tuple[Deliver, float]] = []
         self._leave: tuple[int, Leave] | None = None
         self._depart_by: float | None = None
 
@@ -111,26 +114,35 @@ class Duty:
         """Whether the root's time is known, without which no work is begun."""
         return self._guard.time.known
 
-    def postpone(self, delivery: Deliver, command: Command) -> Answer | None:
+    def postpone(self, delivery: Deliver, command: Command, now: float) -> Answer | None:
         """Keep a command until the root's time is known; an outcome where there is no room."""
-        if any(early.id == delivery.id for early in self._early):
+        if any(early.id == delivery.id for early, _ in self._early):
             return None
         if len(self._early) >= MAX_WAITING_FOR_CLOCK:
             refused = Refused("too many commands before the root told its time")
             return self._take(command, _Task(command.body, None), refused)
-        self._early.append(delivery)
+        self._early.append((delivery, now))
         return None
 
-    def take_postponed(self) -> list[Deliver]:
-        """The commands that were kept."""
+    def take_postponed(self, now: float) -> list[Deliver]:
+        """The commands that were kept, each with the time that remains to it now."""
         early, self._early = self._early, []
-        return early
+        return [
+            delivery
+            if delivery.ttl_ms is None
+            else replace(delivery, ttl_ms=max(0, delivery.ttl_ms - round((now - since) * 1000)))
+            for delivery, since in early
+        ]
 
-    def quiet(self, body: Quiet, now: float) -> tuple[list[Effect], list[tuple[int, Answer]]]:
+    def quiet(self, command: Command, now: float) -> tuple[list[Effect], list[tuple[int, Answer]]]:
         """A command about other commands. Returns what to do, and outcomes that it brought about."""
-        if isinstance(body, Cancel):
-            return self._cancel(body.of, now)
-        return self._forget(body.ids, now), []
+        match command.body:
+            case Cancel(of=of):
+                return self._cancel(of, now)
+            case Settled(ids=ids):
+                return self._forget(ids, command.expires_ms / 1000, now), []
+            case _:
+                return [Warn(f"command {command.id} is not quiet")], []
 
     def _cancel(self, of: int, now: float) -> tuple[list[Effect], list[tuple[int, Answer]]]:
         task = self._tasks.get(of)
@@ -154,11 +166,14 @@ class Duty:
         task.kill_at = now + KILL_AFTER
         return [Stop(id_, hard=False)]
 
-    def _forget(self, ids: tuple[int, ...], now: float) -> list[Effect]:
+    def _forget(self, ids: tuple[int, ...], until: float, now: float) -> list[Effect]:
         gone = []
         for id_ in ids:
             task = self._tasks.get(id_)
             if task is None:
+                # It was given up before it came here, and must not begin if it still comes. It was issued before this
+                # message was, and so expires before it.
+                self._seen.setdefault(id_, until)
                 continue
             if task.outcome is None:
                 task.settled = True  # the root gave it up; nobody will ask for what it comes to
@@ -167,6 +182,7 @@ class Duty:
             gone.append(id_)
             if self._leave is not None and self._leave[0] == id_:
                 self._depart_by = now + DEPART_AFTER
+        self._early = [(early, since) for early, since in self._early if early.id not in ids]
         return [Forget(tuple(gone))] if gone else []
 
     def finished(self, event: Finished) -> tuple[list[Effect], Answer | None]:
@@ -217,4 +233,4 @@ class Duty:
         self._prune_at = max(_PRUNE_FROM, 2 * len(self._seen))
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + len(self._early)

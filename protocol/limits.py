@@ -82,12 +82,17 @@ SETTLED_EVERY = 1.0
 #: A command is refused this long after it was issued where it says nothing else. The agent's notion of the root's
 #: time is off by one message's travel time at most.
 DEFAULT_LIFETIME_MS = 600_000
-#: An agent that does not know the root's time asks again after this long, doubled up to CLOCK_EVERY: a question or
-#: its answer goes down with any relay on the way.
+#: An agent that does not know the root's time asks again after this long, doubled up to the second number: a question
+#: or its answer goes down with any relay on the way.
 CLOCK_RETRY = 2.0
+CLOCK_RETRY_MOST = 30.0
 #: And one that knows asks again this often: cheap quartz drifts by up to 60 ms in it.
 CLOCK_EVERY = 600.0
 #: Commands that wait at an agent for its first word on the root's time.
 MAX_WAITING_FOR_CLOCK = 64
+#: A child may have a plan of yesterday, and speak in good faith for hosts that are planned elsewhere today. So long
+#: after it attached, or after its parent's plan changed, that is not heard, and not held against it: it has its own
+#: new plan by then.
+PLAN_GRACE = 30.0
 #: A peer that broke the rules is not let in again for this long.
 PENALTY = 10.0

@@ -59,10 +59,12 @@ from protocol.limits import (
     BEAT_EVERY,
     CLOCK_EVERY,
     CLOCK_RETRY,
+    CLOCK_RETRY_MOST,
     DEADLINE_SLACK,
     FOLD_BYTES,
     LOST_AFTER,
     PAUSED_AFTER,
+    PLAN_GRACE,
     REPORT_WINDOW,
     SILENT_AFTER,
     VERSION_MAX,
@@ -139,6 +141,8 @@ class Relay:
         self._folding = Folding()
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
+        #: Until when a child that speaks for others is forgiven.
+        self._grace: dict[int, float] = {}
         #: No child is silent for too long before this, and none of the root's own things is due before that.
         self._silence_at = inf
         self._expiry_at = inf
@@ -269,7 +273,7 @@ class Relay:
             case Attached(version=version, epoch=epoch):
                 if not VERSION_MIN <= version <= VERSION_MAX:
                     self._parent_lost(f"it wants protocol version {version}, which I do not speak", now)
-                elif uplink.accepted(epoch, now):
+                elif uplink.accepted(epoch, now) or (uplink.attached and epoch == uplink.epoch):
                     self._arrived(now)
             case Rejected(why=why):
                 self._parent_lost(f"rejected: {why}", now)
@@ -302,7 +306,11 @@ class Relay:
             self._effects.append(ToParent(self._attachment()))
 
     def _arrived(self, now: float) -> None:
-        """The parent has taken this agent in."""
+        """The parent has taken this agent in, or has itself a way up again.
+
+        Those below are told, for what they sent up meanwhile got no further than here, and the root may be another that
+        knows nothing of them.
+        """
         if self._untold:
             self._up(Links(tuple(self._untold[rank] for rank in sorted(self._untold))))
             self._untold = {}
@@ -311,6 +319,8 @@ class Relay:
         self._effects.append(Arrived())
         if self._reports or self._progress:
             self._reports_due = now
+        for rank in sorted(self._heard_at):
+            self._effects.append(ToChild(rank, Attached(VERSION_MAX, self._picture.links[rank].epoch)))
 
     def _ask_clock(self, now: float) -> None:
         if self._guard is None:
@@ -320,7 +330,7 @@ class Relay:
         self._up(ClockAsk(self._rank(), nonce))
         # Doubled, since an answer that takes longer than the pause answers the question before the last.
         self._clock_at = now + self._clock_pause
-        self._clock_pause = min(self._clock_pause * 2, CLOCK_EVERY)
+        self._clock_pause = min(self._clock_pause * 2, CLOCK_RETRY_MOST)
 
     def _clock_told(self, told: ClockTell, now: float) -> None:
         if told.rank != self._me:
@@ -334,7 +344,7 @@ class Relay:
             self._effects.append(Warn(f"what time it is was not accepted: {error}"))
             return
         self._clock_at = now + CLOCK_EVERY
-        for delivery in self._duty.take_postponed():
+        for delivery in self._duty.take_postponed(now):
             self._deliver_here(delivery, now)
 
     def _deliver(self, delivery: Deliver, now: float) -> None:
@@ -360,7 +370,7 @@ class Relay:
         told: dict[int, Link] = {}
         for rank in astray:
             link = self._picture.links.get(rank)
-            while link is not None and link.rank not in told:
+            while link is not None and link.rank in self._planned and link.rank not in told:
                 told[link.rank] = link
                 link = None if link.parent is None else self._picture.links.get(link.parent)
         if told:
@@ -394,7 +404,7 @@ class Relay:
                 self._own_outcome(delivery.id, (Refused(sentence(str(error)), trust=True), NO_OUTPUT), now)
                 return
             if isinstance(command.body, Quiet):
-                effects, outcomes = duty.quiet(command.body, now)
+                effects, outcomes = duty.quiet(command, now)
                 self._effects += effects
                 for id_, settled in outcomes:
                     self._own_outcome(id_, settled, now)
@@ -403,7 +413,7 @@ class Relay:
                 self._planned_anew(delivery, command.body, now)
                 return
             if not duty.clock_known:
-                answer = duty.postpone(delivery, command)
+                answer = duty.postpone(delivery, command, now)
             else:
                 ttl = None if delivery.ttl_ms is None else delivery.ttl_ms / 1000
                 effects, answer = duty.deliver(command, ttl, now)
@@ -437,6 +447,7 @@ class Relay:
         if plan.below != previous.below:
             self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in plan.below)))
             self._index(plan.below)
+            self._grace = dict.fromkeys(self._grace, now + PLAN_GRACE)
             for rank in sorted(set(self._heard_at) - set(self._planned)):
                 why = "it is no longer planned below"
                 self._effects.append(DropChild(rank, why))
@@ -487,10 +498,15 @@ class Relay:
         claimed = self._claimed(message)
         if claimed is None:
             self._expel(rank, f"it sent a {type(message).__name__}, which only parents send", now)
-        elif claimed & ~allowed:
-            self._expel(rank, "it spoke for hosts that are not below it", now)
-        else:
-            self._heard(rank, message, now)
+            return
+        foreign = claimed & ~allowed
+        if foreign:
+            if now >= self._grace[rank]:
+                self._expel(rank, "it spoke for hosts that are not below it", now)
+                return
+            self._effects.append(Warn(f"rank {rank} spoke for hosts that are not below it: not heard"))
+            message = _without(message, foreign)
+        self._heard(message, now)
 
     @staticmethod
     def _claimed(message: object) -> Ranks | None:
@@ -498,8 +514,8 @@ class Relay:
         match message:
             case Beat():
                 return ranks.NONE
-            case Links():
-                return ranks.NONE  # judged one by one
+            case Links(links=links):
+                return _named(links)
             case Outcomes(folds=folds):
                 claimed = ranks.NONE
                 for fold in folds:
@@ -514,11 +530,11 @@ class Relay:
             case _:
                 return None
 
-    def _heard(self, rank: int, message: object, now: float) -> None:
+    def _heard(self, message: object, now: float) -> None:
         """A child's message, found to be its to send."""
         match message:
             case Links(links=links):
-                self._changed(self._picture.apply(self._credible(rank, links)), now)
+                self._changed(self._picture.apply(links), now)
             case Outcomes(id=id_, folds=folds):
                 self._outcomes(id_, folds, now)
             case Reports(reports=reports):
@@ -553,35 +569,24 @@ class Relay:
             self._effects.append(ToChild(rank, Rejected("a later attachment of yours is known")))
             return
         self._heard_at[rank] = now
+        self._grace[rank] = now + PLAN_GRACE
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
-        links = (own, *self._credible(rank, message.links[1:]))
+        links = message.links
+        foreign = _named(links[1:]) & ~self._allowed[rank]
+        if foreign:
+            self._effects.append(Warn(f"rank {rank} attached with hosts that are not below it: not heard"))
+            links = (own, *_without_links(links[1:], foreign))
         news = self._picture.apply(links)
         news += self._picture.apply(self._picture.contradicted(links))
         # An attachment is always told upwards, also where nothing in it is new here: those above may know less.
         told = {link.rank for link in news}
         self._changed(news, now, besides=tuple(link for link in links if link.rank not in told))
 
-    def _credible(self, child: int, links: tuple[Link, ...]) -> tuple[Link, ...]:
-        """Those of the links that are the child's to tell: of hosts below it, below it or below hosts below it.
-
-        Others are left out and do not cost it the connection: a relay with a plan of yesterday names, in good faith,
-        hosts that are planned elsewhere today, and could not be given today's plan if it were cut off for that.
-        """
-        allowed = self._allowed[child]
-        if not _named(links) & ~allowed and all(link.parent is not None for link in links):
-            return links
-        credible = tuple(
-            link
-            for link in links
-            if link.parent is not None and ranks.holds(allowed, link.rank) and ranks.holds(allowed, link.parent)
-        )
-        self._effects.append(Warn(f"rank {child} named {len(links) - len(credible)} links that are not below it"))
-        return credible
-
     def _child_lost(self, rank: int, why: str, now: float) -> None:
         if self._heard_at.pop(rank, None) is None:
             return
+        del self._grace[rank]
         link = self._picture.links.get(rank)
         if link is not None and link.up and link.parent == self._me:
             gone = msgspec.structs.replace(link, up=False, why=sentence(why))
@@ -604,7 +609,9 @@ class Relay:
         told = news + besides
         if not told:
             return
-        self._folding.expect_only(self._picture.reachable | ranks.only(self._rank()))
+        # Whoever comes anew, with all below it, is asked again for what it owes, and not waited for before.
+        anew = self._picture.under(link.rank for link in told if link.up)
+        self._folding.expect_only((self._picture.reachable | ranks.only(self._rank())) & ~anew)
         if self._uplink is not None and not self._uplink.attached:
             self._untold |= {link.rank: link for link in told}
             return
@@ -836,14 +843,39 @@ class Relay:
                 return
 
 
+#: More than any set of ranks holds: nobody may speak for all.
+_EVERYBODY: Ranks = -1
+
+
 def _named(links: Iterable[Link]) -> Ranks:
-    """The ranks that these links are about, and those that they name as parents."""
+    """The ranks that these links are about, and those that they name as parents; everybody, where that is the root."""
     named = set()
     for link in links:
+        if link.parent is None:
+            return _EVERYBODY
         named.add(link.rank)
-        if link.parent is not None:
-            named.add(link.parent)
+        named.add(link.parent)
     return ranks.union(named)
+
+
+def _without_links(links: Iterable[Link], foreign: Ranks) -> tuple[Link, ...]:
+    return tuple(link for link in links if link.parent is not None and not _named((link,)) & foreign)
+
+
+def _without(message: object, foreign: Ranks) -> object:
+    """A child's message without what it says of `foreign`; None where nothing is left."""
+    match message:
+        case Links(links=links):
+            return Links(_without_links(links, foreign))
+        case Outcomes(id=id_, folds=folds):
+            left = (msgspec.structs.replace(f, ranks=ranks.pack(ranks.unpack(f.ranks) & ~foreign)) for f in folds)
+            return Outcomes(id_, tuple(fold for fold in left if fold.ranks))
+        case Reports(reports=reports):
+            return Reports(tuple(report for report in reports if not ranks.holds(foreign, report.rank)))
+        case Progress(id=id_, done=done):
+            return Progress(id_, tuple((rank, size) for rank, size in done if not ranks.holds(foreign, rank)))
+        case _:
+            return None
 
 
 def _batches(reports: Iterable[Report]) -> Iterator[tuple[Report, ...]]:

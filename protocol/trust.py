@@ -133,7 +133,11 @@ class Guard:
     """One agent's decision whether a delivered command is to be acted on."""
 
     def __init__(self, *, fleet: str, verify_key: bytes, rank: int, started: float) -> None:
-        """`started` is the local monotonic time at which this agent's life began."""
+        """`started` is the local monotonic time at which this agent's life began, and any earlier one had ended.
+
+        That is when its process was created, rather than when it was ready: the root's time at `started` is known a
+        message's travel time too late, and a command issued in between would be refused.
+        """
         self.fleet = fleet
         self.verify_key = verify_key
         self.rank = rank

@@ -28,6 +28,8 @@ FLEET = "sim"
 _EPOCH = 1_700_000_000.0
 #: Between a message's leaving and its arriving, in seconds: a switched network and an event loop's turn.
 _DELAY = (0.0002, 0.002)
+#: From a process's creation to its first event, in seconds: a Python interpreter and its imports.
+_STARTS_IN = 0.15
 #: Reaction of made-up processes to SIGTERM.
 _DIES_AFTER = 0.01
 
@@ -124,7 +126,10 @@ class Tree:
         seats = (Seat(rank) for rank in range(hosts))
         self.parents = dict(grow({}, {}, seats, even_fanout(hosts, fanout)) if parents is None else parents)
         self._version = 1
-        plans = self._plans(self.parents)
+        #: The version of the plan that each host has answered for; 1 is what all start with.
+        self.planned: dict[int, int] = {}
+        self._plan_versions: dict[int, int] = {}
+        plans = self._present_plans = self._plans(self.parents)
         self.nodes: dict[int | None, Node] = {}
         root_clock = self.random.uniform(1e3, 1e6)
         root = RootPart(
@@ -155,7 +160,8 @@ class Tree:
 
     def _boot(self, rank: int, plan: Plan, incarnation: int) -> None:
         clock = self.random.uniform(1e3, 1e6)
-        guard = Guard(fleet=FLEET, verify_key=self.signer.verify_key, rank=rank, started=self.now + clock)
+        started = self.now + clock - _STARTS_IN
+        guard = Guard(fleet=FLEET, verify_key=self.signer.verify_key, rank=rank, started=started)
         relay = Relay(plan=plan, incarnation=incarnation, draw=self.random.random, nonce=self._nonce, guard=guard)
         self.nodes[rank] = Node(rank, relay, plan, clock, life=incarnation)
         self._feed(rank, events.Begin())
@@ -430,6 +436,13 @@ class Tree:
                 for upwards, arrive in stalled:
                     self._travel(connection, upwards, arrive)
 
+    def heal_all(self) -> None:
+        """Undo every cut."""
+        for rank in sorted(self._islands, key=str):
+            self.heal(rank)
+        for rank, other in sorted((sorted(pair, key=str) for pair in self._cuts), key=str):
+            self.heal(rank, other)
+
     # --- the root's service -------------------------------------------------------------------------------------------
 
     def _serve(self, effect: events.Effect) -> None:
@@ -440,6 +453,8 @@ class Tree:
                     for rank in ranks.each(ranks.unpack(fold.ranks)):
                         assert rank not in self.told[id_], f"rank {rank} was settled twice for command {id_}"
                         self.told[id_][rank] = (fold.outcome, fold.output)
+                        if id_ in self._plan_versions and fold.outcome == Exited(0):
+                            self.planned[rank] = self._plan_versions[id_]
             case events.TellSettled(id_):
                 self.settled.add(id_)
                 self._unsettled.add(id_)
@@ -452,6 +467,10 @@ class Tree:
                 self.progress.setdefault(id_, {}).update(done)
             case events.TellLinks(links):
                 self.links += links
+                for link in links:
+                    if link.up and self.planned.get(link.rank, 1) < self._version:
+                        # Whoever was away has missed the plan.
+                        self.submit(self._present_plans[link.rank], ranks.only(link.rank))
                 if any(link.up for link in links) and self.settled:
                     # Whoever was away may not have heard what is settled.
                     self._unsettled |= self.settled
@@ -498,6 +517,8 @@ class Tree:
         if not isinstance(body, Quiet):
             self.told[delivery.id] = {}
             self.targets[delivery.id] = targets
+        if isinstance(body, Plan):
+            self._plan_versions[delivery.id] = body.version
         self._feed(None, events.Submit(delivery, body))
         return delivery.id
 
@@ -514,11 +535,17 @@ class Tree:
         """Give everybody a new plan, parents before children."""
         self.parents = dict(parents)
         self._version += 1
-        plans = self._plans(self.parents)
+        plans = self._present_plans = self._plans(self.parents)
         self._feed(None, events.Replan(plans[None]))
         self.nodes[None].plan = plans[None]
         for rank in below(children_of(self.parents), None):
             self.submit(plans[rank], ranks.only(rank))
+
+    def random_parents(self, chooser: random.Random) -> dict[int, int | None]:
+        """Another tree of the same hosts: any shape, a few levels deep."""
+        order = sorted(self.parents)
+        chooser.shuffle(order)
+        return {rank: None if at < 2 else order[chooser.randrange(at // 2 + 1)] for at, rank in enumerate(order)}
 
     # --- what tests ask -----------------------------------------------------------------------------------------------
 
@@ -528,8 +555,17 @@ class Tree:
         return self.nodes[None].relay
 
     def form(self, within: float = 30.0) -> None:
-        """Run until everybody who is alive is in the tree."""
-        self.run_until(lambda: self.root.reachable == self.living(), within, "the tree to form")
+        """Run until everybody who is alive is in the tree, and the root knows where."""
+        self.run_until(self._is_known, within, "the tree to form")
+
+    def _is_known(self) -> bool:
+        if self.root.reachable != self.living():
+            return False
+        for rank in ranks.each(self.living()):
+            link, node = self.root.links[rank], self.nodes[rank]
+            if link.incarnation != node.life or node.relay.parent_name != self.members[link.parent].name:
+                return False
+        return True
 
     def living(self) -> int:
         """Those whose process lives, as a set of ranks."""
