@@ -20,6 +20,7 @@ import json
 import os
 import pwd
 import re
+import select
 import shutil
 import signal
 import socket
@@ -38,7 +39,9 @@ MAX_UNPACKED = 256 << 20
 ENROL_DEADLINE = 60.0  # seconds; it takes 0.2 on an idle host
 START_DEADLINE = 60.0  # for the agent to be ready; it takes 0.3 on an idle host
 STOP_DEADLINE = 15.0  # for an agent to end its commands before it is killed
-BUSY_DEADLINE = 20.0  # for another seed on this host to finish
+SILENCE = 300.0  # without a word from the parent for so long, it is gone: a pulled cable tells nobody
+BUSY_GRACE = 5.0  # for another seed on this host to finish, before it is ended
+BUSY_DEADLINE = 20.0
 POLL = 0.05  # seconds between looks at a lock or a process that is about to end
 KEEP_LOG = 1 << 20  # bytes of agent.log beyond which a start begins a new one
 FLEET = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -84,6 +87,8 @@ def read_exactly(size: int) -> bytes:
     """`size` bytes from the parent. Ends the seed when the parent is gone: nobody is there to tell."""
     parts = bytearray()
     while len(parts) < size:
+        if not select.select([0], [], [], SILENCE)[0]:
+            sys.exit(1)
         part = os.read(0, min(size - len(parts), 1 << 18))
         if not part:
             sys.exit(1)
@@ -137,6 +142,13 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def signal_process(pid: str, word: bytes, sign: signal.Signals) -> None:
+    """Signal a process that was noted down, if it is still the one: `word` is among its arguments."""
+    with contextlib.suppress(OSError, ValueError):
+        if word in Path(f"/proc/{int(pid)}/cmdline").read_bytes().split(b"\0"):
+            os.kill(int(pid), sign)
 
 
 def libc() -> tuple[str, list[int]]:
@@ -195,17 +207,25 @@ class Host:
             directory.mkdir(mode=0o711, parents=True, exist_ok=True)
 
     def claim(self) -> int:
-        """Keep other seeds off this host; returns the descriptor that holds the lock."""
+        """Keep other seeds off this host; returns the descriptor that holds the lock.
+
+        An older seed whose parent vanished without a word would wait on: it has to make way.
+        """
         descriptor = os.open(self.directory / "seed.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + BUSY_DEADLINE
+        began = time.monotonic()
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                waited = time.monotonic() - began
+                if waited > BUSY_DEADLINE:
                     raise Failure("another bootstrap is at work on this host: wait for it to end") from None
+                if waited > BUSY_GRACE:
+                    signal_process(self.text("seed.lock"), b"-I", signal.SIGTERM)
                 time.sleep(POLL)
             else:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
 
     def sweep(self) -> None:
@@ -246,7 +266,6 @@ class Host:
             "libc_version": version,
             "uid": self.uid,
             "stored": self.stored(),
-            "running": self.running(),
             "ssh": shutil.which("ssh") is not None and "SSH_AUTH_SOCK" in os.environ,
         }
 
@@ -267,13 +286,16 @@ class Host:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def enrol(self, identity: str, address: str) -> dict[str, Any]:
-        """The public half of the agent's identity: as it was, or made now by the agent itself."""
-        known = {}
+    def enrolment(self, identity: str, address: str) -> dict[str, Any] | None:
+        """The public half of the running agent's identity, if it runs from that bundle and listens at that address."""
         with contextlib.suppress(ValueError):
             known = json.loads(self.text("enrolment.json") or "{}")
-        if known.get("identity") == identity and known.get("address") == address:
-            return dict(known)
+            if self.running() == identity == self.current() == known.get("identity") and known["address"] == address:
+                return dict(known)
+        return None
+
+    def enrol(self, identity: str, address: str) -> dict[str, Any]:
+        """Have the agent make its keys, or find them; returns their public half."""
         command = [sys.executable, "-m", "agent", "enrol", "--dir", str(self.directory), "--address", address]
         environment = {**login_environment(), "PYTHONPATH": str(self.bundles / identity)}
         try:
@@ -309,26 +331,12 @@ class Host:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if not is_locked(lock):
                 return
-            pid = self.agent_pid()
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, sign)
+            signal_process(self.text("agent.pid"), os.fsencode(self.directory), sign)
             deadline = time.monotonic() + STOP_DEADLINE
             while is_locked(lock) and time.monotonic() < deadline:
                 time.sleep(POLL)
         if is_locked(lock):
             raise Failure("the old agent holds its lock and cannot be ended: end it by hand, and run again")
-
-    def agent_pid(self) -> int:
-        """The running agent's process, or 0: one that runs from this directory, not a later one with its number."""
-        text = self.text("agent.pid")
-        if not text.isdigit():
-            return 0
-        try:
-            words = Path(f"/proc/{text}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return 0
-        return int(text) if os.fsencode(self.directory) in words else 0
 
     def switch(self, identity: str) -> None:
         """Make DIR/current point to a bundle, and drop the others."""
@@ -352,7 +360,7 @@ class Host:
             self.start_unit()
         else:
             self.start_detached(log, offset)
-        if not (is_locked(self.directory / "lock") and self.agent_pid()):
+        if not is_locked(self.directory / "lock"):
             raise Failure("the agent says that it is ready but does not hold its lock: see agent.log on the host")
         write_file(self.directory / "started", identity.encode(), 0o644)
 
@@ -433,11 +441,10 @@ def bring_up(host: Host, begin: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     elif identity not in hello["stored"]:
         raise Failure("the seed was sent no bundle: the versions of ctl and seed differ")
     here = address()
-    outdated = hello["running"] != identity or host.current() != identity
-    before = host.text("enrolment.json")
-    enrolment = host.enrol(identity, here)
-    # An agent listens where it was told to when it started: with another address it has to start again.
-    outdated = outdated or host.text("enrolment.json") != before
+    enrolment = host.enrolment(identity, here)
+    outdated = enrolment is None
+    if enrolment is None:
+        enrolment = host.enrol(identity, here)
     facts = {name: hello[name] for name in ("python", "machine", "libc", "libc_version", "uid")}
     send({"t": "enrol", "id": begin["id"], "running": not outdated, **enrolment, **facts})
     answer, welcome = receive()

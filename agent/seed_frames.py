@@ -74,8 +74,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="hello
     libc: Text
     libc_version: Version
     uid: int
-    stored: tuple[Text, ...]
-    running: Text
+    stored: tuple[Text, ...]  # identities of the bundles unpacked there
     ssh: bool
 
     @property

@@ -91,6 +91,8 @@ class Starter:
         self._sessions: dict[int, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed = False
 
     def add(self, jobs: Sequence[Job], *, own: bool = False, weight: int = 1) -> None:
         """Take on hosts; `own` ones are started from here and nowhere else."""
@@ -99,6 +101,8 @@ class Starter:
 
     def feed(self, event: shares.Event) -> None:
         """Tell Shares what happened, and do what it says."""
+        if self._closed:
+            return
         for effect in self._shares.handle(event):
             self._perform(effect)
         if self._shares.over:
@@ -129,7 +133,16 @@ class Starter:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._broken.done():
+            self._broken.set_exception(error)
+
+    async def broken(self) -> None:
+        """Wait for a fault in here, and raise it: unseen, it would leave a host waiting for ever."""
+        await self._broken
 
     async def over(self) -> None:
         """Wait until nothing is left to do."""
@@ -137,6 +150,7 @@ class Starter:
 
     async def close(self) -> None:
         """End all sessions at once."""
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

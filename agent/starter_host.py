@@ -167,13 +167,15 @@ async def _serve(directory: Path, begin: Mapping[str, Any], mine: Mapping[str, A
     )
     serving = asyncio.create_task(parent.serve(starter))
     pinging = asyncio.create_task(_ping(parent))
+    ends = [serving, pinging, *map(asyncio.ensure_future, (starter.over(), starter.broken()))]
     try:
         starter.add(msgspec.convert(more, Jobs).jobs)
-        over = asyncio.create_task(starter.over())
-        await asyncio.wait((serving, pinging, over), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
     finally:
-        serving.cancel()
-        pinging.cancel()
+        for end in ends:
+            end.cancel()
         await starter.close()
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -165,13 +165,18 @@ class _Run:
                 upstream=self,
                 command=lambda job, remote: self._ssh.command(self._destination(job.id), remote, terms, socket),
             )
-            resolving = asyncio.create_task(self._resolve_all())
+            work = asyncio.gather(self._resolve_all(), self._all.wait())
+            broken = asyncio.create_task(self._starter.broken())
             try:
-                await self._all.wait()
-                with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait((work, broken), return_when=asyncio.FIRST_COMPLETED)
+                for end in (broken, work):
+                    if end.done():
+                        end.result()
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._starter.over(), GOODBYE)
             finally:
-                resolving.cancel()
+                work.cancel()
+                broken.cancel()
                 for timer in self._retries:
                     timer.cancel()
                 await self._starter.close()

@@ -164,6 +164,8 @@ class Ssh:
             status, output, errors = await _run([*self._base, "-G", "--", name], {})
         except OSError as error:
             raise SshError(f"ssh cannot be run: {error.strerror}; install the OpenSSH client") from error
+        except TimeoutError:
+            raise SshError(f"ssh did not read its configuration within {DEADLINE:.0f} s: see to Match exec") from None
         if status:
             said = errors.strip().splitlines()
             raise SshError(f"ssh does not accept its configuration: {said[-1] if said else f'exit {status}'}")
@@ -198,7 +200,9 @@ async def forwarded_agent(resolved: Resolved) -> AsyncIterator[tuple[str, str]]:
     held = await _keys_of_agent(socket) if socket else set()
     files = _existing(resolved.identity_files)
     wanted = await _public_keys(files)
-    if held and (not wanted or held & wanted):
+    # An agent with many keys may offer too many before the right one; here the configuration says which it is.
+    picky = resolved.get("identitiesonly") in ("yes", "true") and files
+    if held and not picky and (not wanted or held & wanted):
         yield socket, ""
         return
     async with _private_agent(files) as (own, problem):
