@@ -1,4 +1,5 @@
-"""Pushed files on this host: a destination is found without being led astray, and holds the old file or the new one, never half.
+"""Pushed files on this host: a destination is found without being led astray, and holds the old file or the new one,
+never half.
 
 All functions block; the caller runs them in a thread.
 """
@@ -28,8 +29,8 @@ class BadDestination(Exception):
 def open_parent(path: str) -> tuple[int, str]:
     """The directory that `path` names, as a descriptor, and the last component. Raises BadDestination, OSError.
 
-    Each component is opened by itself without following symbolic links; a link is followed only where it belongs to root or
-    to this process's user, so that another user of the host can't lead a push elsewhere, also not by swapping a
+    Each component is opened by itself without following symbolic links; a link is followed only where it belongs to
+    root or to this process's user, so that another user of the host can't lead a push elsewhere, also not by swapping a
     directory for a link while we look.
     """
     if not path.startswith("/"):
@@ -100,7 +101,7 @@ class Incoming:
         try:
             self.have = self._look()
             if not self._placed:
-                write_atomically(self._note, os.fsencode(os.path.join(os.path.dirname(path), self._part)))  # noqa: PTH118, PTH120
+                write_atomically(self._note, os.fsencode(os.path.join(os.path.dirname(path), self._part)))
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._fd = os.open(self._part, flags, 0o600, dir_fd=self._folder)
                 if push.size:
@@ -188,7 +189,8 @@ class Incoming:
 
 
 def put(id_: int, push: Push, images: Path, notes: Path) -> bool:
-    """A small file whose bytes came with the command. Returns whether anything had to change. Raises as Incoming does."""
+    """A small file whose bytes came with the command. Returns whether anything had to change. Raises as Incoming
+    does."""
     incoming = Incoming(id_, push, images, notes)
     try:
         if incoming.unchanged:

@@ -51,7 +51,12 @@ class Health:
     def news(self, *, anyway: bool = False) -> HostHealth | None:
         """The figures, where they changed enough to be told or have not been told for long."""
         now, seen = time.monotonic(), self.look()
-        if not anyway and self._told is not None and now < self._told_at + AT_LEAST_EVERY and not _differ(seen, self._told):
+        if (
+            not anyway
+            and self._told is not None
+            and now < self._told_at + AT_LEAST_EVERY
+            and not _differ(seen, self._told)
+        ):
             return None
         self._told, self._told_at = seen, now
         return seen

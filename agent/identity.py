@@ -1,10 +1,10 @@
 """A host's directory: who this agent is, and what it must still know after a restart.
 
-    identity   its CURVE key pair, ports and incarnation (0600; the secret key never leaves this file)
-    welcome    what the root sent at enrolment: the fleet, its verify key, and this host's signed plan
-    plan       the latest signed plan, where there has been a newer one
-    lock       held for the agent's life; agent.pid holds its pid
-    images/ vms/ spool/ parts/
+identity   its CURVE key pair, ports and incarnation (0600; the secret key never leaves this file)
+welcome    what the root sent at enrolment: the fleet, its verify key, and this host's signed plan
+plan       the latest signed plan, where there has been a newer one
+lock       held for the agent's life; agent.pid holds its pid
+images/ vms/ spool/ parts/
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ class HostDirectory:
         else:
             public, secret = new_keys()
             control, bulk = free_ports(address, 2)
-            identity = Identity(
-                public=public, secret=secret, address=address, control_port=control, bulk_port=bulk
-            )
+            identity = Identity(public=public, secret=secret, address=address, control_port=control, bulk_port=bulk)
         write_atomically(file, msgspec.msgpack.encode(identity))
         return identity
 

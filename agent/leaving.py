@@ -16,7 +16,8 @@ def unit_name(fleet: str) -> str:
 
 
 def leave(fleet: str, directory: Path, *, purge: bool, units: Path = _UNITS) -> None:
-    """Take the agent's unit out of systemd, where there is one, and with `purge` remove its whole directory, this code included."""
+    """Take the agent's unit out of systemd, where there is one, and with `purge` remove its whole directory, this code
+    included."""
     unit = units / unit_name(fleet)
     if unit.exists():
         _systemctl("disable", unit.name)

@@ -1,12 +1,13 @@
-"""ZeroMQ: the only file that touches it. Connections come in by key and go out as ranks; who is not admitted is not heard.
+"""ZeroMQ: the only file that touches it. Connections come in by key and go out as ranks; who is not admitted is not
+heard.
 
-The sockets are driven through their file descriptors rather than through zmq.asyncio: measured, that is four times as many
-round trips. A descriptor is edge-triggered (zmq_getsockopt, ZMQ_FD): it is drained until EAGAIN, and ZMQ_EVENTS is looked at again
-after each send.
+The sockets are driven through their file descriptors rather than through zmq.asyncio: measured, that is four times as
+many round trips. A descriptor is edge-triggered (zmq_getsockopt, ZMQ_FD): it is drained until EAGAIN, and ZMQ_EVENTS is
+looked at again after each send.
 
-Trust: CURVE on every socket; ZAP refuses keys that are not in the allow-list (without a ZAP handler libzmq accepts any client
-key, hence ZAP_ENFORCE_DOMAIN); the sender of each message is the key of its connection, from the message's User-Id, looked up again
-for each message, so that a key that was revoked is not heard any more.
+Trust: CURVE on every socket; ZAP refuses keys that are not in the allow-list (without a ZAP handler libzmq accepts any
+client key, hence ZAP_ENFORCE_DOMAIN); the sender of each message is the key of its connection, from the message's
+User-Id, looked up again for each message, so that a key that was revoked is not heard any more.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def to_text(key: bytes) -> str:
 def from_text(text: str) -> bytes:
     """The raw key of `to_text`. Raises ValueError."""
     raw: bytes = z85.decode(text.encode("ascii"))
-    if len(raw) != 32:  # noqa: PLR2004  a Curve25519 key
+    if len(raw) != 32:
         raise ValueError("a key has 40 characters of Z85")
     return raw
 
@@ -70,7 +71,8 @@ def endpoint(address: str, port: int) -> str:
 
 
 class _Reader:
-    """Calls `drain` on the event loop while the socket has something to read. `drain` returns whether there may be more."""
+    """Calls `drain` on the event loop while the socket has something to read. `drain` returns whether there may be
+    more."""
 
     def __init__(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
         self._socket = sock
@@ -101,7 +103,8 @@ class _Reader:
 
 
 class Keyring:
-    """This process's key pair, and the keys that may connect. One ZeroMQ context and one ZAP handler for all its sockets."""
+    """This process's key pair, and the keys that may connect. One ZeroMQ context and one ZAP handler for all its
+    sockets."""
 
     def __init__(self, public: bytes, secret: bytes) -> None:
         self.public = to_text(public).encode()
@@ -263,7 +266,7 @@ class Downlink:
         return True
 
     def _take(self, parts: list[zmq.Frame]) -> None:
-        if len(parts) < 2:  # noqa: PLR2004  a connection's id and at least one frame
+        if len(parts) < 2:
             return
         fd = parts[1].get(zmq.SRCFD)
         user: Any = parts[1].get("User-Id")
@@ -366,7 +369,7 @@ class Uplink:
             self._heard(frames)
         return True
 
-    def _event(self, event: zmq.Event, value: int) -> None:  # noqa: ARG002  pyzmq gives both
+    def _event(self, event: zmq.Event, value: int) -> None:
         if event in _LOST_EVENTS:
             self._end(_LOST_EVENTS[event])
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 
 class Notifier:
-    """Speaks to systemd where systemd listens, and is silent elsewhere. The watchdog is fed from the event loop, so that a
-    hung loop is seen."""
+    """Speaks to systemd where systemd listens, and is silent elsewhere. The watchdog is fed from the event loop, so
+    that a hung loop is seen."""
 
     def __init__(self) -> None:
         self._path = os.environ.pop("NOTIFY_SOCKET", "")

@@ -1,7 +1,8 @@
-"""Commands as processes: each in a session and process group of its own, its output bounded, its end seen through a pidfd.
+"""Commands as processes: each in a session and process group of its own, its output bounded, its end seen through a
+pidfd.
 
-`os.posix_spawn` and a pidfd on the event loop need no thread and no fork of this process's memory; asyncio's own subprocesses
-take half as long again.
+`os.posix_spawn` and a pidfd on the event loop need no thread and no fork of this process's memory; asyncio's own
+subprocesses take half as long again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from protocol.outcomes import Exited, FailedToStart, Killed, Outcome, Output
 
 #: One read from a pipe: Linux's default pipe capacity (pipe(7)).
 _READ = 64 << 10
-#: After a command has ended, something that it left in the background may hold its pipes open; its outcome waits this long.
+#: After a command has ended, something that it left in the background may hold its pipes open; its outcome waits this
+#: long.
 _LINGER = 0.2
 #: What a command may spool on its host beyond its budget, for each stream.
 _SPOOL_MOST = 256 << 20
@@ -108,8 +110,8 @@ class Process:
         finished: Callable[[Outcome, Output], None],
         wrote: Callable[[int, int, bytes], None] | None,
     ) -> None:
-        """Starts it. `spool` is the path that spool files' names begin with; `wrote(stream, offset, data)` gets its output
-        as it comes."""
+        """Starts it. `spool` is the path that spool files' names begin with; `wrote(stream, offset, data)` gets its
+        output as it comes."""
         self._finished = finished
         self._spool = spool
         self._over = False

@@ -128,7 +128,7 @@ class Shell:
         self._timer = None
         self.feed(events.Tick())
 
-    def _perform(self, effect: events.Effect) -> None:  # noqa: PLR0912  one arm an effect
+    def _perform(self, effect: events.Effect) -> None:
         match effect:
             case events.ToParent(message):
                 if self._up is not None:

@@ -32,7 +32,8 @@ log = logging.getLogger("canopy")
 _STOPPED = Killed(15)
 #: How often a push's progress is told, in seconds: often enough for a moving bar.
 _PROGRESS_EVERY = 0.5
-#: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in s.
+#: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in
+#: s.
 _PROBE_WITHIN, _PROBE_SLACK = 30.0, 0.5
 
 
@@ -149,7 +150,7 @@ class AgentWorker:
         self._incoming[id_] = incoming
         self._shell.begin_transfer(id_, push, Role.TARGET, incoming.have)
 
-    async def _on_disk(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401  as run_in_executor has it
+    async def _on_disk(self, work: Callable[[], Any]) -> Any:
         return await self._loop.run_in_executor(self._disk, work)
 
     def _in_background(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
@@ -221,7 +222,7 @@ class AgentWorker:
     def _vm_worker(self) -> VmWorker:
         """The worker for VMs, made when it is first needed: libvirt costs an idle agent nothing."""
         if self._vms is None:
-            from agent.vms import VmWorker  # noqa: PLC0415
+            from agent.vms import VmWorker
 
             self._vms = VmWorker(self._directory.path, self._uri, on_change=self._vms_changed)
         return self._vms

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  loaded when it is asked for: `ctl --help` needs no socket
+def __getattr__(name: str) -> Any:
     if name == "Session":
-        from controller.session import Session  # noqa: PLC0415
+        from controller.session import Session
 
         return Session
     raise AttributeError(name)

@@ -229,7 +229,8 @@ class HostStatus(_Struct, frozen=True, kw_only=True):
 
 
 class VmStatus(_Struct, frozen=True, kw_only=True):
-    """One VM as the service knows it: what was asked for, and what its host says of it. `age_s` is the age of that word."""
+    """One VM as the service knows it: what was asked for, and what its host says of it. `age_s` is the age of that
+    word."""
 
     name: str
     deployment: str

@@ -54,7 +54,7 @@ def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: 
 def start_detached(argv: list[str], log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process that outlives this one, writing to `log`."""
     with log.open("ab") as file:
-        return subprocess.Popen(  # noqa: S603  our own interpreter and modules
+        return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -40,6 +40,8 @@ class Members:
         self.by_rank: dict[int, Host] = {host.rank: host for host in state.hosts()}
         self.version = int(state.meta("plan_version", "0"))
         self.fanout = int(state.meta("fanout", str(DEFAULT_FANOUT)))
+        #: Who hangs below whom, at the version at which it was worked out.
+        self._children: tuple[int, dict[int | None, list[int]]] | None = None
         #: Ranks whose part of the plan changed, and the version at which it did.
         self.stale: dict[int, int] = {}
 
@@ -122,7 +124,7 @@ class Members:
         for rank in sorted(gone):
             host = self.by_rank[rank]
             self._put(msgspec.structs.replace(host, member=False))
-        for rank, host in sorted(self.present.items()):
+        for _, host in sorted(self.present.items()):
             parent = host.parent
             while parent is not None and parent in gone:
                 parent = self.by_rank[parent].parent
@@ -152,13 +154,20 @@ class Members:
         """The host's own part is stale, and that of everybody above and below it."""
         if rank not in self.by_rank:
             return
-        parents = {other: host.parent for other, host in self.by_rank.items()}
-        for other in (rank, *self._above(rank), *topology.below(topology.children_of(parents), rank)):
+        for other in (rank, *self._above(rank), *topology.below(topology.children_of(self._parents()), rank)):
             self.stale[other] = self.version
 
+    def depth(self, rank: int) -> int:
+        """How many relays are planned between a host and the root."""
+        return len(self._above(rank))
+
     def _above(self, rank: int) -> list[int]:
-        parents = {other: host.parent for other, host in self.by_rank.items()}
-        return [other for other in topology.ancestors(parents, rank) if other is not None]
+        above: list[int] = []
+        parent = self.by_rank[rank].parent
+        while parent is not None and len(above) <= len(self.by_rank):
+            above.append(parent)
+            parent = self.by_rank[parent].parent
+        return above
 
     # --- plans --------------------------------------------------------------------------------------------------------
 
@@ -185,10 +194,11 @@ class Members:
         return Member(None, SERVICE, address, root.control_port, root.bulk_port, root.public)
 
     def _below(self, rank: int | None) -> tuple[Below, ...]:
-        children = topology.children_of(self._parents())
+        if self._children is None or self._children[0] != self.version:
+            self._children = (self.version, topology.children_of(self._parents()))
         return tuple(
             Below(other, self.by_rank[other].parent, self.by_rank[other].key)
-            for other in sorted(topology.below(children, rank))
+            for other in sorted(topology.below(self._children[1], rank))
         )
 
 

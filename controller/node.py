@@ -103,7 +103,7 @@ class RootNode:
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
-    def give(  # noqa: PLR0913  each is a different thing to say about a command
+    def give(
         self,
         job: Job,
         targets: Iterable[int],
@@ -114,7 +114,8 @@ class RootNode:
         what: str,
         source: int | None = None,
     ) -> int:
-        """Sign a command and give it to the tree as a part of `job`; its number. `source` is the descriptor of a pushed file."""
+        """Sign a command and give it to the tree as a part of `job`; its number. `source` is the descriptor of a pushed
+        file."""
         who = ranks.union(targets)
         id_ = self.state.new_id()
         now_ms = self.clock_ms(self.loop.time())
@@ -227,9 +228,7 @@ class RootNode:
         plan = self.members.plan(rank)
         payload, signature = self._sign(self.state.new_id(), ranks.only(rank), plan)
         self.members.stale.pop(rank, None)
-        welcome = Welcome(
-            fleet=self.fleet, verify_key=self.signer.verify_key, payload=payload, signature=signature
-        )
+        welcome = Welcome(fleet=self.fleet, verify_key=self.signer.verify_key, payload=payload, signature=signature)
         return msgspec.msgpack.encode(welcome)
 
     def membership_changed(self) -> None:
@@ -245,9 +244,9 @@ class RootNode:
     def _send_plans(self) -> None:
         self._plan_timer = None
         reachable = self.relay.reachable
-        under_way = {rank: version for rank, version in self._plans.values()}
+        under_way = dict(self._plans.values())
         # Those above first: they must admit whoever the plans send to them.
-        for rank in sorted(self.members.stale, key=lambda rank: (len(self.members.plan(rank).ancestors), rank)):
+        for rank in sorted(self.members.stale, key=lambda rank: (self.members.depth(rank), rank)):
             if not ranks.holds(reachable, rank) or under_way.get(rank, -1) >= self.members.stale[rank]:
                 continue
             if rank not in self.members.present:

@@ -1,4 +1,5 @@
-"""What clients of the service ask for, each request turned into commands of the tree or an answer from what is known."""
+"""What clients of the service ask for, each request turned into commands of the tree or an answer from what is
+known."""
 
 from __future__ import annotations
 
@@ -153,7 +154,7 @@ class Requests:
         hosts = self._node.members.ranks_of(request.hosts)
         return await self._push(hosts, Path(request.source), request.path, request.mode, uid, image=request.image)
 
-    async def _push(  # noqa: PLR0913
+    async def _push(
         self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
     ) -> tuple[Job, dict[int, str]]:
         node = self._node
@@ -195,11 +196,11 @@ class Requests:
         ]
         elsewhere = {vm.name: vm.host for vm in node.state.vms() if vm.deployment == request.deployment}
         moved = [f"{vm.name} is on {elsewhere[vm.name]}" for vm in vms if elsewhere.get(vm.name, vm.host) != vm.host]
-        against = node.state.put_vms(vms) if not moved else moved
+        against = moved or node.state.put_vms(vms)
         if against:
             raise CtlError(
                 f"{request.deployment} can't be made as planned: {'; '.join(against[:10])}"
-                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"  # noqa: PLR2004
+                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"
             )
         job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode(["create vms", request.deployment]).decode()
@@ -253,9 +254,7 @@ class Requests:
             for reply in replies:
                 if isinstance(reply, api.VmsDone):
                     gone = [
-                        result.name
-                        for result in reply.results
-                        if result.change in (VmChange.REMOVED, VmChange.ABSENT)
+                        result.name for result in reply.results if result.change in (VmChange.REMOVED, VmChange.ABSENT)
                     ]
                     self._node.state.drop_vms(deployment, gone)
                     for name in gone:
@@ -268,9 +267,7 @@ class Requests:
         """Bring the name -> IP file to every host that is in the tree."""
         node = self._node
         reachable = {
-            rank: host.name
-            for rank, host in node.members.present.items()
-            if ranks.holds(node.relay.reachable, rank)
+            rank: host.name for rank, host in node.members.present.items() if ranks.holds(node.relay.reachable, rank)
         }
         if not reachable:
             raise CtlError("no host is in the tree: see `ctl status`", ExitStatus.NO_TARGET)
@@ -299,7 +296,7 @@ class Requests:
         return job, hosts
 
 
-def _manifest(fd: int, path: str, mode: int | None, image: bool) -> Push:  # noqa: FBT001  positional for the executor
+def _manifest(fd: int, path: str, mode: int | None, image: bool) -> Push:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise ValueError("only regular files can be pushed")

@@ -1,4 +1,5 @@
-"""The service: the long-lived root process on the service node. Clients come through a Unix socket that only its user may open."""
+"""The service: the long-lived root process on the service node. Clients come through a Unix socket that only its user
+may open."""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ class Service:
         if request is None or isinstance(request, api.Cancel):
             self._node.cancel(job)
 
-    async def _answer(  # noqa: PLR0911, PLR0912  one line a request
+    async def _answer(  # noqa: PLR0911  one line a request
         self, request: api.Request, uid: int
     ) -> api.Reply | tuple[Job, dict[int, str]]:
         requests = self._requests

@@ -34,7 +34,8 @@ _Reply = TypeVar("_Reply")
 
 
 def fleets_directory() -> Path:
-    """Where fleets live: `$CANOPY_HOME`, else `canopy` in the XDG state directory (XDG Base Directory Specification)."""
+    """Where fleets live: `$CANOPY_HOME`, else `canopy` in the XDG state directory (XDG Base Directory
+    Specification)."""
     home = os.environ.get("CANOPY_HOME")
     if home:
         return Path(home)
@@ -254,8 +255,8 @@ class Session:
         output_limit: int = DEFAULT_OUTPUT,
         stream: bool = False,
     ) -> Job:
-        """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in bytes
-        for each stream of each host."""
+        """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in
+        bytes for each stream of each host."""
         argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
         return self._job(
             api.RunOn(
@@ -276,8 +277,8 @@ class Session:
         mode: int | None = None,
         image: bool = False,
     ) -> Job:
-        """Push a file. A destination that ends in / is a directory. `mode` None keeps the file's; with `image` it goes into
-        the hosts' image stores instead, and `destination` is not used."""
+        """Push a file. A destination that ends in / is a directory. `mode` None keeps the file's; with `image` it goes
+        into the hosts' image stores instead, and `destination` is not used."""
         source = source.absolute()
         try:
             info = source.stat()

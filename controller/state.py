@@ -168,8 +168,7 @@ class State:
             return [
                 f"{vm.ip} for {wanted[vm.ip].name} is {vm.name}'s of {vm.deployment}"
                 for vm in self.vms()
-                if vm.ip in wanted
-                and (vm.deployment, vm.name) != (wanted[vm.ip].deployment, wanted[vm.ip].name)
+                if vm.ip in wanted and (vm.deployment, vm.name) != (wanted[vm.ip].deployment, wanted[vm.ip].name)
             ] or ["two VMs of the request have one address"]
         return []
 
@@ -181,7 +180,8 @@ class State:
                 "delete from vms where deployment = ? and name = ?", [(deployment, name) for name in names]
             )
 
-    # --- jobs: who ran what, where, when, and what came of it ------------------------------------------------------------
+    # --- jobs: who ran what, where, when, and what came of it
+    # ------------------------------------------------------------
 
     def job_begins(self, id_: int, uid: int, what: str, targets: bytes, issued_ms: int) -> None:
         """A command is about to be given."""

@@ -154,7 +154,8 @@ def _pair(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class DownReport:
-    """What came of `ctl down`: what hosts said of their VMs, what became of the command, and whether the service ended."""
+    """What came of `ctl down`: what hosts said of their VMs, what became of the command, and whether the service
+    ended."""
 
     vms: tuple[VmAnswer, ...]
     results: tuple[Result, ...]

@@ -1,7 +1,7 @@
 """The shape of the tree: a pure function of hosts, sites and fanout.
 
-`grow` places new hosts under those that are there and moves nobody; the plan of a whole fleet is `grow` from nothing. Every
-host's parent is placed before the host itself, so a tree can grow while its hosts come up.
+`grow` places new hosts under those that are there and moves nobody; the plan of a whole fleet is `grow` from nothing.
+Every host's parent is placed before the host itself, so a tree can grow while its hosts come up.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def grow(
 ) -> dict[int, int | None]:
     """Parents of the hosts in `parents` and of the new `seats`.
 
-    Each new host goes to the shallowest parent with room, among equals to the one with the fewest children, then to the one
-    that came first. Where hosts have sites, the first host of a site hangs below the root and the others of that
-    site below it, so that a command crosses the link to a site once. `sites` names the sites of the hosts already placed.
-    Hosts in `closed` (those that are down) keep their place and get no new children.
+    Each new host goes to the shallowest parent with room, among equals to the one with the fewest children, then to the
+    one that came first. Where hosts have sites, the first host of a site hangs below the root and the others of that
+    site below it, so that a command crosses the link to a site once. `sites` names the sites of the hosts already
+    placed. Hosts in `closed` (those that are down) keep their place and get no new children.
 
     Raises ValueError for a fanout below 1, or a rank that is placed already.
     """
@@ -71,7 +71,8 @@ def grow(
     placed = dict(parents)
     site_of = dict(sites) | {seat.rank: seat.site for seat in seats}
     several_sites = len({site_of.get(rank, "") for rank in placed} | {seat.site for seat in seats}) > 1
-    # One search tree per site; hosts of one site never take children of another. With a single site the root is its head.
+    # One search tree per site; hosts of one site never take children of another. With a single site the root is its
+    # head.
     trees: dict[str, _Site] = {}
     for rank in below(children_of(placed), ROOT):
         parent = placed[rank]
@@ -126,7 +127,8 @@ class _Site:
             nodes = self._by_level[level]
             if not nodes:
                 continue
-            # The least loaded of a level: children are given out in rounds, so the scan ends at the first of the lowest count.
+            # The least loaded of a level: children are given out in rounds, so the scan ends at the first of the lowest
+            # count.
             best = min(nodes, key=self._children.__getitem__)
             if self._children[best] < self._fanout:
                 return best

@@ -1,9 +1,9 @@
 """Chunks of pushed files, pulled from parent to child: a pure state machine beside the relay.
 
-Every host asks the one above it for the chunks that it lacks, at most ASK_WINDOW at a time, and answers those below from memory, from
-its own disk, or as soon as the chunk comes. Asking again is harmless, so whoever gets a new parent asks there for
-what is still missing, and a slow host slows nobody but those below it. Each chunk is checked against the digest in the
-signed command before it is stored or given on.
+Every host asks the one above it for the chunks that it lacks, at most ASK_WINDOW at a time, and answers those below
+from memory, from its own disk, or as soon as the chunk comes. Asking again is harmless, so whoever gets a new parent
+asks there for what is still missing, and a slow host slows nobody but those below it. Each chunk is checked against the
+digest in the signed command before it is stored or given on.
 
     root: reads chunks from the file      target: asks, stores, gives on      carrier: asks for what is asked of it
 """
@@ -119,7 +119,8 @@ Effect: TypeAlias = AskUp | Give | Decline | Read | Store | Complete | Broken | 
 def chunk_for(size: int) -> int:
     """The chunk size for a file of `size` bytes: CHUNK, or as much more as keeps the manifest within its limit.
 
-    A function of the size alone, so that equal files have equal digests. Raises ValueError for a file that is too large.
+    A function of the size alone, so that equal files have equal digests. Raises ValueError for a file that is too
+    large.
     """
     chunk = CHUNK
     while chunk_count(size, chunk) > MAX_CHUNKS:

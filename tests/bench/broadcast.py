@@ -2,9 +2,9 @@
 
     python -m tests.bench.broadcast [--hosts 64] [--rounds 5]
 
-Every round runs each contestant once, so that all meet the same state of the machine; medians are printed, and ratios to ours.
-All hosts share this machine's cores: sshd's work counts for pdsh and clush as the agents' does for us. "service node" is the CPU time
-of the client and its children, and for us that of the service during the call as well.
+Every round runs each contestant once, so that all meet the same state of the machine; medians are printed, and ratios
+to ours. All hosts share this machine's cores: sshd's work counts for pdsh and clush as the agents' does for us.
+"service node" is the CPU time of the client and its children, and for us that of the service during the call as well.
 """
 
 from __future__ import annotations
@@ -98,12 +98,22 @@ def _compete(hosts: int, rounds: int, ssh_config: Path) -> None:
     ctl = str(Path(sys.executable).with_name("ctl"))
     options = f"-F {ssh_config}"
     rows = [
-        Row("ctl broadcast", lambda: _names(subprocess.run([ctl, "broadcast", "--json", COMMAND], capture_output=True,
-                                                            text=True, check=True).stdout), [], []),
+        Row(
+            "ctl broadcast",
+            lambda: _names(
+                subprocess.run([ctl, "broadcast", "--json", COMMAND], capture_output=True, text=True, check=True).stdout
+            ),
+            [],
+            [],
+        ),
         Row("open Session", lambda: sum(len(result.hosts) for result in session.run(COMMAND).results()), [], []),
         Row("pdsh -f 64", lambda: _pdsh(everybody, environment), [], []),
-        Row("clush -f 64", lambda: _lines(["clush", "-N", "-f", "64", "-w", everybody, "-o", options, COMMAND],
-                                          environment), [], []),
+        Row(
+            "clush -f 64",
+            lambda: _lines(["clush", "-N", "-f", "64", "-w", everybody, "-o", options, COMMAND], environment),
+            [],
+            [],
+        ),
     ]
     for number in range(rounds + 1):
         for row in rows:
@@ -112,8 +122,12 @@ def _compete(hosts: int, rounds: int, ssh_config: Path) -> None:
                 row.walls.clear()
                 row.cpus.clear()
     load = os.getloadavg()[0]
-    print(f"{COMMAND} on {hosts} test hosts, median of {rounds} rounds, load average {load:.1f}, {os.cpu_count()} cores")
-    print(f"{'':16}{'wall s':>9}{'min':>8}{'max':>8}{'service node CPU s':>20}   times ctl's wall, CPU; times Session's wall, CPU")
+    print(
+        f"{COMMAND} on {hosts} test hosts, median of {rounds} rounds, load average {load:.1f}, {os.cpu_count()} cores"
+    )
+    print(
+        f"{'':16}{'wall s':>9}{'min':>8}{'max':>8}{'service node CPU s':>20}   times ctl's wall, CPU; times Session's wall, CPU"
+    )
     walls = [statistics.median(row.walls) for row in rows]
     cpus = [statistics.median(row.cpus) for row in rows]
     for row, wall, cpu in zip(rows, walls, cpus, strict=True):

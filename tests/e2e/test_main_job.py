@@ -1,0 +1,157 @@
+"""The whole main job: bare hosts reached over SSH, the agent pushed onto them, the tree, a broadcast, a push, the VMs
+of an infra.conf booted by libvirt and QEMU, their health, and a clean end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.guest import build_guest
+from deploy.testhosts import HostSpec, TestHosts
+from tests.conftest import MakeTestHosts, need_test_hosts
+from tests.e2e.ctl import Ctl
+from tests.waiting import wait_until
+
+INFRA = Path(__file__).parents[2] / "deploy" / "infra.conf"
+HOSTS = ("suno-3.sophia.grid5000.fr", "suno-6.sophia.grid5000.fr", "suno-9.sophia.grid5000.fr")
+PLACES = dict(zip(HOSTS, (("vm00", "vm03"), ("vm01", "vm04"), ("vm02", "vm05")), strict=True))
+AGENTS = Path("/var/lib/canopy")
+#: Two VMs at a time on two cores, in software: a boot takes some 5 s alone.
+BOOT_WITHIN_S = 240.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def hosts(testhosts_module: MakeTestHosts) -> TestHosts:
+    """Three hosts with nothing on them but sshd, Python, libvirt and QEMU, and a bridge."""
+    need_test_hosts(libvirt=True)
+    return testhosts_module([HostSpec(name, libvirt=True, vm_bridge="br0") for name in HOSTS])
+
+
+@pytest.fixture
+def ctl(tmp_path: Path) -> Iterator[Ctl]:
+    runner = Ctl(tmp_path / "fleets")
+    yield runner
+    runner.close()
+
+
+def _in_one_line(text: str) -> str:
+    """How documents carry the format: line breaks lost."""
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("form", ["lines", "one line"])
+def test_from_bare_hosts_to_running_vms_and_back(form: str, hosts: TestHosts, ctl: Ctl, tmp_path: Path) -> None:
+    infra = tmp_path / "infra.conf"
+    infra.write_text(INFRA.read_text() if form == "lines" else _in_one_line(INFRA.read_text()))
+    before = {name: _leavings(hosts, name) for name in HOSTS}
+
+    ctl("up", str(infra), "-F", str(hosts.ssh_config))
+    answers = ctl.json("broadcast", "hostname")
+    assert {(tuple(fold["hosts"]), fold["stdout"]) for fold in answers} == {((name,), f"{name}\n") for name in HOSTS}
+
+    _push_reaches_every_host(hosts, ctl, tmp_path)
+    _vms_boot_and_answer(hosts, ctl, infra)
+    _a_rerun_changes_nothing(hosts, ctl, infra)
+    _a_killed_qemu_shows(hosts, ctl)
+
+    ctl("destroy", str(infra))
+    assert ctl.json("get", "vms") == []
+    ctl("down", "--purge")
+    for name in HOSTS:
+        wait_until(lambda name=name: _leavings(hosts, name) == before[name], 15, f"nothing is left on {name}")
+
+
+def _push_reaches_every_host(hosts: TestHosts, ctl: Ctl, tmp_path: Path) -> None:
+    source = tmp_path / "twenty-megabytes"
+    source.write_bytes(os.urandom(20 << 20))
+    source.chmod(0o750)
+    want = hashlib.sha256(source.read_bytes()).hexdigest()
+    ctl("push", str(source), "/root/pushed")
+    for name in HOSTS:
+        got = hosts.run(
+            name, ["sh", "-c", "sha256sum /root/pushed; stat -c %a /root/pushed; rm /root/pushed"]
+        ).stdout.split()
+        assert (got[0], got[-1]) == (want, "750")
+
+
+def _spawn(hosts: TestHosts, infra: Path) -> list[str]:
+    guest = build_guest()
+    return [
+        "spawn", str(infra), "--subnet", str(hosts.vm_subnet), "--bridge", "br0",
+        "--kernel", str(guest.kernel), "--initrd", str(guest.initrd), "--cmdline", guest.cmdline,
+        "--wait", "reachable", "--timeout", str(BOOT_WITHIN_S),
+    ]  # fmt: skip
+
+
+def _vms_boot_and_answer(hosts: TestHosts, ctl: Ctl, infra: Path) -> None:
+    plan = ctl.json(*_spawn(hosts, infra), "--dry-run")
+    assert plan
+    assert ctl.json("get", "vms") == []
+
+    ctl(*_spawn(hosts, infra), timeout_s=BOOT_WITHIN_S + 60)
+    vms = ctl.json("get", "vms")
+    assert {vm["name"]: vm["host"] for vm in vms} == {vm: host for host, names in PLACES.items() for vm in names}
+    for name in HOSTS:
+        assert _domains(hosts, name) == sorted(PLACES[name])
+        assert len(_qemus(hosts, name)) == 2
+        known = hosts.run(name, ["sh", "-c", f"cat {AGENTS}/*/vms.hosts"]).stdout
+        assert {tuple(line.split()) for line in known.splitlines()} == {(vm["ip"], vm["name"]) for vm in vms}
+    for vm in vms:  # from this machine, over the hosts' bridges
+        subprocess.run(["ping", "-c", "1", "-W", "5", vm["ip"]], check=True, stdout=subprocess.DEVNULL)
+
+
+def _a_rerun_changes_nothing(hosts: TestHosts, ctl: Ctl, infra: Path) -> None:
+    before = {name: sorted(_qemus(hosts, name)) for name in HOSTS}
+    ctl(*_spawn(hosts, infra))
+    assert {name: sorted(_qemus(hosts, name)) for name in HOSTS} == before
+
+
+def _a_killed_qemu_shows(hosts: TestHosts, ctl: Ctl) -> None:
+    victim = next(iter(_qemus(hosts, HOSTS[1]).items()))
+    os.kill(victim[0], signal.SIGKILL)
+
+    def says_so() -> bool:
+        states = {vm["name"]: vm["power"] for vm in _health_of_vms(ctl)}
+        return states[victim[1]] in ("crashed", "shut off") and sum(s == "running" for s in states.values()) == 5
+
+    wait_until(says_so, 5, f"`ctl health` says that {victim[1]} is gone")
+
+
+def _health_of_vms(ctl: Ctl) -> list[dict[str, Any]]:
+    vms: list[dict[str, Any]] = ctl.json("health")["vms"]
+    return vms
+
+
+def _qemus(hosts: TestHosts, name: str) -> dict[int, str]:
+    """QEMU processes of a host: pid as seen from here, and the VM's name."""
+    found = {}
+    for process in hosts.processes(name):
+        if process.argv and "qemu-system" in process.argv[0] and "-name" in process.argv:
+            guest = process.argv[process.argv.index("-name") + 1]
+            found[process.outer_pid] = guest.removeprefix("guest=").split(",")[0]
+    return found
+
+
+def _domains(hosts: TestHosts, name: str) -> list[str]:
+    return sorted(hosts.run(name, ["virsh", "list", "--all", "--name"]).stdout.split())
+
+
+def _leavings(hosts: TestHosts, name: str) -> tuple[object, ...]:
+    """All that the agent could leave on a host: processes, files, domains."""
+    programs = sorted(
+        process.argv[0] for process in hosts.processes(name) if process.argv and "sshd:" not in process.argv[0]
+    )
+    files = hosts.run(
+        name,
+        ["sh", "-c", "find /root /var/lib/canopy /tmp /etc/systemd/system -name '*anopy*' 2>/dev/null; ls -A /root"],
+    ).stdout
+    return programs, files, _domains(hosts, name)
