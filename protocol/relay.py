@@ -160,10 +160,10 @@ class Relay:
         self._planned: dict[int, Ranks] = {}
         self._allowed: dict[int, Ranks] = {}
         self._index(plan.below)
+        self._was_reachable: Ranks = ranks.NONE
         # The root's own:
         self._accounts: dict[int, Account] = {}
         self._absences: list[Absence] = []
-        self._was_reachable: Ranks = ranks.NONE
         self._incarnations: dict[int, int] = {}
 
     # --- the two calls ------------------------------------------------------------------------------------------------
@@ -579,9 +579,7 @@ class Relay:
             links = (own, *_without_links(links[1:], foreign))
         news = self._picture.apply(links)
         news += self._picture.apply(self._picture.contradicted(links))
-        # An attachment is always told upwards, also where nothing in it is new here: those above may know less.
-        told = {link.rank for link in news}
-        self._changed(news, now, besides=tuple(link for link in links if link.rank not in told))
+        self._changed(news, now)
 
     def _child_lost(self, rank: int, why: str, now: float) -> None:
         if self._heard_at.pop(rank, None) is None:
@@ -598,17 +596,22 @@ class Relay:
 
     # --- the tree changes ---------------------------------------------------------------------------------------------
 
-    def _changed(self, news: tuple[Link, ...], now: float, besides: tuple[Link, ...] = ()) -> None:
-        """Links below have changed: tell those above, `besides` too, or, at the root, draw the conclusions."""
+    def _changed(self, news: tuple[Link, ...], now: float) -> None:
+        """Links below have changed: tell those above, or, at the root, draw the conclusions."""
+        if not news:
+            return
+        reachable = self._picture.reachable
+        gone, back = self._was_reachable & ~reachable, reachable & ~self._was_reachable
+        self._was_reachable = reachable
         if self._root is not None:
             self._note_restarts(news)
-            if news:
-                self._effects.append(TellLinks(news))
-                self._account_for_changes(news, now)
+            self._effects.append(TellLinks(news))
+            self._account_for_changes(news, gone, back, now)
             return
-        told = news + besides
-        if not told:
-            return
+        # What hangs below those who came is no news here, and yet may be to those above: all that is reachable here was
+        # told in the Attach or since.
+        named = ranks.union(link.rank for link in news)
+        told = news + tuple(self._picture.links[rank] for rank in ranks.each(back & ~named))
         # Whoever comes anew, with all below it, is asked again for what it owes, and not waited for before.
         anew = self._picture.under(link.rank for link in told if link.up)
         self._folding.expect_only((self._picture.reachable | ranks.only(self._rank())) & ~anew)
@@ -620,10 +623,7 @@ class Relay:
             self._up(message)
         self._up(Links(told))
 
-    def _account_for_changes(self, news: tuple[Link, ...], now: float) -> None:
-        reachable = self._picture.reachable
-        gone, back = self._was_reachable & ~reachable, reachable & ~self._was_reachable
-        self._was_reachable = reachable
+    def _account_for_changes(self, news: tuple[Link, ...], gone: Ranks, back: Ranks, now: float) -> None:
         if back:
             self._absences = [a for a in (absence.without(back) for absence in self._absences) if a.who]
         if gone:

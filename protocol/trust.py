@@ -26,6 +26,9 @@ _CLOCK = b"canopy clock\0"
 #: Length in bytes of the seed that a fleet's key is made from.
 SEED_BYTES = 32
 
+#: Unanswered questions that an agent remembers: one that asks again must not disown an answer that is on its way.
+_QUESTIONS = 8
+
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder = msgspec.msgpack.Decoder(Command)
 
@@ -90,7 +93,8 @@ class RootTime:
     def __init__(self) -> None:
         self._offset: float | None = None
         self._least: float = -inf
-        self._pending: tuple[bytes, float] | None = None
+        #: Questions that are not answered yet: nonce to local time, the latest last.
+        self._pending: dict[bytes, float] = {}
 
     @property
     def known(self) -> bool:
@@ -99,21 +103,25 @@ class RootTime:
 
     def ask(self, nonce: bytes, now: float) -> None:
         """A question with `nonce` leaves at local time `now` (seconds, monotonic)."""
-        self._pending = (nonce, now)
+        self._pending[nonce] = now
+        if len(self._pending) > _QUESTIONS:
+            del self._pending[next(iter(self._pending))]
 
     def tell(self, told: ClockTell, rank: int, fleet: str, verify_key: bytes, now: float) -> None:
         """Take the root's answer, which arrived at local time `now`.
 
-        Raises Untrusted where it is not the root's answer to the last question.
+        Raises Untrusted where it is not the root's answer to one of the last questions.
         """
-        if self._pending is None or told.nonce != self._pending[0] or told.rank != rank:
+        asked = self._pending.get(told.nonce)
+        if asked is None or told.rank != rank:
             raise Untrusted("it answers no question of mine")
         text = _clock_text(fleet, told.rank, told.nonce, told.time_ms)
         if not _verified(text, told.signature, verify_key):
             raise Untrusted("its signature is not the fleet's")
-        self._offset = told.time_ms / 1000 - self._pending[1]
+        self._offset = told.time_ms / 1000 - asked
         self._least = told.time_ms / 1000 - now
-        self._pending = None
+        # What was asked before is answered by this, and its own answer, if still on its way, knows no better.
+        self._pending = {nonce: at for nonce, at in self._pending.items() if at > asked}
 
     def at(self, local: float) -> float:
         """The root's time in seconds at the local time `local`; `known` must be true."""
