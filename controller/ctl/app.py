@@ -21,6 +21,8 @@ _MODULES = {
     "health": "show",
     "broadcast": "broadcast",
     "push": "push",
+    "spawn": "spawn",
+    "destroy": "spawn",
     "get": "show",
     "down": "up",
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from controller import render
 from controller.ctl.context import Interruptible
-from controller.session import Happening, Job, Result, exit_status
-from controller.status import CtlError, ExitStatus
+from controller.progress import push_line, waiting_line
+from controller.session import Happening, Job, Progress, Result, VmAnswer, VmReached, exit_status
+from controller.status import CtlError
 from controller.terminal import Live, Terminal
 
 
@@ -49,6 +50,8 @@ class Following:
                         self.results.append(happening)
                         for host in happening.hosts:
                             self.waiting.pop(host, None)
+                    elif isinstance(happening, VmAnswer | VmReached):
+                        self.waiting.pop(happening.host, None)
                     other(happening)
         except KeyboardInterrupt:
             # The second one, since the first is `_interruptible`'s: what has come is shown, and that is all.
@@ -68,14 +71,65 @@ class Following:
         for short in render.shortened(self.results, self.order):
             self.terminal.say(short)
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where the person had enough, and CtlError where the service went away."""
+        if self._interruptible.interrupted:
+            raise KeyboardInterrupt
+        if self._broken is not None:
+            raise self._broken
+
     def end(self) -> int:
-        """Sum up. The exit code; raises CtlError where the service went away before the end."""
+        """Sum up. The exit code; raises as `check` does."""
         said = "" if self._quiet else render.summary(self.results, self.order, unsettled=list(self.waiting))
         if said:
             self.terminal.say(said, bad=True)
         self.terminal.flush()
-        if self._interruptible.interrupted:
-            return ExitStatus.INTERRUPTED
-        if self._broken is not None:
-            raise self._broken
+        self.check()
         return exit_status(result.outcome for result in self.results)
+
+
+class Watcher:
+    """Watches one job after the other to its end, each under a live line that says what it is for."""
+
+    def __init__(self, terminal: Terminal, *, quiet: bool = False) -> None:
+        self._terminal = terminal
+        self._quiet = quiet
+
+    def __call__(self, what: str, job: Job) -> Sequence[Happening]:
+        """What happened. Raises KeyboardInterrupt and CtlError, once all that was to come has come."""
+        following = Following(job, self._terminal, quiet=self._quiet)
+        pushed = Pushed(following)
+        happened: list[Happening] = []
+
+        def line() -> str:
+            told = waiting_line(len(following.order), list(following.waiting), following.seconds)
+            return f"{what}: {pushed.line() if pushed.size else told}"
+
+        def note(happening: Happening) -> None:
+            happened.append(happening)
+            pushed.note(happening)
+
+        following.run(line, note)
+        following.check()
+        return happened
+
+
+class Pushed:
+    """How far a push has come, for its live line."""
+
+    def __init__(self, following: Following) -> None:
+        self._following = following
+        self._done: dict[str, int] = {}
+        self.size = 0
+
+    def note(self, happening: Happening) -> None:
+        """Something happened."""
+        if isinstance(happening, Progress):
+            self.size = happening.size
+            self._done.update(happening.done)
+
+    def line(self) -> str:
+        """The live line."""
+        hosts, waiting = self._following.order, self._following.waiting
+        have = [self._done.get(host, 0) if host in waiting else self.size for host in hosts]
+        return push_line(self.size, have, len(hosts), len(hosts) - len(waiting), self._following.seconds)

@@ -9,10 +9,9 @@ import typer
 
 from controller import render
 from controller.ctl.context import chosen_hosts
-from controller.ctl.following import Following
+from controller.ctl.following import Following, Pushed
 from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of
-from controller.progress import push_line
-from controller.session import Happening, Job, Progress
+from controller.session import Job
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
 
@@ -68,26 +67,13 @@ def push(
 def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool = False) -> int:
     """Show a push until its end. The exit code."""
     following = Following(job, terminal, quiet=quiet)
-    order, waiting = following.order, following.waiting
-    done: dict[str, int] = {}
-    size = 0
-
-    def line() -> str:
-        have = [done.get(host, 0) if host in waiting else size for host in order]
-        return push_line(size, have, len(order), len(order) - len(waiting), following.seconds)
-
-    def note(happening: Happening) -> None:
-        nonlocal size
-        if isinstance(happening, Progress):
-            size = happening.size
-            done.update(happening.done)
-
-    following.run(line, note)
+    pushed = Pushed(following)
+    following.run(pushed.line, pushed.note)
     if as_json:
         following.show_json()
     else:
         good = [result for result in following.results if result.ok]
-        for what, hosts in render.grouped(good, lambda result: result.stdout, order):
+        for what, hosts in render.grouped(good, lambda result: result.stdout, following.order):
             terminal.text(f"{render.label(hosts)}: {render.clean(what.decode('utf-8', 'replace').strip())}\n")
         following.show_failures()
     return following.end()

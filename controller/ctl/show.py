@@ -84,14 +84,16 @@ def get(
     deployment: Annotated[
         str | None, typer.Option("--deployment", metavar="NAME", help="Only the VMs of this deployment.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Print hosts, VMs, addresses, or which VM is where."""
     ctl = ctl_of(context)
     found = ctl.session().status()
-    if deployment is not None:
-        found = msgspec.structs.replace(found, vms=tuple(vm for vm in found.vms if vm.deployment == deployment))
+    chosen = [vm for vm in found.vms if deployment in (None, vm.deployment)]
+    chosen.sort(key=lambda vm: (vm.deployment, vm.name))
+    found = msgspec.structs.replace(found, vms=tuple(chosen))
     text, value, names = _found(what, found)
-    if form is Form.JSON:
+    if as_json or form is Form.JSON:
         text = json_text(value)
     elif form is Form.NAME:
         text = "".join(f"{name}\n" for name in names)

@@ -45,14 +45,9 @@ def needed(min_up: str, total: int) -> int:
 
 def _nodes(path: Path, terminal: Terminal) -> tuple[str, ...]:
     """The nodes of an infra.conf that are not offline."""
-    from controller.infra import InfraError, load_infra
+    from controller.spawn_plan import load
 
-    try:
-        infra, warnings = load_infra(path)
-    except InfraError as error:
-        raise CtlError(f"{path} can't be used:\n{error}", ExitStatus.USAGE) from error
-    except OSError as error:
-        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error
+    infra, warnings = load(path)
     for warning in warnings:
         terminal.say(str(warning))
     return tuple(node.name for node in infra.nodes if not node.offline)
@@ -87,6 +82,10 @@ def up(
         typer.Option(
             "--local", metavar="N|INFRA.CONF", help="Start agents on this machine: no SSH and no root needed."
         ),
+    ] = None,
+    libvirt: Annotated[
+        str | None,
+        typer.Option("--libvirt", metavar="URI", help="The libvirt of --local agents; {dir} is each one's directory."),
     ] = None,
     ssh_config: Annotated[
         Path | None, typer.Option("-F", "--ssh-config", metavar="FILE", help="ssh's -F: another configuration file.")
@@ -125,7 +124,9 @@ def up(
             raise CtlError("--local makes its hosts itself: leave -w, --hosts and the infra.conf out", ExitStatus.USAGE)
         names = _local_names(local, ctl.terminal)
         minimum = needed(min_up, len(names))
-        raise typer.Exit(_local_up(ctl, names, fanout, minimum, as_json=as_json, quiet=quiet))
+        raise typer.Exit(_local_up(ctl, names, fanout, minimum, libvirt, as_json=as_json, quiet=quiet))
+    if libvirt is not None:
+        raise CtlError("--libvirt goes with --local: elsewhere agents use the host's own", ExitStatus.USAGE)
     names = _asked(infra, where or (), exclude or (), hosts_file, ctl.terminal)
     minimum = needed(min_up, len(names))
     from controller.bootstrap import Progress
@@ -186,12 +187,14 @@ def _local_names(local: str, terminal: Terminal) -> tuple[str, ...]:
     return _nodes(Path(local), terminal)
 
 
-def _local_up(ctl: Ctl, names: Sequence[str], fanout: int, minimum: int, *, as_json: bool, quiet: bool) -> int:
+def _local_up(
+    ctl: Ctl, names: Sequence[str], fanout: int, minimum: int, libvirt: str | None, *, as_json: bool, quiet: bool
+) -> int:
     from controller.local import local_up
 
     began = time.monotonic()
     with Live(ctl.terminal, lambda: f"starting {len(names)} agents, {time.monotonic() - began:.0f} s", quiet=quiet):
-        failed = local_up(ctl.fleet, names, fanout, site_of=site_of)
+        failed = local_up(ctl.fleet, names, fanout, site_of=site_of, libvirt=libvirt)
     return _report(ctl.terminal, names, failed, minimum, as_json=as_json)
 
 

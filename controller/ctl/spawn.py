@@ -1,0 +1,224 @@
+"""`ctl spawn` and `ctl destroy`: the VMs of an infra.conf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller import api, render_vms
+from controller.ctl.following import Watcher
+from controller.ctl.options import Json, Quiet, ctl_of
+from controller.deployment import render_plan
+from controller.placement import MemoryUnit
+from controller.render import json_text
+from controller.session import Session, exit_status
+from controller.spawn import NOT_RIGHT, DestroyReport, SpawnReport, Wait, on_record
+from controller.spawn import destroy as destroy_vms
+from controller.spawn import spawn as spawn_vms
+from controller.spawn_plan import Prepared, SpawnOptions, deployment_name, load, prepare
+from controller.status import CtlError, ExitStatus
+from controller.terminal import Terminal
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+Deployment = Annotated[
+    str | None, typer.Option("--deployment", metavar="NAME", help="The deployment (default: the file's name).")
+]
+
+
+@app.command(
+    "spawn",
+    epilog="""\b
+Examples:
+  ctl spawn infra.conf --kernel vmlinuz --initrd initrd.gz --cmdline console=ttyS0 \\
+      --subnet 198.18.0.0/22 --bridge br0
+  ctl spawn infra.conf --image debian.qcow2 --g5k-subnets subnets.txt --wait reachable
+  ctl spawn infra.conf --image debian.qcow2 --subnet 10.0.0.0/16 --dry-run""",
+)
+def spawn(
+    *,
+    context: typer.Context,
+    infra: Annotated[Path, typer.Argument(metavar="INFRA.CONF", help="Nodes, VMs, and which VM runs where.")],
+    deployment: Deployment = None,
+    kernel: Annotated[Path | None, typer.Option(metavar="FILE", help="Boot this kernel directly.")] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="The kernel's initial RAM disk.")] = None,
+    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="Its command line; each VM's ip= is added.")] = "",
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A base disk (qcow2 or raw); each VM gets an overlay on it.")
+    ] = None,
+    subnet: Annotated[
+        str | None, typer.Option(metavar="CIDR", help="Take the VMs' addresses from this network.")
+    ] = None,
+    g5k_subnets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take them from the output of `g5k-subnets -im`.")
+    ] = None,
+    skip_ips: Annotated[int, typer.Option(metavar="N", min=0, help="Leave out the first N addresses.")] = 0,
+    gateway: Annotated[str | None, typer.Option(metavar="IP", help="The VMs' gateway.")] = None,
+    bridge: Annotated[
+        str | None,
+        typer.Option(metavar="BRIDGE", help="A bridge on the hosts; without one VMs can't be reached from outside."),
+    ] = None,
+    memory_unit: Annotated[MemoryUnit, typer.Option(help="The unit of the file's memory columns.")] = MemoryUnit.AUTO,
+    overcommit: Annotated[bool, typer.Option("--overcommit", help="Let the file exceed a node's capacity.")] = False,
+    replace_offline: Annotated[
+        bool, typer.Option("--replace-offline", help="Place the VMs of offline nodes on others.")
+    ] = False,
+    wait: Annotated[
+        Wait,
+        typer.Option(help="defined: until hosts have made them; started: until they run; reachable: answer ping."),
+    ] = Wait.STARTED,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, max=86_400, help="For making them, and again for the wait.")
+    ] = 600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Boot the VMs of an infra.conf.
+
+    The file is checked whole before anything happens. Kernels and images go to the hosts that need them; each VM gets
+    an address, which it keeps, and the list of names and addresses goes to all hosts. Run it again at any time: what
+    is there stays, what is missing is made, and what differs is told and left as it is.
+    """
+    ctl = ctl_of(context)
+    terminal = ctl.terminal
+    name = deployment_name(infra, deployment)
+    parsed, warnings = load(infra)
+    options = SpawnOptions(
+        deployment=name,
+        kernel=kernel,
+        initrd=initrd,
+        cmdline=cmdline,
+        image=image,
+        subnet=subnet,
+        g5k_subnets=g5k_subnets,
+        skip_ips=skip_ips,
+        gateway=gateway,
+        bridge=bridge,
+        memory_unit=memory_unit,
+        overcommit=overcommit,
+        replace_offline=replace_offline,
+    )
+    with ctl.session() as session:
+        status, known = _known(session, name, terminal, dry_run=dry_run)
+        prepared = prepare(parsed, options, status=status, known=known, warnings=warnings, digest=not dry_run)
+        if dry_run:
+            terminal.text(json_text(prepared.plan) if as_json else render_plan(prepared.plan))
+            raise typer.Exit
+        if not as_json:
+            _say_plan(prepared, terminal)
+        report = spawn_vms(session, prepared, wait=wait, timeout=timeout, watch=Watcher(terminal, quiet=quiet))
+        names = render_vms.names_paths(session.status(), str(session.directory))
+    if as_json:
+        terminal.text(json_text(render_vms.spawn_object(name, report, prepared.addresses.by_name, names)))
+    else:
+        for line in render_vms.per_host(report.answers):
+            terminal.text(f"{line}\n")
+        terminal.text(f"{render_vms.total(name, report.answers)}\n")
+        terminal.text(f"names and addresses, on every host: {', '.join(names)}\n")
+    for line in render_vms.spawn_troubles(report, prepared.others):
+        terminal.say(line, bad=True)
+    raise typer.Exit(_spawn_status(report))
+
+
+def _known(
+    session: Session, deployment: str, terminal: Terminal, *, dry_run: bool
+) -> tuple[api.Status | None, api.Deployment | None]:
+    """What the service knows. A plan can be shown without it."""
+    try:
+        return session.status(), session.deployment(deployment)
+    except CtlError as error:
+        if not dry_run or error.status != ExitStatus.NO_SERVICE:
+            raise
+        terminal.say("no service runs: hosts are not looked at, and addresses are given as if there were no VM yet")
+        return None, None
+
+
+def _say_plan(prepared: Prepared, terminal: Terminal) -> None:
+    plan = prepared.plan
+    guessed = " (guessed from the largest node; --memory-unit sets it)" if plan.unit_was_auto else ""
+    terminal.say(f"memory in {plan.memory_unit.value}{guessed}")
+    for warning in plan.warnings:
+        terminal.say(warning)
+
+
+def _spawn_status(report: SpawnReport) -> int:
+    status = exit_status(report.outcomes)
+    if status:
+        return status
+    if report.unreachable:
+        return ExitStatus.UNREACHABLE
+    return ExitStatus.FAILED if report.troubles or report.not_running or _any_not_right(report) else ExitStatus.OK
+
+
+def _any_not_right(report: SpawnReport | DestroyReport) -> bool:
+    return any(result.change in NOT_RIGHT for results in report.answers.values() for result in results)
+
+
+@app.command(
+    "destroy",
+    epilog="""\b
+Examples:
+  ctl destroy infra.conf
+  ctl destroy vm00 vm07
+  ctl destroy --deployment infra --all""",
+)
+def destroy(
+    *,
+    context: typer.Context,
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[INFRA.CONF|NAME...]", help="A file, or names of VMs.")
+    ] = None,
+    deployment: Deployment = None,
+    everything: Annotated[bool, typer.Option("--all", help="All VMs of --deployment.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove VMs with their disks, and free their addresses.
+
+    Of an infra.conf, those of its VMs that are there; run again, it finds nothing to do.
+    """
+    ctl = ctl_of(context)
+    terminal = ctl.terminal
+    with ctl.session() as session:
+        doomed, absent = _doomed(session.status(), targets or [], deployment, everything=everything)
+        report = destroy_vms(session, doomed, absent=absent, watch=Watcher(terminal, quiet=quiet))
+    if as_json:
+        terminal.text(json_text(render_vms.destroy_object(report)))
+    else:
+        for line in render_vms.per_host(report.answers):
+            terminal.text(f"{line}\n")
+        total = render_vms.total(", ".join(doomed), report.answers)
+        terminal.text(f"{total if doomed else 'nothing to remove: none of these VMs is on record'}\n")
+    troubles = [*render_vms.by_reason(report.troubles), *render_vms.not_right(report.answers)]
+    troubles += [f"without the names file: {line}" for line in render_vms.by_reason(report.unnamed)]
+    for line in troubles:
+        terminal.say(line, bad=True)
+    failed = report.troubles or _any_not_right(report)
+    raise typer.Exit(exit_status(report.outcomes) or (ExitStatus.FAILED if failed else ExitStatus.OK))
+
+
+def _doomed(
+    status: api.Status, targets: Sequence[str], deployment: str | None, *, everything: bool
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The VMs that are meant, by deployment, and names of a file that are not on record."""
+    if everything:
+        if deployment is None or targets:
+            raise CtlError("--all goes with --deployment NAME and no names", ExitStatus.USAGE)
+        names = [vm.name for vm in status.vms if vm.deployment == deployment]
+        if not names:
+            raise CtlError(f"no VM of {deployment} is on record: `ctl get vms` lists all", ExitStatus.NO_TARGET)
+        return {deployment: names}, []
+    if not targets:
+        raise CtlError("which VMs? Give an infra.conf, names, or --deployment NAME --all", ExitStatus.USAGE)
+    path = Path(targets[0])
+    if len(targets) == 1 and path.is_file() and all(vm.name != targets[0] for vm in status.vms):
+        infra, _ = load(path)
+        return on_record(status, [vm.name for vm in infra.vms], deployment_name(path, deployment))
+    found, absent = on_record(status, targets, deployment)
+    if absent:
+        raise CtlError(f"not on record: {', '.join(absent)}; `ctl get vms` lists all", ExitStatus.NO_TARGET)
+    return found, []
