@@ -48,7 +48,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: warning: {self.text}"
+        return f"{self.file}:{self.line}:{self.column}: {self.text}"
 
 
 class TextError(Exception):
@@ -62,7 +62,8 @@ class TextError(Exception):
         self.warnings = tuple(warnings)
         self.total = max(total, len(self.problems))
         # Warnings are part of the text: a misspelt header is only a warning, and the cause of many errors.
-        super().__init__("\n".join([*shown(self.problems, self.total), *shown(self.warnings)]))
+        warned = [f"warning: {line}" for line in shown(self.warnings)]
+        super().__init__("\n".join([*shown(self.problems, self.total), *warned]))
 
 
 def shown(items: Iterable[object], total: int = 0) -> list[str]:

@@ -153,6 +153,14 @@ def test_the_output_of_g5k_subnets_gives_its_addresses_in_its_order(text: str) -
     assert grid5000_pool(text, gateway="10.159.255.254", prefix=14).gateway == "10.159.255.254"
 
 
+def test_neighbours_in_the_output_of_g5k_subnets_are_all_in_the_pool() -> None:
+    ips = [f"10.158.0.{n}" for n in (4, 5, 6, 7, 3, 9)]
+    pool = grid5000_pool("".join(f"{ip} {mac_of(ip)}\n" for ip in ips))
+    assert all_of(pool) == ips
+    assert len(pool.ranges) == 3
+    assert [n for n in range(12) if int(IPv4Address(f"10.158.0.{n}")) in pool] == [3, 4, 5, 6, 7, 9]
+
+
 def test_what_is_wrong_with_the_output_of_g5k_subnets_is_said_at_its_column() -> None:
     text = (
         "10.158.0.1\t00:16:3E:9E:00:01\n"
@@ -176,7 +184,7 @@ def test_what_is_wrong_with_the_output_of_g5k_subnets_is_said_at_its_column() ->
     assert str(caught.value).splitlines()[2] == (
         "ips:4:12: '00:16:3E:9E:00:04': expected 00:16:3E:9E:00:03, which goes with 10.158.0.3"
     )
-    with pytest.raises(SubnetsFileError, match="expected lines of an IP and a MAC"):
+    with pytest.raises(SubnetsFileError, match=r"^g5k-subnets:1:1: expected lines of an IP and a MAC"):
         grid5000_pool("\n")
 
 
@@ -216,6 +224,11 @@ def test_a_name_that_is_no_longer_asked_for_still_holds_its_address_until_it_is_
     left = freed({**without.others, **without.by_name}, ["a", "unknown"])
     assert left == {"b": "198.18.0.3", "c": "198.18.0.4"}
     assert assign(["b", "c", "d"], POOL, left).by_name["d"] == "198.18.0.2"
+
+
+def test_the_first_and_the_last_address_of_a_subnet_can_be_kept() -> None:
+    existing = {"a": "198.18.0.1", "b": "198.18.0.6"}
+    assert assign(["a", "b"], subnet_pool("198.18.0.0/29"), existing).by_name == existing
 
 
 def test_skipping_other_addresses_on_a_rerun_moves_nobody() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from uuid import UUID, uuid5
 
 import msgspec
@@ -72,7 +73,7 @@ def refused(text: str = SAMPLE, *, deployment: str = "test", boot: DirectBoot | 
     return caught.value.problems
 
 
-def plan_of(text: str = SAMPLE, *, unit: MemoryUnit = MemoryUnit.AUTO, warnings: tuple[str, ...] = ()) -> Plan:
+def plan_of(text: str = SAMPLE, *, unit: MemoryUnit = MemoryUnit.AUTO, warnings: Iterable[object] = ()) -> Plan:
     placement, addresses = planned(text, unit=unit)
     specs = make_specs(deployment="test", placement=placement, addresses=addresses)
     return make_plan(deployment="test", placement=placement, specs=specs, warnings=warnings)
@@ -225,7 +226,7 @@ def test_the_names_file_is_in_the_form_of_hosts_sorted_by_address() -> None:
 
 
 def test_a_plan_is_rendered_as_it_will_be_made() -> None:
-    assert render_plan(plan_of(warnings=("infra.conf:1:1: warning: something",))) == (
+    assert render_plan(plan_of(warnings=parse_infra("#list of nodes")[1])) == (
         "deployment test: 4 VMs, memory in GiB (guessed from the largest node; --memory-unit sets it)\n"
         "suno-3: 3 VMs, CPU 5/20, memory 3/8 GiB\n"
         "  vm00  198.18.0.3       00:16:3E:12:00:03  2 vCPUs, 2048 MiB, at most 100 % of a CPU\n"
@@ -235,7 +236,7 @@ def test_a_plan_is_rendered_as_it_will_be_made() -> None:
         "suno-9: 1 VM, CPU 1/20, memory 1/8 GiB\n"
         "  vm03  198.18.0.5       00:16:3E:12:00:05  1 vCPU, 1024 MiB, placed by the planner\n"
         "total: 4 VMs on 2 hosts, CPU 6/40, memory 4/16 GiB\n"
-        "warning: infra.conf:1:1: warning: something\n"
+        "warning: infra.conf:1:15: no '#end of configuration': the file may be cut short\n"
         "warning: 1 VM of offline nodes placed elsewhere: vm03\n"
     )
 

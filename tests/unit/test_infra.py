@@ -196,6 +196,13 @@ def test_names_of_digits_alone_are_names_where_there_are_lines() -> None:
     assert (infra.nodes[0].name, infra.vms[0].name, infra.vms[0].node) == ("7", "8", "7")
 
 
+@pytest.mark.parametrize("other", ["# not yet: #list of VMs\n{}", "{}as in: #list of nodes n 1 1 1\n"])
+def test_a_header_in_a_comment_or_after_the_end_does_not_make_line_breaks_meaningless(other: str) -> None:
+    text = "#list of nodes\n7 1 2 3\n#list of VMs\n8 1 2 3\n9 1 2 3\n#end of configuration\n"
+    infra, _ = parse_infra(other.format(text))
+    assert [vm.name for vm in infra.vms] == ["8", "9"]
+
+
 def test_nodes_with_names_of_digits_are_read_in_fours_on_one_line() -> None:
     infra = parsed("#list of nodes 7 1 2 3 8 4 5 6 #end of configuration")
     assert [(node.name, node.cpus) for node in infra.nodes] == [("7", 1), ("8", 4)]
@@ -330,6 +337,10 @@ def test_host_names_are_node_names(name: str) -> None:
         ("x 1 1", [(1, "x", f"4 or 5 columns ({VM_COLUMNS}), found 3")]),
         ("x 1 1 1 5 6 7", [(11, "6", f"nothing more after 5 columns ({VM_COLUMNS})")]),
         ("x 0 1 1", [(3, "0", f"vCPUs, {WHOLE.format(1)}")]),
+        (
+            "x 0",
+            [(1, "x", f"4 or 5 columns ({VM_COLUMNS}), found 2"), (3, "0", f"vCPUs, {WHOLE.format(1)}")],
+        ),
         ("x 1->2 1 1", [(3, "1->2", f"vCPUs, {WHOLE.format(1)}")]),
         ("x 1 -1 1", [(5, "-1", f"CPU demand, {DEMAND}")]),
         ("x 1 1-> 1", [(5, "1->", f"CPU demand, {DEMAND}")]),
@@ -369,6 +380,8 @@ def test_what_is_wrong_with_a_vm_is_said_at_its_column(line: str, problems: list
         ("n (x)", [(1, 3, "(x)", "a declared VM")]),
         ("n (v", [(1, 3, "(v", "a declared VM")]),
         ("n v)", [(1, 3, "v)", "a declared VM")]),
+        ("n (vv", [(1, 3, "(vv", "a declared VM")]),
+        ("n wv)", [(1, 3, "wv)", "a declared VM")]),
         ("n ()", [(1, 3, "()", "a declared VM")]),
         ("(k)", [(1, 1, "(k)", "a declared node or FARM")]),
         ("(FARM) v", [(1, 1, "(FARM)", "a declared node or FARM")]),
@@ -411,6 +424,7 @@ def test_what_is_wrong_with_a_mapping_is_said_at_its_column(
         ("#list of nodes n 0 1 1 #end of configuration", "0", "CPUs"),
         ("#list of nodes #list of VMs v 1 x 1 5 w 1 1 1 #end of configuration", "x", "CPU demand"),
         ("#list of nodes #list of VMs v x 1 1 w 1 1 1 #end of configuration", "x", "vCPUs"),
+        ("#list of nodes #list of VMs v x 1 1 5 w 1 1 1 #end of configuration", "x", "vCPUs"),
         ("#list of nodes #list of VMs v 1 1 1 x #end of configuration", "x #", "4 or 5 columns"),
         ("#list of nodes #list of VMs v 1 1 w 1 1 1 5 #end of configuration", "v 1", "4 or 5 columns"),
         ("#list of nodes #list of VMs v 1 1 1 5 66 w 1 1 1 #end of configuration", "66", "nothing more"),
@@ -429,6 +443,20 @@ def test_one_slip_on_one_line_is_one_error_at_its_offset(text: str, token: str, 
     assert (line, column - 1) == (1, text.index(token))
     assert found == token.split(maxsplit=1)[0]
     assert said.startswith(expected)
+
+
+def test_a_declaration_with_two_slips_on_one_line_is_still_one_declaration() -> None:
+    text = "#list of nodes #list of VMs v 1 1 x 5 66 w 1 1 1 #initial configuration FARM v w x #end of configuration"
+    assert [(token, expected.partition(" ")[0]) for _, _, token, expected in refused(text)] == [
+        ("x", "memory"),
+        ("66", "nothing"),
+        ("x", "a"),
+    ]
+
+
+def test_names_that_a_comment_on_one_line_may_have_declared_are_not_called_unknown() -> None:
+    text = "#list of nodes n 1 1 1 # now m: m 1 1 1 #initial configuration m n #end of configuration"
+    assert [token for _, _, token, _ in refused(text)] == ["#"]
 
 
 def test_errors_of_the_one_line_form_have_true_lines_where_there_are_some() -> None:
@@ -459,7 +487,7 @@ def test_a_misspelt_header_is_named_beside_the_errors_that_it_causes() -> None:
         parse_infra(SAMPLE.replace("#list of nodes", "#list of node"), file="my.conf")
     assert str(caught.value) == (
         "my.conf:2:1: 'suno-3.sophia.grid5000.fr': expected '#list of nodes' or another header before any data\n"
-        "my.conf:1:1: warning: '#list of node' is taken as a comment; the nearest header is '#list of nodes'"
+        "warning: my.conf:1:1: '#list of node' is taken as a comment; the nearest header is '#list of nodes'"
     )
 
 

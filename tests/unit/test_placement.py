@@ -169,6 +169,12 @@ def test_vms_on_an_offline_node_are_an_error_unless_they_are_placed_elsewhere() 
     assert [place.vm.name for place in placement.places if place.planned] == ["v", "w"]
 
 
+def test_nothing_is_overcommitted_or_moved_unless_it_is_asked_for() -> None:
+    for mapping in ("n v", "(n) v; m"):
+        with pytest.raises(PlacementError):
+            place(infra_of("n 1 1 1; m 9 9 9", "v 1 2 1", mapping))
+
+
 def test_all_problems_come_at_once() -> None:
     infra = infra_of("n 4 20 8; m 4 20 8; k 4 1 1", "v 1 1 9; w 1 1 1; x 1 1 9; y 1 2 0", "n v; (m) w; FARM x; k y")
     error = refused(infra)
