@@ -67,7 +67,7 @@ class Picture:
             msgspec.structs.replace(self.links[rank], up=False, why="its parent came back without it")
             for parent, link in sorted(listed.items())
             # Of somebody who has moved on since, the list knows nothing.
-            if not later(self.links[parent], link)
+            if parent in self.links and not later(self.links[parent], link)
             for rank in sorted(self._children.get(parent, ()))
             if rank not in listed
         )

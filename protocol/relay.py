@@ -494,12 +494,11 @@ class Relay:
             self._effects.append(ToChild(rank, Rejected("attach first")))
             return
         self._heard_at[rank] = now
-        allowed = self._allowed[rank]
         claimed = self._claimed(message)
         if claimed is None:
             self._expel(rank, f"it sent a {type(message).__name__}, which only parents send", now)
             return
-        foreign = claimed & ~allowed
+        foreign = claimed & ~self._may_speak_for(rank)
         if foreign:
             if now >= self._grace[rank]:
                 self._expel(rank, "it spoke for hosts that are not below it", now)
@@ -507,6 +506,10 @@ class Relay:
             self._effects.append(Warn(f"rank {rank} spoke for hosts that are not below it: not heard"))
             message = _without(message, foreign)
         self._heard(message, now)
+
+    def _may_speak_for(self, child: int) -> Ranks:
+        """Whoever is planned below the child, and whoever still hangs there since a plan that had it so."""
+        return self._allowed[child] | self._picture.routes.get(child, ranks.NONE)
 
     @staticmethod
     def _claimed(message: object) -> Ranks | None:
@@ -573,12 +576,12 @@ class Relay:
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
         links = message.links
-        foreign = _named(links[1:]) & ~self._allowed[rank]
+        foreign = _named(links[1:]) & ~self._may_speak_for(rank)
         if foreign:
             self._effects.append(Warn(f"rank {rank} attached with hosts that are not below it: not heard"))
             links = (own, *_without_links(links[1:], foreign))
         news = self._picture.apply(links)
-        news += self._picture.apply(self._picture.contradicted(links))
+        news += self._picture.apply(self._picture.contradicted(message.links))
         self._changed(news, now)
 
     def _child_lost(self, rank: int, why: str, now: float) -> None:
