@@ -121,12 +121,11 @@ def _compete(hosts: int, rounds: int, ssh_config: Path) -> None:
             if number == 0:  # a first round for caches: not counted
                 row.walls.clear()
                 row.cpus.clear()
-    load = os.getloadavg()[0]
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    print(f"{COMMAND} on {hosts} test hosts, median of {rounds} rounds, load average {load:.1f}, {cores} cores")
     print(
-        f"{COMMAND} on {hosts} test hosts, median of {rounds} rounds, load average {load:.1f}, {os.cpu_count()} cores"
-    )
-    print(
-        f"{'':16}{'wall s':>9}{'min':>8}{'max':>8}{'service node CPU s':>20}   times ctl's wall, CPU; times Session's wall, CPU"
+        f"{'':16}{'wall s':>9}{'min':>8}{'max':>8}{'service node CPU s':>20}"
+        f"   times ctl's wall, CPU; times Session's wall, CPU"
     )
     walls = [statistics.median(row.walls) for row in rows]
     cpus = [statistics.median(row.cpus) for row in rows]

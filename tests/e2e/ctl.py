@@ -54,9 +54,9 @@ class Ctl:
             text=True,
         )
 
-    def json(self, *arguments: str) -> Any:
-        """What it prints with --json."""
-        return json.loads(self(*arguments, "--json").stdout)
+    def json(self, command: str, *arguments: str) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self(command, "--json", *arguments).stdout)
 
     def _log(self) -> str:
         logs = sorted(self.home.glob("*/service.log"))
