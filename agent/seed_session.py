@@ -65,10 +65,10 @@ def remote_command(seed: bytes) -> str:
     )
     names = "/usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11 python3.10 /usr/local/bin/python3"
     return (
-        f"exec sh -c 'f=;for n in {names};do p=$(command -v $n)||continue;"
-        'case " $f " in *" $p "*)continue;;esac;'
+        f"exec sh -c 'f=;r=;for n in {names};do p=$(command -v $n)||continue;"
+        'q=$(readlink -f "$p" 2>/dev/null||echo "$p");case " $r " in *" $q "*)continue;;esac;r="$r $q";'
         f'"$p" -I -c "{python}";s=$?;case $s in 2|86|126|127);;*)exit $s;;esac;f="$f $p";done;'
-        'v=;for p in $f;do v="$v, ${p##*/} $("$p" -V 2>&1|cut -d" " -f2)";done;'
+        'v=;for p in $f;do v="$v, ${p##*/} $("$p" -c "import sys;print(sys.version.split()[0])")";done;'
         f'echo;echo "{NO_PYTHON.decode()}$v"\''
     )
 
@@ -172,7 +172,10 @@ class Session:
         """Skip what login scripts print, up to the seed's word; raises Failed where no Python runs it."""
         left = NOISE
         while left > 0:
-            line = await self._output.readuntil(b"\n")
+            try:
+                line = await self._output.readuntil(b"\n")
+            except asyncio.LimitOverrunError:
+                break
             left -= len(line)
             if line.strip() == MARKER:
                 return
@@ -204,4 +207,10 @@ class Session:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
-        self._listening.cancel()
+        # Its pipes end with the group; only one who left the group could still hold them.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(self._drain(), self._listening), EXIT_GRACE)
+
+    async def _drain(self) -> None:
+        while await self._output.read(NOISE):
+            pass

@@ -90,6 +90,7 @@ class Starter:
         self._jobs: dict[int, Job] = {}
         self._sessions: dict[int, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[int] = set()
         self._over = asyncio.Event()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed = False
@@ -137,6 +138,7 @@ class Starter:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._ending.discard(id(task))
         if not task.cancelled() and (error := task.exception()) and not self._broken.done():
             self._broken.set_exception(error)
 
@@ -153,7 +155,8 @@ class Starter:
         self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
-            task.cancel()
+            if id(task) not in self._ending:
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, job: Job) -> None:
@@ -169,6 +172,8 @@ class Starter:
             reason = f"ssh cannot be run here: {error.strerror}"
             self._settle(Result(id=job.id, state="failed", reason=reason, reached=False))
         finally:
+            # From here on the task is left to finish: cut short, it would leave a process behind.
+            self._ending.add(id(asyncio.current_task()))
             self._sessions.pop(job.id, None)
             if session:
                 await session.close()
@@ -214,7 +219,7 @@ class Starter:
             reason, lasting, reached = stage, False, False
         except Failed as failure:
             reason, lasting, reached = str(failure), True, True
-        except (EOFError, asyncio.LimitOverrunError, ConnectionError):
+        except (EOFError, ConnectionError):
             reason, lasting = await session.ended(limit)
             if reached:
                 reason, lasting, reached = f"the session was cut short: {reason}", False, False

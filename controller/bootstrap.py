@@ -196,7 +196,8 @@ class _Run:
         raise problem
 
     async def _resolve_all(self) -> None:
-        """Feed the targets in as ssh says how it reaches them; the one process that this takes is within the fanout."""
+        """Feed the targets in as ssh says how it reaches them; that takes one process of the fanout."""
+        alone = self._options.fanout == 1
         for index, target in enumerate(self._targets):
             try:
                 resolved = await self._ssh.resolve(self._destination(index))
@@ -206,8 +207,11 @@ class _Run:
             route = ssh.route(resolved, self._ssh.known(resolved))
             job = Job(id=index, name=target.name, route=route)
             self._jobs[index] = job, resolved.processes
-            self._starter.add([job], own=route is None, weight=resolved.processes)
+            if not alone:
+                self._starter.add([job], own=route is None, weight=resolved.processes)
         self._starter.feed(shares.Resized(slots=self._options.fanout))
+        for job, weight in self._jobs.values() if alone else ():
+            self._starter.add([job], own=job.route is None, weight=weight)
 
     async def enrol(self, enrolment: Enrol) -> bytes:
         """Ask the service for a host's welcome."""

@@ -77,10 +77,11 @@ def test_the_remote_command_holds_nothing_that_csh_or_fish_would_change() -> Non
 
 def test_the_remote_command_names_the_old_pythons_that_it_found(tmp_path: Path) -> None:
     old = tmp_path / "python3.10"
-    old.write_text('#!/bin/sh\ncase "$1" in -V) echo Python 3.8.10;; *) exit 86;; esac\n')
+    old.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.8.10;; *) exit 86;; esac\n')
     old.chmod(0o755)
     (tmp_path / "sh").symlink_to("/bin/sh")
-    (tmp_path / "cut").symlink_to("/usr/bin/cut")
+    (tmp_path / "readlink").symlink_to("/usr/bin/readlink")
+    (tmp_path / "python3").symlink_to(old)
     command = remote_command(SEED).replace("/usr/bin/python3", "/nowhere/python3").replace("/usr/local", "/nowhere")
     done = subprocess.run(
         ["/bin/sh", "-c", command],
@@ -89,7 +90,7 @@ def test_the_remote_command_names_the_old_pythons_that_it_found(tmp_path: Path) 
         env={"PATH": str(tmp_path)},
         check=False,
     )
-    assert done.stdout.splitlines()[-1] == b"CANOPY-NONE, python3.10 3.8.10"
+    assert done.stdout.splitlines()[-1] == b"CANOPY-NONE, python3 3.8.10"
 
 
 def test_the_seed_says_its_word_before_all_else_and_ends_when_its_parent_goes() -> None:

@@ -51,7 +51,7 @@ def test_a_slot_is_free_only_when_its_process_is_gone() -> None:
 
 def test_a_worker_gets_one_first_then_twice_its_last_share() -> None:
     shares, _ = root(1, 64)
-    given = []
+    given: list[int] = []
     for _ in range(4):
         (grant,) = up(shares, 0) if not given else shares.handle(Asked(worker=0))
         assert isinstance(grant, Grant)
@@ -63,7 +63,7 @@ def test_a_worker_gets_one_first_then_twice_its_last_share() -> None:
 
 def test_no_share_is_more_than_half_of_what_is_left() -> None:
     shares, _ = root(1, 1 + 7)
-    given = []
+    given: list[int] = []
     while shares.waiting:
         (grant,) = up(shares, 0)
         assert isinstance(grant, Grant)
