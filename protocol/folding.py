@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from protocol import ranks
 from protocol.limits import FOLD_BYTES, FOLD_KEEP, FOLD_WINDOW
@@ -67,6 +67,14 @@ class Folding:
             if pending.complete:
                 self._hot.add(id_)
 
+    def settled(self, ids: Iterable[int]) -> None:
+        """The root wants no more outcomes of these commands: whoever has not answered is not waited for."""
+        for id_ in ids:
+            pending = self._pending.get(id_)
+            if pending is not None:
+                pending.waiting = ranks.NONE
+                self._hot.add(id_)
+
     def expect_nobody(self) -> None:
         """The way up is gone: who is to answer will be said again. What is held stays."""
         for id_ in [id_ for id_, pending in self._pending.items() if not pending.folds]:
@@ -75,8 +83,10 @@ class Folding:
         for pending in self._pending.values():
             pending.expected, pending.waiting = False, ranks.NONE
 
-    def add(self, id_: int, folds: Iterable[Fold], now: float) -> None:
+    def add(self, id_: int, folds: Sequence[Fold], now: float) -> None:
         """Outcomes came in."""
+        if not folds:
+            return
         pending = self._pending.setdefault(id_, _Pending())
         for fold in folds:
             who = ranks.unpack(fold.ranks)

@@ -143,6 +143,8 @@ class Relay:
         self._heard_at: dict[int, float] = {}
         #: Until when a child that speaks for others is forgiven.
         self._grace: dict[int, float] = {}
+        #: By child, the links that were not the child's to tell by the present plan, and may be by the next.
+        self._unheard: dict[int, dict[int, Link]] = {}
         #: No child is silent for too long before this, and none of the root's own things is due before that.
         self._silence_at = inf
         self._expiry_at = inf
@@ -404,6 +406,8 @@ class Relay:
                 self._own_outcome(delivery.id, (Refused(sentence(str(error)), trust=True), NO_OUTPUT), now)
                 return
             if isinstance(command.body, Quiet):
+                if isinstance(command.body, Settled):
+                    self._folding.settled(command.body.ids)
                 effects, outcomes = duty.quiet(command, now)
                 self._effects += effects
                 for id_, settled in outcomes:
@@ -452,6 +456,12 @@ class Relay:
                 why = "it is no longer planned below"
                 self._effects.append(DropChild(rank, why))
                 self._child_lost(rank, why, now)
+            for rank in sorted(self._heard_at):
+                allowed = self._may_speak_for(rank)
+                links = tuple(link for link in self._unheard[rank].values() if not _named((link,)) & ~allowed)
+                for link in links:
+                    del self._unheard[rank][link.rank]
+                self._changed(self._picture.apply(links), now)
 
     def _index(self, below: tuple[Below, ...]) -> None:
         """Note for each rank below who may speak through it: itself and those planned below it."""
@@ -504,6 +514,8 @@ class Relay:
                 self._expel(rank, "it spoke for hosts that are not below it", now)
                 return
             self._effects.append(Warn(f"rank {rank} spoke for hosts that are not below it: not heard"))
+            if isinstance(message, Links):
+                self._unheard[rank] |= {link.rank: link for link in message.links if _named((link,)) & foreign}
             message = _without(message, foreign)
         self._heard(message, now)
 
@@ -576,10 +588,12 @@ class Relay:
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
         links = message.links
+        self._unheard[rank] = {}
         foreign = _named(links[1:]) & ~self._may_speak_for(rank)
         if foreign:
             self._effects.append(Warn(f"rank {rank} attached with hosts that are not below it: not heard"))
             links = (own, *_without_links(links[1:], foreign))
+            self._unheard[rank] = {link.rank: link for link in message.links[1:] if _named((link,)) & foreign}
         news = self._picture.apply(links)
         news += self._picture.apply(self._picture.contradicted(message.links))
         self._changed(news, now)
@@ -587,7 +601,7 @@ class Relay:
     def _child_lost(self, rank: int, why: str, now: float) -> None:
         if self._heard_at.pop(rank, None) is None:
             return
-        del self._grace[rank]
+        del self._grace[rank], self._unheard[rank]
         link = self._picture.links.get(rank)
         if link is not None and link.up and link.parent == self._me:
             gone = msgspec.structs.replace(link, up=False, why=sentence(why))

@@ -205,6 +205,16 @@ class Transfers:
         for key in [key for key in self._credit if key[1] == id_]:
             del self._credit[key]
 
+    def demote(self, id_: int) -> list[Effect]:
+        """This target can't keep the file after all. Those below get it through here all the same."""
+        transfer = self._transfers.get(id_)
+        if transfer is None or transfer.role is not Role.TARGET:
+            return []
+        transfer.role, transfer.have = Role.CARRIER, 0
+        transfer.unstored.clear()
+        transfer.reading.clear()
+        return self._serve_waiting(id_, transfer) + self._pull(id_, transfer)
+
     def asked(self, child: int, id_: int, indices: tuple[int, ...]) -> list[Effect]:
         """A child asks for chunks."""
         transfer = self._transfers.get(id_)
@@ -254,7 +264,7 @@ class Transfers:
     def was_read(self, id_: int, index: int, blob: bytes | None) -> list[Effect]:
         """A Read has ended; None where the copy could not be read or is not what it was."""
         transfer = self._transfers.get(id_)
-        if transfer is None:
+        if transfer is None or index not in transfer.reading:
             return []
         transfer.reading.discard(index)
         if blob is not None and is_right(transfer.push, index, blob):

@@ -129,6 +129,7 @@ class Tree:
         #: The version of the plan that each host has answered for; 1 is what all start with.
         self.planned: dict[int, int] = {}
         self._plan_versions: dict[int, int] = {}
+        self._plan_open: dict[int, int] = {}
         plans = self._present_plans = self._plans(self.parents)
         self.nodes: dict[int | None, Node] = {}
         root_clock = self.random.uniform(1e3, 1e6)
@@ -467,16 +468,21 @@ class Tree:
                 self.progress.setdefault(id_, {}).update(done)
             case events.TellLinks(links):
                 self.links += links
-                for link in links:
-                    if link.up and self.planned.get(link.rank, 1) < self._version:
-                        # Whoever was away has missed the plan.
-                        self.submit(self._present_plans[link.rank], ranks.only(link.rank))
+                if self._version > 1:
+                    self._plan_again()
                 if any(link.up for link in links) and self.settled:
                     # Whoever was away may not have heard what is settled.
                     self._unsettled |= self.settled
                     self._settle_soon()
             case _:
                 raise AssertionError(f"the root has no use for {effect}")
+
+    def _plan_again(self) -> None:
+        """Whoever was away has missed the plan."""
+        for rank in ranks.each(self.root.reachable):
+            if self.planned.get(rank, 1) < self._version and self._plan_open.get(rank, 0) in (0, *self.settled):
+                self._plan_open[rank] = self._next_id
+                self.submit(self._present_plans[rank], ranks.only(rank))
 
     def _settle_soon(self) -> None:
         if self._settling:
@@ -555,11 +561,13 @@ class Tree:
         return self.nodes[None].relay
 
     def form(self, within: float = 30.0) -> None:
-        """Run until everybody who is alive is in the tree, and the root knows where."""
+        """Run until everybody who is alive is in the tree as it is planned now, and the root knows where."""
         self.run_until(self._is_known, within, "the tree to form")
 
     def _is_known(self) -> bool:
         if self.root.reachable != self.living():
+            return False
+        if any(self.planned.get(rank, 1) < self._version for rank in ranks.each(self.living())):
             return False
         for rank in ranks.each(self.living()):
             link, node = self.root.links[rank], self.nodes[rank]
