@@ -301,6 +301,10 @@ def prepare_embedded(uri: str) -> None:
             with open(settings, "w", encoding="ascii") as file:
                 # By default consoles go through virtlogd, a daemon that may not run.
                 file.write('stdio_handler = "file"\n')
+                if os.geteuid() == 0:
+                    # As another user QEMU could not enter a directory below root's home; who embeds a hypervisor has a
+                    # first look at a local fleet, with guests of their own.
+                    file.write('user = "root"\ngroup = "root"\ndynamic_ownership = 0\n')
     except OSError as error:
         raise Unusable(f"{root} can't hold an embedded hypervisor: {error.strerror}") from error
 

@@ -11,29 +11,27 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from agent import domains
-from agent.hypervisor import CALLS_IN_FLIGHT, Hypervisor, HypervisorError, Unavailable, default_uri, embedded_root
+from agent.hypervisor import CALLS_IN_FLIGHT, Hypervisor, HypervisorError, default_uri, embedded_root
 from agent.kvmprobe import probe_kvm
-from agent.lanes import within
 from agent.ping import ping
 from agent.vmfiles import VmFileError, VmFiles, qemu_user
-from agent.vmstates import StateTable
-from agent.vmxml import Flavour, Mark, differences, domain_xml, spec_digest
-from protocol.vms import VmChange, VmPower, VmResult, VmSpec, VmState
+from agent.vmwatch import VmWatch
+from agent.vmxml import Flavour, differences, domain_xml, spec_digest
+from protocol.vms import NAME_PATTERN, VmChange, VmPower, VmResult, VmSpec, VmState
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
 #: Half of the 5 s within which a VM that is killed behind libvirt's back must show, less the time of one look.
 POLL_SECONDS = 2.0
-# A look blocks on no QEMU; libvirtd that takes longer has more wrong with it, and "unknown" must show within 5 s too.
-_LOOK_SECONDS = 3.0
 # The first definition has libvirt try out QEMU: seconds, and most of a minute where the host's init reaps slowly.
 _DEFINE_SECONDS = 120.0
 _START_SECONDS = 120.0
@@ -60,34 +58,25 @@ class VmWorker:
     ) -> None:
         self._owner = str(directory.absolute())
         self.uri = uri or default_uri()
-        self._on_change = on_change
-        self._poll_s = poll_s
         self._privileged = _runs_privileged(self.uri)
-        self._files = VmFiles(Path(self._owner), qemu_user() if self._privileged else None)
-        self._hypervisor: Hypervisor | None = None
+        other_user = self._privileged and embedded_root(self.uri) is None  # an embedded one runs QEMU as we are
+        self._files = VmFiles(Path(self._owner), qemu_user() if other_user else None)
+        self._watch = VmWatch(
+            self.uri, self._owner, self._files, is_busy=self._is_busy, on_change=on_change, poll_s=poll_s
+        )
         self._flavour: Flavour | None = None
         self._flavour_lock = asyncio.Lock()
-        self._table = StateTable()
-        self._marks: dict[str, Mark | None] = {}
         self._locks: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         self._slots = asyncio.Semaphore(CALLS_IN_FLIGHT)
-        self._look_lock = asyncio.Lock()
-        self._nudge = asyncio.Event()
-        self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Watch the VMs of an earlier run, where there are any."""
         if await asyncio.to_thread(self._files.names):
-            self._begin()
+            self._watch.hypervisor()
 
     async def close(self) -> None:
         """Stop watching. VMs run on."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
-        if self._hypervisor is not None:
-            await self._hypervisor.close()
+        await self._watch.close()
 
     async def create(self, deployment: str, specs: Sequence[VmSpec]) -> list[VmResult]:
         """Bring VMs to what their specifications say; one result for each, in their order.
@@ -106,7 +95,7 @@ class VmWorker:
             named.add(spec.name)
             work.append(_outcome(spec.name, self._create(deployment, spec, flavour, twice=twice)))
         results = await asyncio.gather(*work)
-        await self._look()
+        await self._watch.look()
         return list(results)
 
     async def destroy(self, deployment: str | None, names: Iterable[str] | None = None) -> list[VmResult]:
@@ -114,21 +103,20 @@ class VmWorker:
 
         `names` None is all that the deployment has here, sorted; `deployment` None is all of this agent's.
         """
-        self._begin()
         if names is None:
             names = await self._names(deployment)
         results = await asyncio.gather(
             *(_outcome(name, self._destroy(deployment, name)) for name in dict.fromkeys(names))
         )
-        await self._look()
+        await self._watch.look()
         return list(results)
 
     async def states(self) -> list[VmState]:
         """This agent's VMs as they are now, sorted by name."""
         await self.start()
-        if self._hypervisor is not None:
-            await self._look()
-        return self._table.states(_now())
+        if self._watch.begun:
+            await self._watch.look()
+        return self._watch.states()
 
     async def reachable(self, names: Iterable[str], deadline_s: float) -> dict[str, bool | None]:
         """Which VMs answer ping at their addresses from this host, within `deadline_s` seconds.
@@ -136,24 +124,22 @@ class VmWorker:
         Returns as soon as all do. None where it can't be told: no such VM, no route, or no right to ping.
         """
         await self.states()
-        mine = [mark for mark in self._marks.values() if mark is not None and mark.owner == self._owner]
-        addresses = {mark.name: mark.spec.ip for mark in mine if mark.spec is not None}
+        addresses = self._watch.addresses()
         wanted = {name: addresses.get(name) for name in names}
         answers = await ping({address for address in wanted.values() if address is not None}, deadline_s)
         result = {name: None if address is None else answers[address] for name, address in wanted.items()}
-        self._report(self._table.answered(result, _now()))
+        self._watch.answered(result)
         return result
 
     # --- creation -----------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> Flavour:
         """Make ready for creations. Raises _Refused with what stands in the way of all of them."""
-        hypervisor = self._begin()
         try:
             await asyncio.to_thread(self._files.open_up)
             async with self._flavour_lock:
                 if self._flavour is None:
-                    self._flavour = await _find_flavour(hypervisor, privileged=self._privileged)
+                    self._flavour = await _find_flavour(self._watch.hypervisor(), privileged=self._privileged)
                 return self._flavour
         except (HypervisorError, VmFileError) as error:
             raise _Refused(str(error)) from error
@@ -204,7 +190,7 @@ class VmWorker:
                 await self._files.make_overlay(spec.name, spec.disk)
             undo.append(("its domain", lambda: self._remove_domain(spec.name, spec.deployment)))
             await _finish(self._call(lambda libvirt: domains.define(libvirt, document), _DEFINE_SECONDS))
-            self._marks.pop(spec.uuid, None)
+            self._watch.forget(spec.uuid)
             if spec.start:
                 await _finish(self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS))
         except BaseException as error:
@@ -232,7 +218,7 @@ class VmWorker:
     # --- removal ------------------------------------------------------------------------------------------------
 
     async def _names(self, deployment: str | None) -> list[str]:
-        marks = await asyncio.to_thread(self._marks_of_files)
+        marks = await asyncio.to_thread(self._files.marks)
         # Without libvirt each of these fails with the reason; and where there are none, none was made here.
         with contextlib.suppress(HypervisorError):
             here = await self._call(lambda libvirt: domains.ours(libvirt, self._owner, {}), _ASK_SECONDS)
@@ -240,6 +226,8 @@ class VmWorker:
         return sorted(name for name, mark in marks.items() if deployment in (None, mark.deployment))
 
     async def _destroy(self, deployment: str | None, name: str) -> VmResult:
+        if re.fullmatch(NAME_PATTERN, name) is None:
+            raise _Refused(f"{name!r} is no name of a VM")
         async with self._alone(f"name {name}"), self._slots:
             removed = await self._remove_domain(name, deployment)
             mark = await asyncio.to_thread(self._files.mark, name)
@@ -251,61 +239,10 @@ class VmWorker:
     async def _remove_domain(self, name: str, deployment: str | None) -> bool:
         return await self._call(lambda libvirt: domains.remove(libvirt, name, self._owner, deployment), _REMOVE_SECONDS)
 
-    # --- watching -----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> Hypervisor:
-        if self._hypervisor is None:
-            self._hypervisor = Hypervisor(self.uri, on_link=self._linked, on_event=self._nudge.set)
-            self._hypervisor.start()
-            self._watcher = asyncio.get_running_loop().create_task(self._watch(), name="watch VMs")
-        return self._hypervisor
-
-    def _linked(self, problem: str | None) -> None:
-        if problem is not None:
-            _LOG.warning("%s", problem)
-        self._nudge.set()
-
-    async def _watch(self) -> None:
-        while True:
-            await self._look()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._poll_s, self._nudge.wait())
-            self._nudge.clear()
-
-    async def _look(self) -> None:
-        """Bring the table up to date, and tell what is new."""
-        async with self._look_lock:
-            hypervisor = self._begin()
-            try:
-                if hypervisor.problem is not None:
-                    raise Unavailable(hypervisor.problem)
-                seen = await hypervisor.watch(
-                    lambda libvirt: domains.ours(libvirt, self._owner, self._marks), _LOOK_SECONDS
-                )
-                files = await self._files_without({domain.name for domain in seen})
-                changed = self._table.saw(seen, files, _now())
-            except HypervisorError as error:
-                files = await self._files_without({state.name for state in self._table.states(_now())})
-                changed = self._table.lost_sight(str(error), files, _now())
-            self._report(changed)
-
-    async def _files_without(self, known: set[str]) -> dict[str, str]:
-        """The deployment of each VM that has files here, is not known and is not being worked on."""
-        marks = await asyncio.to_thread(self._marks_of_files, known)
-        return {name: mark.deployment for name, mark in marks.items() if f"name {name}" not in self._locks}
-
-    def _report(self, changed: list[VmState]) -> None:
-        if changed and self._on_change is not None:
-            self._on_change(changed)
-
-    def _marks_of_files(self, but: Container[str] = ()) -> dict[str, Mark]:
-        marks = {name: self._files.mark(name) for name in self._files.names() if name not in but}
-        return {name: mark for name, mark in marks.items() if mark is not None}
-
     # --- common -------------------------------------------------------------------------------------------------
 
     async def _call(self, function: Callable[[object], _T], deadline_s: float) -> _T:
-        return await self._begin().call(function, deadline_s)
+        return await self._watch.hypervisor().call(function, deadline_s)
 
     @contextlib.asynccontextmanager
     async def _alone(self, *keys: str) -> AsyncIterator[None]:
@@ -317,6 +254,9 @@ class VmWorker:
                 stack.callback(self._leave, key)
                 await stack.enter_async_context(lock)
             yield
+
+    def _is_busy(self, name: str) -> bool:
+        return f"name {name}" in self._locks
 
     def _leave(self, key: str) -> None:
         _, users = self._locks[key]
@@ -402,7 +342,3 @@ def _runs_privileged(uri: str) -> bool:
     if embedded_root(uri) is not None:
         return os.geteuid() == 0
     return uri.partition("?")[0].endswith("/system")
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

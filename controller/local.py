@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sys
 import time
@@ -33,7 +34,8 @@ def local_up(
 ) -> dict[str, str]:
     """Start agents with these names where they do not run yet. Returns those that did not come up, and why.
 
-    `libvirt` is the URI that each agent uses, in which `{dir}` stands for the agent's directory. Raises CtlError.
+    `libvirt` is the URI that each agent uses, in which `{dir}` stands for the agent's directory; by default each has a
+    hypervisor of its own, which needs no daemon and no root. Raises CtlError.
     """
     session = ensure_service(fleet, listen=_LOOPBACK, advertised=_LOOPBACK)
     session.begin(len(names), fanout)
@@ -54,6 +56,11 @@ def host_directory(session: Session, name: str) -> Path:
     return session.directory / "hosts" / name
 
 
+def hypervisor_directory(session: Session, name: str) -> Path:
+    """Where libvirt keeps the VMs of a local agent: a short path, for sockets below it may have 107 bytes (unix(7))."""
+    return session.directory / "v" / hashlib.sha256(name.encode()).hexdigest()[:6]
+
+
 def _start(session: Session, name: str, directory: HostDirectory, site: str, libvirt: str | None) -> None:
     identity = directory.enrol(_LOOPBACK)
     welcome = session.enrol(
@@ -70,8 +77,8 @@ def _start(session: Session, name: str, directory: HostDirectory, site: str, lib
     )
     _write_secret(directory.path / "welcome", welcome)
     argv = [sys.executable, "-m", "agent", "run", "--dir", str(directory.path)]
-    if libvirt is not None:
-        argv += ["--libvirt", libvirt.replace("{dir}", str(directory.path))]
+    uri = libvirt or f"qemu:///embed?root={hypervisor_directory(session, name)}"
+    argv += ["--libvirt", uri.replace("{dir}", str(directory.path))]
     start_detached(argv, directory.path / "agent.log", {"CANOPY_HOST": name})
 
 

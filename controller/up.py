@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from controller.bootstrap import Enrolment, HostResult, Options, Progress, Targe
 from controller.bundle import BundleError, Bundles, Platform
 from controller.hosts import site_of
 from controller.launch import ensure_service
-from controller.local import wait_until_gone
+from controller.local import hypervisor_directory, wait_until_gone
 from controller.session import Result, Session, VmAnswer
 from controller.ssh import SshError
 from controller.status import CtlError
@@ -190,6 +191,10 @@ def down(
         results += session.down(None if hosts is None else hosts, purge=purge, vms=vms).results()
     locals_ = [host.name for host in status.hosts if host.name in chosen and "local" in host.facts and host.up]
     left = wait_until_gone(session, locals_, _END_WITHIN)
+    with_vms = {vm.host for vm in session.status().vms}
+    for name in locals_ if purge else ():
+        if name not in with_vms:  # else QEMU still runs there
+            shutil.rmtree(hypervisor_directory(session, name), ignore_errors=True)
     ended = not session.status().hosts
     if ended:
         _end_service(session)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -116,7 +115,7 @@ def test_down_with_purge_leaves_nothing(fleet: tuple[str, int, int], hosts: Test
     ctl("down", "--purge")
     for name in UP:
         wait_until(lambda name=name: not _agents(hosts, name), 20, f"the agent of {name} ends")
-        assert not os.path.exists(f"{hosts.host(name).root}/var/lib/canopy")
+        assert not Path(f"{hosts.host(name).root}/var/lib/canopy").exists()
     assert ctl("status", status=6).returncode == 6
 
 
