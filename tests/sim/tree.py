@@ -307,6 +307,8 @@ class Tree:
         self._connections.append(connection)
 
         def opened() -> None:
+            if not connection.open:
+                return  # the child gave it up before its handshake was through
             if not parent_is_the_same():
                 self._end(connection, at_child=True, why="connection refused")
                 return
@@ -455,7 +457,7 @@ class Tree:
                         assert rank not in self.told[id_], f"rank {rank} was settled twice for command {id_}"
                         self.told[id_][rank] = (fold.outcome, fold.output)
                         if id_ in self._plan_versions and fold.outcome == Exited(0):
-                            self.planned[rank] = self._plan_versions[id_]
+                            self.planned[rank] = max(self._plan_versions[id_], self.planned.get(rank, 0))
             case events.TellSettled(id_):
                 self.settled.add(id_)
                 self._unsettled.add(id_)
