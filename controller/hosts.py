@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from controller.status import CtlError, ExitStatus
+from controller.text_problems import cut
 from protocol.limits import MAX_RANK
 
 #: A fleet has no more hosts than it has ranks.
@@ -40,7 +41,7 @@ def expand(text: str) -> tuple[str, ...]:
     names = _expanded(text) if re.search(_OPERATOR, text) else (text,)
     for name in names:
         if not re.fullmatch(_NAME, name):
-            raise _wrong(text, f"{name!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
+            raise _wrong(text, f"{cut(name)!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
     return names
 
 
@@ -61,8 +62,7 @@ def _expanded(text: str) -> tuple[str, ...]:
 
 
 def _wrong(text: str, why: str) -> CtlError:
-    shown = text if len(text) <= 80 else text[:79] + "…"
-    return CtlError(f"host set {shown!r}: {why}", ExitStatus.USAGE)
+    return CtlError(f"host set {cut(text)!r}: {why}", ExitStatus.USAGE)
 
 
 def expand_all(texts: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,9 @@ _FIRST_S = 0.4
 #: And is drawn anew this often, which reads as steady and costs nothing.
 _EVERY_S = 0.15
 
+#: Columns of a terminal that does not say how many it has.
+_WIDTH = 80
+
 _CLEAR = "\r\x1b[K"
 _RED, _BOLD, _PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
@@ -84,10 +87,10 @@ class Terminal:
             try:
                 width = os.get_terminal_size(self._err.fileno()).columns
             except OSError:
-                width = 80
+                width = 0
             self._finish_line()
             self._out.flush()
-            self._err.write(_CLEAR + line[: max(1, width - 1)])
+            self._err.write(_CLEAR + line[: (width or _WIDTH) - 1])
             self._err.flush()
             self._live = True
 

@@ -59,16 +59,19 @@ class Following:
         except CtlError as error:
             # What has come is shown, whatever became of the rest.
             self._broken = error
+        if not self._job.settled:
+            # With its connection the command ends too, wherever it still runs.
+            self._job._connection.close()
 
     def show_json(self) -> None:
         """The results, for programs."""
         self.terminal.text(render.json_text(render.result_objects(self.results, self.order)))
 
-    def show_failures(self) -> None:
+    def show_failures(self, *, shortened: bool = True) -> None:
         """Who did not do well, and what was cut short."""
         for failure in render.failures(self.results, self.order):
             self.terminal.say(failure, bad=True)
-        for short in render.shortened(self.results, self.order):
+        for short in render.shortened(self.results, self.order) if shortened else ():
             self.terminal.say(short)
 
     def check(self) -> None:

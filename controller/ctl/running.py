@@ -80,7 +80,7 @@ def follow(job: Job, terminal: Terminal, *, stream: bool = False, as_json: bool 
     else:
         if not stream:
             _show_gathered(following)
-        following.show_failures()
+        following.show_failures(shortened=not stream)
     return following.end()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controller.render import clean
 from controller.session import Piece
 from controller.terminal import Terminal
 from protocol.outcomes import Output
@@ -40,12 +41,13 @@ class Streams:
             held = self._unfinished.pop((host, stream), None)
             if held:
                 self._show(host, stream, bytes(held) + b"\n")
-            self._gap(host, stream, total - self._seen.pop((host, stream), 0))
+            self._gap(host, stream, total - self._seen.pop((host, stream), 0), output.spool)
 
-    def _gap(self, host: str, stream: int, count: int) -> None:
+    def _gap(self, host: str, stream: int, count: int, spool: str = "") -> None:
         if count > 0:
             name = "standard output" if stream == 1 else "standard error"
-            self._terminal.say(f"{host}: {count} bytes of {name} did not arrive", bad=True)
+            where = f"; all of it is on the host: {clean(spool)}" if spool else ""
+            self._terminal.say(f"{host}: {count} bytes of {name} did not arrive{where}", bad=True)
 
     def _show(self, host: str, stream: int, lines: bytes) -> None:
         prefix = f"{host}: ".encode()

@@ -1,0 +1,125 @@
+"""Sets of hosts: what people may write, what they read, and what is refused rather than guessed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.hosts import choose, expand, expand_all, fold, names_in, site_of
+from controller.status import CtlError, ExitStatus
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("h3", ["h3"]),
+        ("h[0-3]", ["h0", "h1", "h2", "h3"]),
+        ("h[01-03],a", ["a", "h01", "h02", "h03"]),
+        ("h[0-3]!h2", ["h0", "h1", "h3"]),
+        ("suno-[3,6].sophia.grid5000.fr", ["suno-3.sophia.grid5000.fr", "suno-6.sophia.grid5000.fr"]),
+        (" h1 ", ["h1"]),
+        ("h1!h1", []),
+        ("", []),
+    ],
+)
+def test_ranges_lists_and_differences_are_expanded(text: str, names: list[str]) -> None:
+    assert list(expand(text)) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("@rack1", "groups of hosts can't be named yet"),
+        ("@*", "groups of hosts can't be named yet"),
+        ("h1,@all", "groups of hosts can't be named yet"),
+        ("h*", "no wildcards"),
+        ("h[3-1]", "3-1"),
+        ("h[1-", "bracket"),
+        ("h[0-3] h7", "is no host name"),
+        ("h1;reboot", "is no host name"),
+        ("-x", "is no host name"),
+        ("h[0-999999999]", "more than the 65536 hosts"),
+        ("h[0-999]r[0-999]", "names 1000000 hosts"),
+        ("h" * 100_000, "is no host name"),
+    ],
+)
+def test_what_is_no_set_of_hosts_is_refused_with_its_reason(text: str, why: str) -> None:
+    with pytest.raises(CtlError) as caught:
+        expand(text)
+    assert why in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert caught.value.status == ExitStatus.USAGE
+
+
+def test_no_groups_come_from_this_machine() -> None:
+    # ClusterShell ships an example whose group `*` has 131 nodes, and reads group files of the machine it is on.
+    with pytest.raises(CtlError):
+        expand("@*")
+    with pytest.raises(CtlError):
+        expand("h[0-3]&@compute")
+
+
+def test_folding_says_many_names_in_few_words() -> None:
+    assert fold([]) == ""
+    assert fold(["h3"]) == "h3"
+    assert fold(["h3", "h3"]) == "h3"
+    assert fold(["h2", "h0", "h1", "h7"]) == "h[0-2,7]"
+    assert fold([f"suno-{n}.sophia" for n in range(100)]) == "suno-[0-99].sophia"
+
+
+@given(st.sets(st.from_regex(r"[a-z]{1,3}[0-9]{0,3}", fullmatch=True), min_size=1, max_size=30))
+def test_what_is_folded_expands_to_the_same_hosts(names: set[str]) -> None:
+    assert set(expand(fold(names))) == names
+
+
+def test_one_host_costs_no_clustershell() -> None:
+    script = (
+        "import sys; from controller.hosts import expand, fold; expand('h3.site'); fold(['h3']);"
+        " sys.exit('ClusterShell' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+def test_all_hosts_are_meant_only_where_nobody_named_any() -> None:
+    assert choose([], [], lambda: ["h0", "h1"]) is None
+    assert choose([], ["h1"], lambda: ["h0", "h1"]) == ("h0",)
+    assert choose(["h[0-3]", "h7"], ["h1"], lambda: pytest.fail("not asked")) == ("h0", "h2", "h3", "h7")
+
+
+@pytest.mark.parametrize(("where", "exclude"), [([""], []), (["h1!h1"], []), (["h1"], ["h[0-9]"]), ([], ["h0"])])
+def test_an_empty_choice_is_no_target_and_never_all(where: list[str], exclude: list[str]) -> None:
+    with pytest.raises(CtlError) as caught:
+        choose(where, exclude, lambda: ["h0"])
+    assert caught.value.status == ExitStatus.NO_TARGET
+
+
+def test_an_oar_node_file_names_each_host_once() -> None:
+    text = "\ufeffsuno-3.sophia\nsuno-3.sophia\r\n\n# reserved until 18:00\nsuno-[6-7].sophia # two\nsuno-3.sophia"
+    assert names_in(text, file="nodes") == ("suno-3.sophia", "suno-6.sophia", "suno-7.sophia")
+
+
+def test_a_slip_in_a_file_of_hosts_is_told_with_its_line() -> None:
+    with pytest.raises(CtlError, match=r"^nodes:2: host set 'h\[3-1\]'"):
+        names_in("h1\nh[3-1]\n", file="nodes")
+
+
+def test_several_sets_are_one() -> None:
+    assert expand_all(["h[1-2]", "h2,h1", "h0"]) == ("h1", "h2", "h0")
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("suno-3.sophia.grid5000.fr", "sophia"),
+        ("suno-3.sophia", "sophia"),
+        ("h3", ""),
+        ("198.18.0.1", ""),
+        ("", ""),
+    ],
+)
+def test_a_site_is_what_follows_the_host_in_its_name(name: str, site: str) -> None:
+    assert site_of(name) == site
