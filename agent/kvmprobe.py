@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
-import mmap
 import os
 import platform
 import signal
@@ -106,6 +104,9 @@ def _main() -> int:
 def _run_guest(device: int) -> int | None:
     """The exit reason of the first KVM_RUN. None where there is no guest code for the architecture, and a VM and a
     vCPU could be made."""
+    import ctypes  # half a megabyte that an agent has no other use for
+    import mmap
+
     vm = fcntl.ioctl(device, _CREATE_VM, 0)
     if platform.machine() not in ("x86_64", "i686"):
         fcntl.ioctl(vm, _CREATE_VCPU, 0)

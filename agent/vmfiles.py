@@ -19,7 +19,7 @@ import pwd
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from agent.lanes import within
@@ -121,6 +121,11 @@ class VmFiles:
         except (OSError, UnicodeDecodeError):
             return None
 
+    def marks(self, but: Container[str] = ()) -> dict[str, Mark]:
+        """The marks of all VMs that have files here, but for the names in `but`."""
+        found = {name: self.mark(name) for name in self.names() if name not in but}
+        return {name: mark for name, mark in found.items() if mark is not None}
+
     def layout(self, spec: VmSpec) -> Layout:
         """Where a VM's files are. Raises VmFileError where an image is not on this host."""
         boot, folder = spec.boot, self._vms / spec.name
@@ -136,6 +141,7 @@ class VmFiles:
         made = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._vms))
         try:
             (made / "domain.xml").write_text(document)
+            (made / "domain.xml").chmod(0o600)
             self._let_through(made)
             # rename(2) would replace an empty directory; none of ours is ever empty.
             made.rename(self._vms / name)

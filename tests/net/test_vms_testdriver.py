@@ -91,7 +91,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 def hypervisor_of(worker: VmWorker) -> Hypervisor:
     """The worker's own, since each connection to the test driver is a world of its own."""
-    return worker._begin()
+    return worker._watch.hypervisor()
 
 
 async def behind_its_back(worker: VmWorker, act: Callable[[Connection], object]) -> None:
@@ -282,6 +282,7 @@ def test_destroy_leaves_neither_domain_nor_files(host: Host) -> None:
         ]
         assert changes(await worker.destroy(DEPLOYMENT)) == [("vm2", VmChange.REMOVED), ("vm3", VmChange.REMOVED)]
         assert await worker.destroy(DEPLOYMENT) == []
+        assert changes(await worker.destroy(DEPLOYMENT, ["../images"])) == [("../images", VmChange.FAILED)]
         assert await worker.states() == []
         names = await hypervisor_of(worker).call(
             lambda libvirt: [domain.name() for domain in libvirt.listAllDomains()], DEADLINE_S
@@ -365,7 +366,7 @@ def test_events_alone_show_what_others_do_to_our_vms_and_nothing_of_theirs(host:
     told: dict[str, VmState] = {}
 
     async def scenario(worker: VmWorker) -> None:
-        worker._on_change = lambda states: told.update({state.name: state for state in states})
+        worker._watch._on_change = lambda states: told.update({state.name: state for state in states})
         await worker.create(DEPLOYMENT, [a_spec("vm1"), a_spec("vm2")])
         await behind_its_back(worker, lambda libvirt: libvirt.lookupByName("other").destroy())
         await behind_its_back(worker, lambda libvirt: libvirt.lookupByName("vm1").suspend())
@@ -402,7 +403,7 @@ def test_a_worker_without_vms_leaves_libvirt_alone(host: Host) -> None:
     async def scenario(worker: VmWorker) -> None:
         await worker.start()
         assert await worker.states() == []
-        assert worker._hypervisor is None
+        assert not worker._watch.begun
 
     host.run(scenario)
 
