@@ -47,10 +47,10 @@ KEEP_LOG = 1 << 20  # bytes of agent.log beyond which a start begins a new one
 FLEET = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 DIGEST = re.compile(r"[0-9a-f]{32,64}")
 
-# Type=notify and WatchdogSec: the agent's event loop says that it is ready and alive. KillMode=mixed: the
-# agent is asked first and ends its commands in order, then whatever is left in its group is killed;
-# "process" leaves orphans, "control-group" cuts down a package upgrade that runs as a command. VMs belong
-# to libvirt and live in machine.slice.
+# User=root: without it systemd sets no HOME. Type=notify and WatchdogSec: the agent's event loop says that it
+# is ready and alive. KillMode=mixed: the agent is asked first and ends its commands in order, then whatever is
+# left in its group is killed; "process" leaves orphans, "control-group" cuts down a package upgrade that runs
+# as a command. VMs belong to libvirt and live in machine.slice.
 UNIT = """[Unit]
 Description=Canopy agent of fleet {fleet}
 After=network-online.target
@@ -58,6 +58,7 @@ Wants=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
+User=root
 Type=notify
 NotifyAccess=main
 ExecStart={python} -m agent run --dir {directory}
@@ -327,7 +328,7 @@ class Host:
         with contextlib.suppress(FileNotFoundError):
             (self.directory / "started").unlink()
         if self.systemd:
-            subprocess.run(["systemctl", "stop", self.unit], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            self.systemctl("stop", self.unit)
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if not is_locked(lock):
                 return
@@ -357,7 +358,7 @@ class Host:
         log.touch(mode=0o600)
         offset = log.stat().st_size
         if self.systemd:
-            self.start_unit()
+            self.start_unit(log, offset)
         else:
             self.start_detached(log, offset)
         if not is_locked(self.directory / "lock"):
@@ -400,18 +401,22 @@ class Host:
             finally:
                 ready.unlink(missing_ok=True)
 
-    def start_unit(self) -> None:
-        """Have systemd start the agent, now and at each boot."""
+    def start_unit(self, log: Path, offset: int) -> None:
+        """Have systemd start the agent, now and at each boot; it waits for READY=1 itself."""
         # Hosts that lose power together must not come back in the same second.
-        spread = 1 + zlib.crc32(os.uname().nodename.encode()) % 2000 / 1000
-        text = UNIT.format(
-            fleet=self.fleet, python=sys.executable, directory=self.directory, restart=f"{spread * 1000:.0f}ms"
-        )
+        spread = 1000 + zlib.crc32(os.uname().nodename.encode()) % 2000
+        text = UNIT.format(fleet=self.fleet, python=sys.executable, directory=self.directory, restart=f"{spread}ms")
         write_file(Path("/etc/systemd/system") / self.unit, text.encode(), 0o644)
         for words in (["daemon-reload"], ["enable", self.unit], ["restart", self.unit]):
-            done = subprocess.run(["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            done = self.systemctl(*words)
             if done.returncode:
-                raise Failure(f"systemd did not start the agent: {last_line(done.stderr)}")
+                told = log.read_bytes()[offset:]
+                self.systemctl("stop", self.unit)
+                raise Failure(f"systemd could not start the agent: {last_line(told or done.stderr)}")
+
+    def systemctl(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+        """Ask systemd."""
+        return subprocess.run(["systemctl", *words], stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def last_line(output: bytes) -> str:

@@ -237,6 +237,10 @@ class Bundles:
         self._ready: dict[str, Bundle] = {}
         self._building = threading.Lock()
 
+    def identity(self, platform: Platform) -> str:
+        """The identity of the bundle for `platform`, without building it; raises BundleError."""
+        return identity_of(platform, choose(self._wheels, platform), self._sources)
+
     def get(self, platform: Platform) -> Bundle:
         """The bundle for `platform`, from memory, from the cache, or built now; raises BundleError."""
         wheels = choose(self._wheels, platform)

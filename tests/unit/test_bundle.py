@@ -169,6 +169,12 @@ def test_the_identity_follows_every_input() -> None:
     assert first != bundle.identity_of(platform(python=12), wheels, files)
 
 
+def test_the_identity_is_known_without_building(offline: Bundles, tmp_path: Path) -> None:
+    known = offline.identity(platform())
+    assert not (tmp_path / "cache" / "bundles").exists()
+    assert offline.get(platform()).identity == known
+
+
 def test_a_bundle_is_built_once(offline: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = offline.get(platform())
     again = Bundles(tmp_path / "cache", tmp_path / "lock")

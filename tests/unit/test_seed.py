@@ -247,6 +247,7 @@ def test_a_host_has_one_sentence_for_a_full_disk() -> None:
 def test_the_unit_watches_the_agent_and_ends_it_in_order() -> None:
     unit = seed.UNIT.format(fleet="f1", python="/usr/bin/python3", directory="/var/lib/canopy/f1", restart="1500ms")
     for line in (
+        "User=root",
         "Type=notify",
         "WatchdogSec=30",
         "Restart=always",
