@@ -66,8 +66,7 @@ def test_from_bare_hosts_to_running_vms_and_back(form: str, hosts: TestHosts, ct
     ctl("destroy", str(infra))
     assert ctl.json("get", "vms") == []
     ctl("down", "--purge")
-    for name in HOSTS:
-        wait_until(lambda name=name: _leavings(hosts, name) == before[name], 15, f"nothing is left on {name}")
+    wait_until(lambda: {name: _leavings(hosts, name) for name in HOSTS} == before, 15, "nothing is left on any host")
 
 
 def _push_reaches_every_host(hosts: TestHosts, ctl: Ctl, tmp_path: Path) -> None:
