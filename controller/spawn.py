@@ -22,6 +22,8 @@ from protocol.vms import VmChange, VmPower, VmResult
 Watch = Callable[[str, Job], Sequence[Happening]]
 #: How often the service is asked for states, in seconds. Agents report within a fraction of one.
 _LOOK_EVERY = 0.2
+#: And how long it may take to hear that VMs run which their hosts have started, in seconds: agents look every few.
+_STARTED_WITHIN = 15.0
 #: A VM in one of these runs.
 _RUNNING = (VmPower.RUNNING, VmPower.BLOCKED)
 #: What a VM is that is not as the file has it.
@@ -100,7 +102,7 @@ def spawn(
     not_running: tuple[str, ...] = ()
     unreachable: tuple[str, ...] = ()
     if wait is not Wait.DEFINED and waited:
-        not_running = _wait_until_running(session, deployment, waited, time.monotonic() + timeout)
+        not_running = _wait_until_running(session, deployment, waited, time.monotonic() + min(timeout, _STARTED_WITHIN))
     if wait is Wait.REACHABLE and waited:
         happened = watch("ping VMs", session.probe_vms(deployment, waited, timeout=timeout))
         reached = {name for answer in happened if isinstance(answer, VmReached) for name in answer.names}

@@ -24,7 +24,7 @@ from controller.placement import MemoryUnit, Placement, PlacementError, place
 from controller.status import CtlError, ExitStatus
 from controller.text_problems import Notice, some
 from protocol.transfer import chunk_for, digest_chunks
-from protocol.vms import NAME_PATTERN, DirectBoot, Disk, Network, VmSpec
+from protocol.vms import NAME_PATTERN, Bridge, DirectBoot, Disk, Network, VmSpec
 
 #: A qcow2 file's first bytes (QEMU, docs/interop/qcow2.rst, "Header").
 _QCOW2 = b"QFI\xfb"
@@ -128,12 +128,11 @@ def prepare(
             addresses=addresses,
             boot=boot,
             disk=disk,
-            network=Network(bridge=options.bridge),
+            network=_network(options.bridge),
         )
     except DeploymentError as error:
         raise _refused(error) from error
-    except msgspec.ValidationError as error:
-        raise CtlError(str(error), ExitStatus.USAGE) from error
+    _check_specs(slices)
     declared = {vm.name for vm in infra.vms}
     return Prepared(
         plan=make_plan(deployment=options.deployment, placement=placement, specs=slices, warnings=warnings),
@@ -142,6 +141,24 @@ def prepare(
         addresses=addresses,
         others=tuple(name for name in (known.hosts if known is not None else ()) if name not in declared),
     )
+
+
+def _check_specs(slices: dict[str, tuple[VmSpec, ...]]) -> None:
+    """Raises CtlError where an agent would not take a specification."""
+    for specs in slices.values():
+        for spec in specs:
+            try:
+                msgspec.convert(msgspec.to_builtins(spec), VmSpec)
+            except msgspec.ValidationError as error:
+                raise CtlError(f"{spec.name} can't be made as the file has it: {error}", ExitStatus.USAGE) from error
+
+
+def _network(bridge: str | None) -> Network:
+    try:
+        return Network(bridge=None if bridge is None else msgspec.convert(bridge, Bridge))
+    except msgspec.ValidationError as error:
+        why = "no name of a network interface, which has 1 to 15 letters, digits, '-', '_' and '.'"
+        raise CtlError(f"--bridge {bridge!r}: {why}", ExitStatus.USAGE) from error
 
 
 def _refused(error: Exception) -> CtlError:
@@ -222,6 +239,8 @@ def _boot(options: SpawnOptions, *, digest: bool) -> tuple[DirectBoot | None, Di
         raise CtlError("give --kernel or --image: without either VMs have nothing to boot", ExitStatus.USAGE)
     if options.kernel is None and (options.initrd is not None or options.cmdline):
         raise CtlError("--initrd and --cmdline go with --kernel; an image has its own", ExitStatus.USAGE)
+    if not (options.cmdline.isascii() and options.cmdline.isprintable()):
+        raise CtlError("--cmdline: a kernel's command line is printable ASCII", ExitStatus.USAGE)
     images: dict[str, Path] = {}
 
     def image(path: Path) -> str:
