@@ -61,13 +61,21 @@ PAUSED_AFTER = 3.0
 ATTACH_WITHIN = 3.0
 #: An orphan waits up to this long, drawn at random, before it attaches: a lost relay of 32 must not make a herd.
 ATTACH_JITTER = 0.2
+#: A planned parent that refuses may not have begun yet, or not know this plan yet: so often it is asked again, within
+#: 2 s in all, before the next ancestor gets a child that it was not planned to have.
+PARENT_TRIES = 3
 #: After all ancestors have been tried, wait this long before the first again, doubled up to the second number.
 RETRY_FIRST = 0.2
 RETRY_MOST = 5.0
 #: An unreachable host's commands are settled as lost when it has not come back for this long. Orphans are back in 3 s.
 LOST_AFTER = 5.0
-#: A host reports at its deadline; its outcome may take this long to arrive before the root says that it did not.
-DEADLINE_SLACK = 2.0
+#: The same after the service itself was away: agents try again every RETRY_MOST seconds by then, and half as much more.
+RETURN_WITHIN = 15.0
+#: What an agent ends gets a polite signal, and after this the certain one.
+KILL_AFTER = 2.0
+#: A host's outcome may come this long after the deadline before the root says that it did not: the signals' time, and
+#: as much again to travel.
+DEADLINE_SLACK = 2 * KILL_AFTER
 #: How long a relay keeps outcomes in hope of folding more into them: shorter than a person notices.
 FOLD_WINDOW = 0.02
 #: A relay sends what it has folded when it has this much, so that no message grows without bound.

@@ -12,7 +12,7 @@ from enum import Enum
 
 from protocol.commands import Member
 from protocol.events import Connect, Disconnect, Effect
-from protocol.limits import ATTACH_JITTER, ATTACH_WITHIN, RETRY_FIRST, RETRY_MOST, SILENT_AFTER
+from protocol.limits import ATTACH_JITTER, ATTACH_WITHIN, PARENT_TRIES, RETRY_FIRST, RETRY_MOST, SILENT_AFTER
 from protocol.outcomes import sentence
 
 
@@ -33,6 +33,7 @@ class Uplink:
         self._index = 0
         self._tried = 0
         self._pause = RETRY_FIRST
+        self._patience = PARENT_TRIES
         self._until = 0.0
         self.heard = 0.0
         self.phase = Phase.RESTING
@@ -59,6 +60,7 @@ class Uplink:
         """New ancestors. The agent stays where it is if that is the planned parent now, else it moves there."""
         same = self._ancestors[self._index] == ancestors[0]
         self._ancestors, self._index, self._tried = ancestors, 0, 0
+        self._patience = PARENT_TRIES
         if not same or self.phase is not Phase.ATTACHED:
             self.why = "the plan changed"
             self.phase, self._until = Phase.RESTING, now + ATTACH_JITTER * self._draw()
@@ -68,7 +70,7 @@ class Uplink:
         if self.phase is not Phase.ATTACHING or epoch != self.epoch:
             return False
         self.phase, self.heard = Phase.ATTACHED, now
-        self._tried, self._pause = 0, RETRY_FIRST
+        self._tried, self._pause, self._patience = 0, RETRY_FIRST, 0
         return True
 
     def lost(self, why: str, now: float) -> list[Effect]:
@@ -77,6 +79,11 @@ class Uplink:
             return []
         was_attached = self.phase is Phase.ATTACHED
         self.why = sentence(f"{self.parent.name}: {why}")
+        if self._patience and not self._index and not was_attached:
+            self._patience -= 1
+            self.phase = Phase.RESTING
+            self._until = now + RETRY_FIRST * (PARENT_TRIES - self._patience) * (0.5 + self._draw())
+            return [Disconnect()]
         self._tried = 1 if was_attached else self._tried + 1
         self._index = (self._index + 1) % len(self._ancestors)
         self.phase = Phase.RESTING
@@ -100,6 +107,7 @@ class Uplink:
             self.phase, self._until = Phase.ATTACHING, now + ATTACH_WITHIN
             return [Connect(self.parent)]
         if self.phase is Phase.ATTACHING and now >= self._until:
+            self._patience = 0
             return self.lost(f"no answer within {ATTACH_WITHIN:g} s", now)
         if self.phase is Phase.ATTACHED and now >= self.heard + SILENT_AFTER:
             return self.lost(f"silent for {SILENT_AFTER:g} s", now)

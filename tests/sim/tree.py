@@ -539,6 +539,18 @@ class Tree:
         """Cancel a command everywhere."""
         self.submit(Cancel(of=id_), self.targets[id_])
 
+    def wrote(self, rank: int, id_: int, offset: int, data: bytes) -> None:
+        """The command writes to its standard output there."""
+        self._feed(rank, events.Wrote(id_, 1, offset, data))
+
+    def advanced(self, rank: int, id_: int, done: int) -> None:
+        """A push gets on there."""
+        self._feed(rank, events.Advanced(id_, done))
+
+    def observed(self, rank: int) -> None:
+        """The host looks at itself."""
+        self._feed(rank, events.Observed(None, (), whole=True))
+
     def replan(self, parents: Mapping[int, int | None]) -> None:
         """Give everybody a new plan, parents before children."""
         self.parents = dict(parents)
