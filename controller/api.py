@@ -65,6 +65,7 @@ class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
     timeout_ms: int | None = None
     output_limit: int
     stream: bool = False
+    detach: bool = False
 
 
 class PushTo(_Struct, frozen=True, kw_only=True, tag="push"):
@@ -123,6 +124,25 @@ class DownOn(_Struct, frozen=True, kw_only=True, tag="down"):
     vms: bool
 
 
+class GetJobs(_Struct, frozen=True, kw_only=True, tag="jobs"):
+    """The latest jobs. Answered by Jobs."""
+
+    most: int
+
+
+class FollowJob(_Struct, frozen=True, kw_only=True, tag="follow"):
+    """A job by its number: what came of it so far, and what still comes. Answered like RunOn; going away does not
+    cancel it."""
+
+    id: int
+
+
+class CancelJob(_Struct, frozen=True, kw_only=True, tag="cancel job"):
+    """Stop a job everywhere. Answered by Done, or Failed where it does not run."""
+
+    id: int
+
+
 class Shutdown(_Struct, frozen=True, kw_only=True, tag="shutdown"):
     """End the service. Answered by Done."""
 
@@ -144,6 +164,9 @@ Request: TypeAlias = (
     | GetDeployment
     | SendNames
     | DownOn
+    | GetJobs
+    | FollowJob
+    | CancelJob
     | Shutdown
     | Cancel
 )
@@ -267,6 +290,27 @@ class Deployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     taken: tuple[str, ...]
 
 
+class JobStatus(_Struct, frozen=True, kw_only=True):
+    """A job in one line. `what` is who was asked for what, in JSON; counts are of hosts; times are seconds."""
+
+    id: int
+    uid: int
+    what: str
+    targets: int
+    ok: int
+    failed: int
+    lost: int
+    missing: int
+    began_s_ago: float
+    took_s: float | None
+
+
+class Jobs(_Struct, frozen=True, kw_only=True, tag="jobs"):
+    """Jobs, newest first."""
+
+    jobs: tuple[JobStatus, ...]
+
+
 class Done(_Struct, frozen=True, kw_only=True, tag="done"):
     """It is done."""
 
@@ -290,6 +334,7 @@ Reply: TypeAlias = (
     | Awaited
     | Status
     | Deployment
+    | Jobs
     | Done
     | Failed
 )

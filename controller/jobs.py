@@ -9,6 +9,7 @@ import msgspec
 
 from controller import api
 from protocol import ranks
+from protocol.commands import Body, CreateVms, DestroyVms, ProbeVms
 from protocol.outcomes import Exited, Fold
 from protocol.vms import VmResult
 
@@ -45,11 +46,22 @@ def as_vms_reached(name: Callable[[int], str]) -> Translate:
     return translate
 
 
+def translation(body: Body, name: Callable[[int], str]) -> Translate:
+    """How the outcomes of such a command are told to clients."""
+    if isinstance(body, CreateVms | DestroyVms):
+        return as_vms_done(name)
+    return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
+
+
 class Job:
-    """One client's command. `replies` is what the client is sent, in order; None ends it."""
+    """One client's request. `replies` is what the client that began it is sent, in order; None ends it.
+
+    Others may listen as well, from any moment on: see `listen`.
+    """
 
     def __init__(self, translate: Translate = as_folded) -> None:
         self.replies: asyncio.Queue[api.Reply | None] = asyncio.Queue()
+        self._listeners = [self.replies]
         self.ids: set[int] = set()
         self.open: set[int] = set()
         #: Called when all outcomes are there and before the client hears that they are.
@@ -71,7 +83,23 @@ class Job:
         """Outcomes came."""
         for fold in folds:
             for reply in self._translate(fold):
-                self.replies.put_nowait(reply)
+                self.say(reply)
+
+    def say(self, reply: api.Reply | None) -> None:
+        """Tell whoever listens."""
+        for listener in self._listeners:
+            listener.put_nowait(reply)
+
+    def listen(self) -> asyncio.Queue[api.Reply | None]:
+        """One more queue of replies, from now on."""
+        queue: asyncio.Queue[api.Reply | None] = asyncio.Queue()
+        self._listeners.append(queue)
+        return queue
+
+    def ignore(self, queue: asyncio.Queue[api.Reply | None]) -> None:
+        """Nobody reads that queue any more."""
+        if queue in self._listeners:
+            self._listeners.remove(queue)
 
     def settled(self, id_: int) -> None:
         """One of its commands has all its outcomes."""
@@ -89,5 +117,5 @@ class Job:
             if self.at_end is not None:
                 await self.at_end()
         finally:
-            self.replies.put_nowait(api.Settled())
-            self.replies.put_nowait(None)
+            self.say(api.Settled())
+            self.say(None)

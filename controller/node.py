@@ -17,19 +17,19 @@ from agent.identity import HostDirectory, Identity, Welcome, write_atomically
 from agent.links import Keyring
 from agent.shell import Shell
 from controller import api
-from controller.jobs import Job
+from controller.jobs import Job, translation
 from controller.known import Known
 from controller.members import Members
-from controller.state import State
+from controller.state import Record, State
 from protocol import events, ranks
 from protocol.commands import Body, Cancel, Command, Leave, Push, Settled
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Manner
-from protocol.outcomes import Exited, describe
+from protocol.outcomes import Exited
 from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
 from protocol.transfer import Role
-from protocol.trust import SEED_BYTES, Signer
+from protocol.trust import SEED_BYTES, Signer, open_command
 
 log = logging.getLogger("canopy")
 
@@ -61,7 +61,8 @@ class RootNode:
         wall_ms = max(time.time_ns() // 1_000_000, int(self.state.meta("clock_ms", "0")))
         self._clock_saved_at = self.loop.time()
         self._clock_offset_ms = wall_ms - round(self.loop.time() * 1000)
-        root = RootPart(self.signer, self.fleet, self.clock_ms, self.members.name)
+        incarnations = self.state.incarnations()
+        root = RootPart(self.signer, self.fleet, self.clock_ms, self.members.name, incarnations)
         self.relay = Relay(
             plan=self.members.root_plan(),
             incarnation=0,
@@ -118,8 +119,6 @@ class RootNode:
         file."""
         who = ranks.union(targets)
         id_ = self.state.new_id()
-        now_ms = self.clock_ms(self.loop.time())
-        self.state.job_begins(id_, uid, what, ranks.pack(who), now_ms)
         job.began(id_)
         self.jobs[id_] = job
         manner = Manner.WORK
@@ -127,12 +126,57 @@ class RootNode:
             manner = Manner.BULK
             self._sources[id_], self._pushes[id_] = source, body
             self.shell.begin_transfer(id_, body, Role.SOURCE)
-        self._submit(id_, who, body, manner, timeout_ms)
+        delivery = self._delivery(id_, who, body, manner, timeout_ms)
+        now_ms = self.clock_ms(self.loop.time())
+        self.state.command_begins(
+            Record(
+                id=id_,
+                job=min(job.ids),
+                uid=uid,
+                what=what,
+                delivery=delivery,
+                issued_ms=now_ms,
+                deadline_ms=None if timeout_ms is None else now_ms + timeout_ms,
+                settled_ms=None,
+            )
+        )
+        self.shell.feed(events.Submit(delivery, body))
         return id_
 
+    def resume(self, open_source: Callable[[Record, Push], int]) -> None:
+        """Take up the commands that were given before this service began and are not settled.
+
+        `open_source` opens the file of a push again; raises OSError where it can't.
+        """
+        reborn: dict[int, Job] = {}
+        for record in self.state.open_commands():
+            delivery = record.delivery
+            body = open_command(delivery.payload, delivery.signature, self.signer.verify_key, self.fleet).body
+            job = reborn.setdefault(record.job, Job(translation(body, self.members.name)))
+            job.began(record.id)
+            self.jobs[record.id] = job
+            missing = ranks.unpack(delivery.targets)
+            for fold in self.state.outcomes_of(record.id):
+                missing &= ~ranks.unpack(fold.ranks)
+            if delivery.manner is Manner.BULK and isinstance(body, Push):
+                try:
+                    self._sources[record.id] = open_source(record, body)
+                    self._pushes[record.id] = body
+                    self.shell.begin_transfer(record.id, body, Role.SOURCE)
+                except OSError as error:
+                    log.warning("push %d can't go on: %s", record.id, error)
+            now = self.loop.time()
+            ttl = None if record.deadline_ms is None else max(0, record.deadline_ms - self.clock_ms(now))
+            self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing))
+        for job in reborn.values():
+            job.seal()
+
     def _submit(self, id_: int, who: Ranks, body: Body, manner: Manner, ttl_ms: int | None) -> None:
+        self.shell.feed(events.Submit(self._delivery(id_, who, body, manner, ttl_ms), body))
+
+    def _delivery(self, id_: int, who: Ranks, body: Body, manner: Manner, ttl_ms: int | None) -> Deliver:
         payload, signature = self._sign(id_, who, body)
-        self.shell.feed(events.Submit(Deliver(id_, ranks.pack(who), ttl_ms, manner, payload, signature), body))
+        return Deliver(id_, ranks.pack(who), ttl_ms, manner, payload, signature)
 
     def _sign(self, id_: int, who: Ranks, body: Body) -> tuple[bytes, bytes]:
         now_ms = self.clock_ms(self.loop.time())
@@ -162,7 +206,7 @@ class RootNode:
                 if id_ in self._plans:
                     self._plan_answered(id_, all_well=all(fold.outcome == Exited(0) for fold in folds))
                     return
-                self.state.job_outcomes(id_, [(fold.ranks, describe(fold.outcome)) for fold in folds])
+                self.state.command_outcomes(id_, folds)
                 for fold in folds:
                     self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
                 if id_ in self.jobs:
@@ -172,15 +216,16 @@ class RootNode:
             case events.TellStream(id_, rank, stream, offset, data):
                 if id_ in self.jobs:
                     piece = api.Streamed(rank=rank, stream=stream, offset=offset, data=data)
-                    self.jobs[id_].replies.put_nowait(piece)
+                    self.jobs[id_].say(piece)
             case events.TellProgress(id_, done):
                 push = self._pushes.get(id_)
                 if id_ in self.jobs and push is not None:
-                    self.jobs[id_].replies.put_nowait(api.Advanced(size=push.size, done=dict(done)))
+                    self.jobs[id_].say(api.Advanced(size=push.size, done=dict(done)))
             case events.TellReports(reports):
                 self.known.reports(reports, now)
             case events.TellLinks(links):
                 self.known.links(links, now)
+                self.state.put_incarnations({link.rank: link.incarnation for link in links})
                 if any(link.up and link.rank in self.members.stale for link in links):
                     self.plan_soon()
                 for waiter in self._waiters:
@@ -192,7 +237,7 @@ class RootNode:
     def _settled(self, id_: int, now: float) -> None:
         if self._plans.pop(id_, None) is not None:
             return
-        self.state.job_settles(id_, self.clock_ms(now))
+        self.state.command_settles(id_, self.clock_ms(now))
         job = self.jobs.pop(id_, None)
         if id_ in self._sources:
             self.shell.end_transfer(id_)
@@ -218,6 +263,8 @@ class RootNode:
             who |= share
             del self._to_settle[id_]
         who &= self.relay.reachable
+        if done:
+            self.state.make_durable()
         if who:
             self._submit(self.state.new_id(), who, Settled(ids=tuple(sorted(done))), Manner.QUIET, None)
 

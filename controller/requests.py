@@ -3,6 +3,7 @@ known."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Callable
@@ -13,14 +14,16 @@ import msgspec
 from agent.version import VERSION
 from controller import api
 from controller.deployment import names_file
-from controller.jobs import Job, as_vms_done, as_vms_reached
+from controller.jobs import Job, as_vms_done, as_vms_reached, translation
 from controller.node import RootNode
-from controller.state import Vm
+from controller.state import Record, Vm
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.commands import CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
 from protocol.limits import MAX_INLINE
+from protocol.outcomes import Lost, TimedOut, succeeded
 from protocol.transfer import chunk_for, digest_chunks
+from protocol.trust import open_command
 from protocol.vms import VmChange
 
 #: The name -> IP file, in each agent's own directory.
@@ -111,6 +114,74 @@ class Requests:
             addresses={vm.name: vm.ip for vm in mine},
             taken=tuple(vm.ip for vm in vms if vm.deployment != name),
         )
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def jobs(self, most: int) -> api.Jobs:
+        """The latest jobs."""
+        return api.Jobs(jobs=tuple(self._job_status(job) for job in self._node.state.latest_jobs(most)))
+
+    def _job_status(self, job: int) -> api.JobStatus:
+        state, now_ms = self._node.state, self._node.clock_ms(self._node.loop.time())
+        records = state.commands_of(job)
+        targets = ok = failed = lost = 0
+        for record in records:
+            targets += ranks.count(ranks.unpack(record.delivery.targets))
+            for fold in state.outcomes_of(record.id):
+                count = ranks.count(ranks.unpack(fold.ranks))
+                if succeeded(fold.outcome):
+                    ok += count
+                elif isinstance(fold.outcome, Lost | TimedOut):
+                    lost += count
+                else:
+                    failed += count
+        began = min(record.issued_ms for record in records)
+        ends = [record.settled_ms for record in records]
+        last = None if None in ends else max(end for end in ends if end is not None)
+        return api.JobStatus(
+            id=job,
+            uid=records[0].uid,
+            what=records[0].what,
+            targets=targets,
+            ok=ok,
+            failed=failed,
+            lost=lost,
+            missing=targets - ok - failed - lost,
+            began_s_ago=(now_ms - began) / 1000,
+            took_s=None if last is None else (last - began) / 1000,
+        )
+
+    def follow(self, id_: int) -> tuple[Job, dict[int, str], asyncio.Queue[api.Reply | None]]:
+        """A job by its number: a queue of what is on record, and of what still comes. Raises CtlError."""
+        node = self._node
+        records = node.state.commands_of(id_)
+        if not records:
+            raise CtlError(f"there is no job {id_}: `ctl jobs` lists them", ExitStatus.USAGE)
+        live = next((node.jobs[record.id] for record in records if record.id in node.jobs), None)
+        queue: asyncio.Queue[api.Reply | None] = asyncio.Queue() if live is None else live.listen()
+        hosts: dict[int, str] = {}
+        past = Job()
+        for record in records:
+            delivery = record.delivery
+            body = open_command(delivery.payload, delivery.signature, node.signer.verify_key, node.fleet).body
+            translate = translation(body, node.members.name)
+            hosts |= {rank: node.members.name(rank) for rank in ranks.each(ranks.unpack(delivery.targets))}
+            for fold in node.state.outcomes_of(record.id):
+                for reply in translate(fold):
+                    queue.put_nowait(reply)
+        if live is None:
+            queue.put_nowait(api.Settled())
+            queue.put_nowait(None)
+        return live or past, hosts, queue
+
+    def cancel(self, id_: int) -> api.Done:
+        """Stop a job everywhere. Raises CtlError where it does not run."""
+        running = {job for number, job in self._node.jobs.items() if min(job.ids) == id_ or number == id_}
+        if not running:
+            raise CtlError(f"job {id_} does not run: `ctl jobs` lists them", ExitStatus.USAGE)
+        for job in running:
+            self._node.cancel(job)
+        return api.Done()
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
@@ -313,3 +384,13 @@ def _manifest(fd: int, path: str, mode: int | None, image: bool) -> Push:
         inline=os.pread(fd, info.st_size, 0) if info.st_size <= MAX_INLINE else None,
         image=image,
     )
+
+
+def open_source(record: Record, push: Push) -> int:
+    """The file of a push that was given before the service began anew. Raises OSError where it is not what it was."""
+    path = msgspec.json.decode(record.what, type=list[str])[1]
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if os.fstat(fd).st_size != push.size:
+        os.close(fd)
+        raise OSError(f"{path} has another size now")
+    return fd

@@ -17,7 +17,7 @@ from pathlib import Path
 from controller import api
 from controller.jobs import Job
 from controller.node import RootNode
-from controller.requests import Requests
+from controller.requests import Requests, open_source
 from controller.status import CtlError, ExitStatus
 
 log = logging.getLogger("canopy")
@@ -61,28 +61,37 @@ class Service:
                 pass
 
     async def _serve(self, request: api.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answer = await self._answer(request, _uid_of(writer))
-        if not isinstance(answer, tuple):
-            writer.write(api.pack(answer))
-            return
-        job, hosts = answer
-        writer.write(api.pack(api.Accepted(id=min(job.ids), hosts=hosts)))
-        listening = asyncio.create_task(self._listen(job, reader))
+        if isinstance(request, api.FollowJob):
+            job, hosts, replies = self._requests.follow(request.id)
+            accepted = api.Accepted(id=request.id, hosts=hosts)
+        else:
+            answer = await self._answer(request, _uid_of(writer))
+            if not isinstance(answer, tuple):
+                writer.write(api.pack(answer))
+                return
+            job, hosts = answer
+            replies = job.replies
+            accepted = api.Accepted(id=min(job.ids), hosts=hosts)
+        writer.write(api.pack(accepted))
+        detached = isinstance(request, api.FollowJob) or (isinstance(request, api.RunOn) and request.detach)
+        listening = asyncio.create_task(self._listen(job, reader, detached=detached))
         try:
-            while (reply := await job.replies.get()) is not None:
+            while (reply := await replies.get()) is not None:
                 writer.write(api.pack(reply))
-                if job.replies.empty():
+                if replies.empty():
                     await writer.drain()
         finally:
             listening.cancel()
+            job.ignore(replies)
 
-    async def _listen(self, job: Job, reader: asyncio.StreamReader) -> None:
-        """A client that says Cancel, or goes, stops its command everywhere."""
+    async def _listen(self, job: Job, reader: asyncio.StreamReader, *, detached: bool) -> None:
+        """A client that says Cancel stops its command everywhere; so does one that goes, unless it is detached from
+        it."""
         try:
             request = await _receive(reader)
         except (api.BadFrame, asyncio.IncompleteReadError, ConnectionError):
             request = None
-        if request is None or isinstance(request, api.Cancel):
+        if isinstance(request, api.Cancel) or (request is None and not detached):
             self._node.cancel(job)
 
     async def _answer(  # noqa: PLR0911  one line a request
@@ -115,6 +124,12 @@ class Service:
                 return await requests.send_names(uid)
             case api.DownOn():
                 return requests.down(request, uid)
+            case api.GetJobs(most=most):
+                return requests.jobs(most)
+            case api.CancelJob(id=id_):
+                return requests.cancel(id_)
+            case api.FollowJob():
+                raise TypeError("a job is followed, not answered")
             case api.Shutdown():
                 self.ended.set()
                 return api.Done()
@@ -150,6 +165,7 @@ async def serve(directory: Path, listen: str, advertised: str | None) -> None:
     path = directory / "client.sock"
     path.unlink(missing_ok=True)
     node.begin()
+    node.resume(open_source)
     previous = os.umask(0o177)
     try:
         server = await asyncio.start_unix_server(service.client, path, limit=1 << 20)

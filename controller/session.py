@@ -254,9 +254,11 @@ class Session:
         timeout: float | None = None,
         output_limit: int = DEFAULT_OUTPUT,
         stream: bool = False,
+        detach: bool = False,
     ) -> Job:
         """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in
-        bytes for each stream of each host."""
+        bytes for each stream of each host. With `detach` it goes on when this process ends: `job` finds it by its
+        number."""
         argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
         return self._job(
             api.RunOn(
@@ -265,6 +267,7 @@ class Session:
                 timeout_ms=None if timeout is None else round(timeout * 1000),
                 output_limit=output_limit,
                 stream=stream,
+                detach=detach,
             )
         )
 
@@ -312,6 +315,20 @@ class Session:
     def down(self, hosts: Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
         """End agents. With `vms` their VMs are destroyed first, with `purge` nothing is left on the host."""
         return self._job(api.DownOn(hosts=_names(hosts), purge=purge, vms=vms))
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def jobs(self, most: int = 20) -> tuple[api.JobStatus, ...]:
+        """The latest jobs, newest first."""
+        return self._ask(api.GetJobs(most=most), api.Jobs).jobs
+
+    def job(self, id_: int) -> Job:
+        """A job by its number, from its beginning: what came of it so far, and what still comes."""
+        return self._job(api.FollowJob(id=id_))
+
+    def cancel_job(self, id_: int) -> None:
+        """Stop a job on all hosts."""
+        self._ask(api.CancelJob(id=id_), api.Done)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

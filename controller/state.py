@@ -11,20 +11,25 @@ from pathlib import Path
 
 import msgspec
 
+from protocol.messages import Deliver
+from protocol.outcomes import Fold
+
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) strict;
 create table if not exists hosts (
     rank integer primary key, name text not null unique, site text not null, address text not null,
     control_port integer not null, bulk_port integer not null, key blob not null unique, parent integer,
-    digest text not null, facts text not null, member integer not null default 1) strict;
+    digest text not null, facts text not null, member integer not null default 1,
+    incarnation integer not null default 0) strict;
 create table if not exists vms (
     deployment text not null, name text not null, host text not null, ip text not null unique, mac text not null,
     vcpus integer not null, memory_mib integer not null, primary key (deployment, name)) strict;
-create table if not exists jobs (
-    id integer primary key, uid integer not null, what text not null, targets blob not null,
-    issued_ms integer not null, settled_ms integer) strict;
-create table if not exists outcomes (job integer not null, ranks blob not null, outcome text not null) strict;
-create index if not exists outcomes_of_job on outcomes (job);
+create table if not exists commands (
+    id integer primary key, job integer not null, uid integer not null, what text not null, delivery blob not null,
+    issued_ms integer not null, deadline_ms integer, settled_ms integer) strict;
+create index if not exists commands_of_job on commands (job);
+create table if not exists outcomes (command integer not null, fold blob not null) strict;
+create index if not exists outcomes_of_command on outcomes (command);
 """
 _SCHEMA_VERSION = 1
 #: Command numbers are taken from the database in blocks, so that a command costs no write for its number.
@@ -45,6 +50,20 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     facts: dict[str, str]
     member: bool = True
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A command as it was given: one of `job`'s. Times are by the root's clock, in ms; `settled_ms` None while it
+    runs."""
+
+    id: int
+    job: int
+    uid: int
+    what: str
+    delivery: Deliver
+    issued_ms: int
+    deadline_ms: int | None
+    settled_ms: int | None
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +145,11 @@ class State:
         """Keep a host."""
         facts = msgspec.json.encode(host.facts).decode()
         self._db.execute(
-            "insert or replace into hosts values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "insert into hosts (rank, name, site, address, control_port, bulk_port, key, parent, digest, facts, member)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (rank) do update set name = excluded.name,"
+            " site = excluded.site, address = excluded.address, control_port = excluded.control_port,"
+            " bulk_port = excluded.bulk_port, key = excluded.key, parent = excluded.parent, digest = excluded.digest,"
+            " facts = excluded.facts, member = excluded.member",
             (
                 host.rank,
                 host.name,
@@ -180,17 +203,96 @@ class State:
                 "delete from vms where deployment = ? and name = ?", [(deployment, name) for name in names]
             )
 
-    # --- jobs: who ran what, where, when, and what came of it
-    # ------------------------------------------------------------
+    # --- incarnations -------------------------------------------------------------------------------------------------
 
-    def job_begins(self, id_: int, uid: int, what: str, targets: bytes, issued_ms: int) -> None:
+    def incarnations(self) -> dict[int, int]:
+        """The last known incarnation of each host's agent."""
+        return dict(self._db.execute("select rank, incarnation from hosts where incarnation > 0"))
+
+    def put_incarnations(self, known: dict[int, int]) -> None:
+        """Keep them: after a restart of the service, an agent with a higher one has forgotten what it was given."""
+        with self._db:
+            self._db.execute("begin immediate")
+            self._db.executemany(
+                "update hosts set incarnation = ? where rank = ?", [(number, rank) for rank, number in known.items()]
+            )
+
+    # --- commands: who ran what, where, when, and what came of it
+    # -------------------------------------------------------
+
+    def command_begins(self, record: Record) -> None:
         """A command is about to be given."""
-        self._db.execute("insert into jobs values (?, ?, ?, ?, ?, null)", (id_, uid, what, targets, issued_ms))
+        self._db.execute(
+            "insert into commands values (?, ?, ?, ?, ?, ?, ?, null)",
+            (
+                record.id,
+                record.job,
+                record.uid,
+                record.what,
+                msgspec.msgpack.encode(record.delivery),
+                record.issued_ms,
+                record.deadline_ms,
+            ),
+        )
 
-    def job_outcomes(self, id_: int, folds: Iterable[tuple[bytes, str]]) -> None:
-        """Outcomes came: packed ranks, and the outcome in words."""
-        self._db.executemany("insert into outcomes values (?, ?, ?)", [(id_, who, what) for who, what in folds])
+    def command_outcomes(self, id_: int, folds: Iterable[Fold]) -> None:
+        """Outcomes came."""
+        self._db.executemany(
+            "insert into outcomes values (?, ?)", [(id_, msgspec.msgpack.encode(fold)) for fold in folds]
+        )
 
-    def job_settles(self, id_: int, settled_ms: int) -> None:
+    def command_settles(self, id_: int, settled_ms: int) -> None:
         """Every target has its outcome."""
-        self._db.execute("update jobs set settled_ms = ? where id = ?", (settled_ms, id_))
+        self._db.execute("update commands set settled_ms = ? where id = ?", (settled_ms, id_))
+
+    def make_durable(self) -> None:
+        """Bring all that was kept to the disk itself, so that agents may forget what is on record here."""
+        self._db.execute("pragma wal_checkpoint(full)")
+
+    def open_commands(self) -> list[Record]:
+        """Commands that were given and are not settled."""
+        return self._records("where settled_ms is null order by id")
+
+    def commands_of(self, job: int) -> list[Record]:
+        """The commands of one job, in order."""
+        return self._records("where job = ? order by id", job)
+
+    def latest_jobs(self, count: int) -> list[int]:
+        """The numbers of the latest jobs, newest first."""
+        rows = self._db.execute("select distinct job from commands order by job desc limit ?", (count,))
+        return [row[0] for row in rows]
+
+    def _records(self, condition: str, *values: int) -> list[Record]:
+        rows = self._db.execute(
+            "select id, job, uid, what, delivery, issued_ms, deadline_ms, settled_ms from commands " + condition,  # noqa: S608  ours
+            values,
+        )
+        return [
+            Record(
+                id=row[0],
+                job=row[1],
+                uid=row[2],
+                what=row[3],
+                delivery=msgspec.msgpack.decode(row[4], type=Deliver),
+                issued_ms=row[5],
+                deadline_ms=row[6],
+                settled_ms=row[7],
+            )
+            for row in rows
+        ]
+
+    def outcomes_of(self, id_: int) -> list[Fold]:
+        """What is on record of a command's outcomes, in the order in which they came."""
+        rows = self._db.execute("select fold from outcomes where command = ? order by rowid", (id_,))
+        return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
+
+    def prune_jobs(self, keep: int) -> None:
+        """Forget all but the latest `keep` jobs that are settled."""
+        with self._db:
+            self._db.execute("begin immediate")
+            self._db.execute(
+                "delete from commands where settled_ms is not null and job not in"
+                " (select distinct job from commands order by job desc limit ?)",
+                (keep,),
+            )
+            self._db.execute("delete from outcomes where command not in (select id from commands)")

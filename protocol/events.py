@@ -8,6 +8,7 @@ from typing import TypeAlias
 from protocol.commands import Body, Leave, Member, Plan, Push
 from protocol.messages import Deliver, HostHealth, Link, Message, Report
 from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
+from protocol.ranks import Ranks
 from protocol.vms import VmState
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -91,10 +92,14 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Root only: a signed command. `body` is what its payload holds; a quiet one is sent and not accounted for."""
+    """Root only: a signed command. `body` is what its payload holds; a quiet one is sent and not accounted for.
+
+    `missing` is for a command that was given before the service itself began anew: those that still owe an outcome.
+    """
 
     delivery: Deliver
     body: Body
+    missing: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ So a relay in the middle keeps nothing that matters: it splits targets on the wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 import msgspec
@@ -63,6 +63,7 @@ from protocol.limits import (
     DEADLINE_SLACK,
     FOLD_BYTES,
     LOST_AFTER,
+    RETURN_WITHIN,
     PAUSED_AFTER,
     PLAN_GRACE,
     REPORT_WINDOW,
@@ -108,6 +109,8 @@ class RootPart:
     fleet: str
     clock_ms: Callable[[float], int]
     name: Callable[[int], str]
+    #: What was known of agents' incarnations before this root began: a higher one has forgotten what it was given.
+    incarnations: dict[int, int] = field(default_factory=dict)
 
 
 class Relay:
@@ -166,7 +169,7 @@ class Relay:
         # The root's own:
         self._accounts: dict[int, Account] = {}
         self._absences: list[Absence] = []
-        self._incarnations: dict[int, int] = {}
+        self._incarnations: dict[int, int] = {} if root is None else dict(root.incarnations)
 
     # --- the two calls ------------------------------------------------------------------------------------------------
 
@@ -252,8 +255,8 @@ class Relay:
                 self._add_reports((Report(self._rank(), host, vms, whole),), now)
             case Advanced(id_, done):
                 self._add_progress(id_, ((self._rank(), done),), now)
-            case Submit(delivery, body):
-                self._submit(delivery, body, now)
+            case Submit(delivery, body, missing):
+                self._submit(delivery, body, missing, now)
             case Replan(plan):
                 self._adopt(plan, now)
             case _:
@@ -712,8 +715,8 @@ class Relay:
             del self._accounts[id_]
             self._effects.append(TellSettled(id_))
 
-    def _submit(self, delivery: Deliver, body: object, now: float) -> None:
-        """Root: a command from a client, signed."""
+    def _submit(self, delivery: Deliver, body: object, missing: Ranks | None, now: float) -> None:
+        """Root: a command from a client, signed, or one from before the root itself began anew."""
         targets = ranks.unpack(delivery.targets)
         if isinstance(body, Settled):
             self._pass_on(delivery, targets, now)
@@ -725,18 +728,24 @@ class Relay:
                 self._pass_on(account.next_delivery(account.missing, now), account.missing, now)
             return
         deadline = None if delivery.ttl_ms is None else now + delivery.ttl_ms / 1000
-        account = Account(delivery, targets, targets, ranks.NONE, deadline, isinstance(body, Plan))
+        owing = targets if missing is None else missing
+        account = Account(delivery, targets, owing, ranks.NONE, deadline, isinstance(body, Plan))
         self._accounts[delivery.id] = account
         if deadline is not None:
             self._expiry_at = min(self._expiry_at, deadline + DEADLINE_SLACK)
-        account.sent = self._pass_on(delivery, targets, now)
-        absent = targets & ~self._picture.reachable
+        account.sent = self._pass_on(delivery, owing, now)
+        absent = owing & ~self._picture.reachable
+        if absent and missing is not None:
+            since = now + RETURN_WITHIN - LOST_AFTER
+            self._absences.append(Absence(absent, since, "did not come back after the service did"))
+            self._expiry_at = min(self._expiry_at, since + LOST_AFTER)
+            return
         for absence in self._absences:
             if absence.since + LOST_AFTER > now:
                 absent &= ~absence.who  # it may still come back in time
         if absent:
             self._settle(delivery.id, account.lose(absent, "not in the tree when the command was given"))
-        elif not targets:
+        elif not owing:
             self._settle(delivery.id, ())
 
     # --- time ---------------------------------------------------------------------------------------------------------
