@@ -8,6 +8,7 @@ subprocesses take half as long again.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 from collections.abc import Callable
@@ -26,6 +27,9 @@ _LINGER = 0.2
 #: What a command may spool on its host beyond its budget, for each stream.
 _SPOOL_MOST = 256 << 20
 
+#: Python ignores SIGPIPE and SIGXFSZ, and whoever started the agent perhaps others: none of it is to be inherited.
+_ALL_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
 
 class _Stream:
     """One pipe from a command: the first `limit` bytes in memory, and all of them in the spool where there are more."""
@@ -39,6 +43,7 @@ class _Stream:
         self.kept = bytearray()
         self.total = 0
         self.spooled = 0
+        self._full = False
         self.closed = False
         self.discarding = False
         self._done: Callable[[], None] = lambda: None
@@ -69,30 +74,46 @@ class _Stream:
         if self._file is None and len(data) <= room:
             self.kept += data
             return
-        if self._file is None:
-            self._file = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if self._file is None and not self._full:
+            with suppress(OSError):
+                self._file = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._write(bytes(self.kept))
-            self.kept += data[:room]
+        self.kept += data[: max(0, room)]
         self._write(data)
 
     def _write(self, data: bytes) -> None:
+        """To the spool, until there is no more room: that costs the spool, never the command; `spooled` tells."""
+        if self._full:
+            return
+        written = 0
         if self._file is not None and self.spooled + len(data) <= _SPOOL_MOST:
-            with suppress(OSError):  # a full disk costs the spool, never the command; `spooled` tells
-                self.spooled += os.write(self._file, data)
+            with suppress(OSError):
+                written = os.write(self._file, data)
+        self.spooled += written
+        self._full = written < len(data)  # a gap in the middle would be worse than an end too early
 
     def drain(self) -> None:
-        """Take all that is in the pipe now."""
-        while not self.closed:
+        """Take what is in the pipe now, and not what is written meanwhile: that could be without end."""
+        most = self.total + (0 if self.closed else fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ))
+        while not self.closed and self.total < most:
             before = self.total
             self.read()
             if self.total == before:
                 return
+
+    def discard(self) -> None:
+        """Read on, since what stays in the background must not die of SIGPIPE, and keep nothing more."""
+        self.discarding = True
+        self._close_spool()
 
     def close(self) -> None:
         if not self.closed:
             self.closed = True
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
+        self._close_spool()
+
+    def _close_spool(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -115,36 +136,19 @@ class Process:
         self._finished = finished
         self._spool = spool
         self._over = False
-        self._status: int | None = None
+        self._ended = False
         self._stopped = False
         self._loop = asyncio.get_running_loop()
-        out_r, out_w = os.pipe2(os.O_CLOEXEC)
-        err_r, err_w = os.pipe2(os.O_CLOEXEC)
+        self._pipes: list[int] = []
         try:
-            self.pid = os.posix_spawnp(
-                run.argv[0],
-                run.argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, out_w, 1),
-                    (os.POSIX_SPAWN_DUP2, err_w, 2),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGHUP),
-            )
+            self._start(run, environment)
         except (OSError, ValueError) as error:
-            os.close(out_r)
-            os.close(err_r)
+            for fd in self._pipes:
+                os.close(fd)
             self._over = True
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._loop.call_soon(finished, FailedToStart(f"{run.argv[0]}: {why}"), Output())
             return
-        finally:
-            os.close(out_w)
-            os.close(err_w)
-        self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._streams = [
             _Stream(
@@ -153,10 +157,42 @@ class Process:
                 spool.with_name(f"{spool.name}.{name}"),
                 None if wrote is None else partial(wrote, number),
             )
-            for number, name, fd in ((1, "out", out_r), (2, "err", err_r))
+            for number, name, fd in zip((1, 2), ("out", "err"), self._pipes, strict=True)
         ]
         for stream in self._streams:
             stream.start(self._perhaps_done)
+
+    def _start(self, run: Run, environment: dict[str, str]) -> None:
+        """Fork and execute. Raises OSError, ValueError."""
+        writing: list[int] = []
+        try:
+            for _ in range(2):
+                read, write = os.pipe2(os.O_CLOEXEC)
+                self._pipes.append(read)
+                writing.append(write)
+            out, err = writing
+            self.pid = os.posix_spawnp(
+                run.argv[0],
+                run.argv,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, out, 1),
+                    (os.POSIX_SPAWN_DUP2, err, 2),
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_ALL_SIGNALS,
+            )
+        finally:
+            for fd in writing:
+                os.close(fd)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:  # out of descriptors: whoever can't be watched may not run
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
 
     def stop(self, *, hard: bool) -> None:
         """Signal the whole process group: SIGTERM, or SIGKILL with `hard`."""
@@ -168,10 +204,10 @@ class Process:
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        if self._stopped:  # before it is reaped: until then nobody else can have its group's number
+        self._ended = True
+        if self._stopped:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        _, self._status = os.waitpid(self.pid, 0)
         for stream in self._streams:
             stream.drain()
         if not self._over:
@@ -180,16 +216,18 @@ class Process:
             self._loop.call_later(_LINGER, self._finish)
 
     def _perhaps_done(self) -> None:
-        if self._status is not None and all(stream.closed for stream in self._streams):
+        if self._ended and all(stream.closed for stream in self._streams):
             self._finish()
 
     def _finish(self) -> None:
-        if self._over or self._status is None:
+        if self._over or not self._ended:
             return
         self._over = True
+        # Reaped at last: until here nobody else could have the number of its group, and a `stop` hit nobody else.
+        _, status = os.waitpid(self.pid, 0)
         for stream in self._streams:
-            stream.discarding = True  # what stays in the background must not die of SIGPIPE
-        code = os.waitstatus_to_exitcode(self._status)
+            stream.discard()
+        code = os.waitstatus_to_exitcode(status)
         out, err = self._streams
         spool = f"{self._spool}.out, .err" if out.spooled or err.spooled else ""
         output = Output(bytes(out.kept), bytes(err.kept), out.total, err.total, spool)
