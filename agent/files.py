@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.identity import write_atomically
@@ -94,16 +96,20 @@ class Incoming:
             path = str(images.parent / path.removeprefix(OWN))
         self._folder, self._name = open_parent(path)
         self._mode = 0o444 if push.image else push.mode
-        self._part = f"{_PART}{id_}-{self._name}"[:255]
+        # Random, since several hosts may push into one directory that they share.
+        self._part = f"{_PART}{id_}-{os.urandom(8).hex()}"
         self._note = notes / str(id_)
         self._fd: int | None = None
-        self._placed = False
+        self._placed = self._began = self._closing = False
+        self._lock = threading.Lock()
+        self._users = 0
         try:
             self.have = self._look()
             if not self._placed:
                 write_atomically(self._note, os.fsencode(os.path.join(os.path.dirname(path), self._part)))
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._fd = os.open(self._part, flags, 0o600, dir_fd=self._folder)
+                self._began = True
                 if push.size:
                     os.posix_fallocate(self._fd, 0, push.size)  # a full disk is known now, not in the middle
         except BaseException:
@@ -118,71 +124,95 @@ class Incoming:
     def _look(self) -> int:
         """All chunks (as bits) where the destination has the right bytes already, else none."""
         try:
-            fd = os.open(self._name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._folder)
+            kind = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return 0
-        except OSError as error:
-            info = os.lstat(self._name, dir_fd=self._folder)
-            if stat.S_ISLNK(info.st_mode):
-                return 0  # the rename will replace the link itself, not what it points to
-            raise BadDestination(f"{self._name}: {error.strerror}") from error
-        info = os.fstat(fd)
-        if stat.S_ISDIR(info.st_mode):
-            os.close(fd)
+        if stat.S_ISLNK(kind):
+            return 0  # the rename will replace the link itself, not what it points to
+        if stat.S_ISDIR(kind):
             raise BadDestination(f"{self.push.path} is a directory: end the destination with / to push into it")
-        if not stat.S_ISREG(info.st_mode):
-            os.close(fd)
+        if not stat.S_ISREG(kind):
             raise BadDestination(f"{self.push.path} is there and is no regular file")
+        # Not blocking: should it have become a FIFO since, nobody waits for its other end.
+        fd = os.open(self._name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._folder)
+        self._fd = fd
+        info = os.fstat(fd)
         count = chunk_count(self.push.size, self.push.chunk)
-        same = info.st_size == self.push.size and all(
+        same = (stat.S_ISREG(info.st_mode), info.st_size) == (True, self.push.size) and all(
             is_right(self.push, index, os.pread(fd, chunk_size(self.push, index), index * self.push.chunk))
             for index in range(count)
         )
         if not same:
             os.close(fd)
+            self._fd = None
             return 0
         if stat.S_IMODE(info.st_mode) != self._mode:
             os.fchmod(fd, self._mode)
-        self._fd, self._placed = fd, True
+        self._placed = True
         return (1 << count) - 1
+
+    @contextmanager
+    def _in_use(self) -> Iterator[int]:
+        """The file's descriptor, which is not closed before the block ends."""
+        with self._lock:
+            if self._fd is None or self._closing:
+                raise OSError("the file is closed")
+            fd = self._fd
+            self._users += 1
+        try:
+            yield fd
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._closing and not self._users:
+                self._release()
 
     def write(self, index: int, blob: bytes) -> None:
         """Store a chunk."""
-        if self._fd is None:
-            raise OSError("the file is closed")
-        offset = index * self.push.chunk
-        view = memoryview(blob)
-        while view:
-            written = os.pwrite(self._fd, view, offset)
-            view, offset = view[written:], offset + written
+        with self._in_use() as fd:
+            offset = index * self.push.chunk
+            view = memoryview(blob)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
 
     def read(self, index: int) -> bytes:
         """A chunk that was stored before."""
-        if self._fd is None:
-            raise OSError("the file is closed")
-        return os.pread(self._fd, chunk_size(self.push, index), index * self.push.chunk)
+        with self._in_use() as fd:
+            return os.pread(fd, chunk_size(self.push, index), index * self.push.chunk)
 
     def finish(self) -> None:
         """Put the file in its place: mode, time, to disk, rename."""
-        if self._placed or self._fd is None:
-            return
-        os.fchmod(self._fd, self._mode)
-        os.utime(self._fd, ns=(self.push.mtime_ns, self.push.mtime_ns))
-        os.fsync(self._fd)
-        os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        self._placed = True
-        os.fsync(self._folder)
-        self._note.unlink(missing_ok=True)
+        with self._in_use() as fd:
+            if self._placed:
+                return
+            os.fchmod(fd, self._mode)
+            os.utime(fd, ns=(self.push.mtime_ns, self.push.mtime_ns))
+            os.fsync(fd)
+            os.rename(self._part, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._placed = True
+            os.fsync(self._folder)
+            self._note.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go; a file that is not in place yet is removed."""
+        """Let go, once nothing is written or read any more; a file that is not in place then is removed."""
+        with self._lock:
+            self._closing = True
+            if not self._users:
+                self._release()
+
+    def _release(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
         if self._folder >= 0:
             if not self._placed:
-                with suppress(FileNotFoundError):
-                    os.unlink(self._part, dir_fd=self._folder)
+                if self._began:
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._part, dir_fd=self._folder)
                 self._note.unlink(missing_ok=True)
             os.close(self._folder)
             self._folder = -1
@@ -210,7 +240,16 @@ def put(id_: int, push: Push, images: Path, notes: Path) -> bool:
 def remove_parts(notes: Path) -> None:
     """Remove the temporary files that an agent which was killed left behind."""
     for note in notes.iterdir() if notes.is_dir() else ():
-        part = Path(os.fsdecode(note.read_bytes()))
-        if part.name.startswith(_PART):
-            part.unlink(missing_ok=True)
+        part = os.fsdecode(note.read_bytes())
+        try:
+            if os.path.basename(part).startswith(_PART):
+                folder, name = open_parent(part)
+                try:
+                    os.unlink(name, dir_fd=folder)
+                finally:
+                    os.close(folder)
+        except (FileNotFoundError, BadDestination):
+            pass  # it had not been made yet, or its directory is gone or is another's now
+        except OSError:
+            continue  # a file system that is not writable now: the next start tries again
         note.unlink(missing_ok=True)

@@ -236,6 +236,10 @@ class Shell:
             self._bulk_up.close()
             self._bulk_up = None
 
+    def demote_transfer(self, id_: int) -> None:
+        """This host can't keep a pushed file, and gives it on all the same."""
+        self.transfer_effects(self._transfers.demote(id_))
+
     def was_read(self, id_: int, index: int, blob: bytes | None) -> None:
         """The worker read a chunk, or could not."""
         self.transfer_effects(self._transfers.was_read(id_, index, blob))

@@ -136,9 +136,7 @@ class AgentWorker:
                 )
                 self._finish(id_, Exited(0), _pushed(changed=changed))
                 return
-            incoming = await self._on_disk(
-                lambda: files.Incoming(id_, push, self._directory.images, self._directory.parts)
-            )
+            incoming = await self._open(id_, push)
         except files.BadDestination as error:
             self._shell.begin_transfer(id_, push, Role.CARRIER)
             self._finish(id_, Refused(str(error)))
@@ -149,6 +147,21 @@ class AgentWorker:
             return
         self._incoming[id_] = incoming
         self._shell.begin_transfer(id_, push, Role.TARGET, incoming.have)
+
+    async def _open(self, id_: int, push: Push) -> files.Incoming:
+        opening = self._loop.run_in_executor(
+            self._disk, lambda: files.Incoming(id_, push, self._directory.images, self._directory.parts)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+
+            def close(opened: asyncio.Future[files.Incoming]) -> None:
+                if not opened.cancelled() and opened.exception() is None:
+                    self._disk.submit(opened.result().close)
+
+            opening.add_done_callback(close)  # the thread can't be stopped, and what it opens would stay
+            raise
 
     async def _on_disk(self, work: Callable[[], Any]) -> Any:
         return await self._loop.run_in_executor(self._disk, work)
@@ -178,6 +191,8 @@ class AgentWorker:
             return
 
         def then(_: object, error: BaseException | None) -> None:
+            if self._incoming.get(id_) is not incoming:
+                return  # it was ended meanwhile
             if error is not None:
                 self._end_push(id_, FailedToStart(_sentence(error)))
                 return
@@ -195,6 +210,8 @@ class AgentWorker:
 
         def then(_: object, error: BaseException | None) -> None:
             self._progress_at.pop(id_, None)
+            if self._incoming.get(id_) is not incoming:
+                return  # it was ended meanwhile
             if error is not None:
                 self._end_push(id_, FailedToStart(_sentence(error)))
             else:
@@ -208,9 +225,9 @@ class AgentWorker:
         self._end_push(id_, FailedToStart(why))
 
     def _end_push(self, id_: int, outcome: Outcome) -> None:
-        """Give a push up here: nothing of it stays. Hosts below are served by whoever has the chunks."""
+        """Give a push up here: nothing of it stays. What the hosts below lack still goes through here."""
         incoming = self._incoming.pop(id_, None)
-        self._shell.end_transfer(id_)
+        self._shell.demote_transfer(id_)
         self._progress_at.pop(id_, None)
         if incoming is not None:
             self._in_background(incoming.close, lambda _result, _error: self._finish(id_, outcome))
