@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from protocol.commands import Body, Cancel, Command, Leave, Settled
 from protocol.events import Depart, Effect, Finished, Forget, Start, Stop, Warn
-from protocol.limits import MAX_WAITING_FOR_CLOCK
+from protocol.limits import KILL_AFTER, MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver
 from protocol.outcomes import (
     NO_OUTPUT,
@@ -28,8 +28,6 @@ from protocol.outcomes import (
 )
 from protocol.trust import Guard, Untrusted
 
-#: Between the polite signal and the certain one.
-KILL_AFTER = 2.0
 #: How long a departing relay waits for its children to depart before it.
 DEPART_AFTER = 5.0
 #: Below so many, forgetting old commands' numbers is not worth the walk.
