@@ -81,7 +81,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         if arguments.action == "enrol":
-            print(enrolment_text(directory.enrol(arguments.address)))
+            print(enrolment_text(directory.enrol(arguments.address, new_ports=True)))
             return 0
         try:
             lock = directory.lock()

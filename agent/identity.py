@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.links import free_ports, new_keys, to_text
+from agent.links import free_ports, is_free, new_keys, to_text
 from protocol.commands import Command, Plan
 from protocol.messages import Deliver
 from protocol.trust import open_command
@@ -73,8 +73,9 @@ class HostDirectory:
         self.spool = path / "spool"
         self.parts = path / "parts"
 
-    def enrol(self, address: str) -> Identity:
-        """The identity, made where there is none yet. A new `address` is taken over; keys and ports stay."""
+    def enrol(self, address: str, *, new_ports: bool = False) -> Identity:
+        """The identity, made where there is none yet. A new `address` is taken over; the keys stay, and so do the
+        ports, unless with `new_ports` somebody else listens at them while no agent runs here."""
         self.path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         self.path.chmod(_DIRECTORY_MODE)
         for folder in (self.images, self.vms):
@@ -82,16 +83,15 @@ class HostDirectory:
         for folder in (self.spool, self.parts):
             folder.mkdir(mode=0o700, exist_ok=True)
         file = self.path / "identity"
-        if file.exists():
-            known = self.identity()
-            if known.address == address:
-                return known
-            identity = msgspec.structs.replace(known, address=address)
-        else:
-            public, secret = new_keys()
+        known = self.identity() if file.exists() else None
+        public, secret = new_keys() if known is None else (known.public, known.secret)
+        if known is None or (new_ports and not self.is_locked() and not _ports_free(known, address)):
             control, bulk = free_ports(address, 2)
-            identity = Identity(public=public, secret=secret, address=address, control_port=control, bulk_port=bulk)
-        write_atomically(file, msgspec.msgpack.encode(identity))
+        else:
+            control, bulk = known.control_port, known.bulk_port
+        identity = Identity(public=public, secret=secret, address=address, control_port=control, bulk_port=bulk)
+        if identity != known:
+            write_atomically(file, msgspec.msgpack.encode(identity))
         return identity
 
     def identity(self) -> Identity:
@@ -133,6 +133,20 @@ class HostDirectory:
         write_atomically(file, str(incarnation).encode())
         return incarnation
 
+    def is_locked(self) -> bool:
+        """Whether an agent runs in this directory."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def lock(self) -> int:
         """Take the lock for this process's life; the descriptor. Raises BlockingIOError where an agent runs already."""
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -143,6 +157,10 @@ class HostDirectory:
             raise
         write_atomically(self.path / "agent.pid", f"{os.getpid()}\n".encode())
         return fd
+
+
+def _ports_free(identity: Identity, address: str) -> bool:
+    return all(is_free(address, port) for port in (identity.control_port, identity.bulk_port))
 
 
 def _plan_of(payload: bytes, signature: bytes, welcome: Welcome) -> Plan:
