@@ -116,12 +116,13 @@ def why(stderr: bytes, status: int | None, timeout: float) -> tuple[str, bool]:
         if found := re.search(pattern, text):
             return reason.format(*found.groups(), timeout=timeout), (pattern, reason) in _REASONS
     lines = text.strip().splitlines()
-    said = f": {_printable(lines[-1])}" if lines else ""
+    said = f": {printable(lines[-1])}" if lines else ""
     return f"ssh ended with {status}{said}", False
 
 
-def _printable(text: str) -> str:
-    return re.sub(r"[^\x20-\x7e]", "?", text)[:200]
+def printable(text: str, limit: int = 200) -> str:
+    """A host's words, without what a terminal would obey."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:limit]
 
 
 class Session:
@@ -181,7 +182,7 @@ class Session:
                 return
             if line.startswith(NO_PYTHON):
                 found = line[len(NO_PYTHON) :].decode(errors="replace").strip(", \n")
-                raise Failed(f"no Python 3.10 or newer: found {_printable(found) or 'none'}")
+                raise Failed(f"no Python 3.10 or newer: found {printable(found) or 'none'}")
         raise Failed(f"login scripts on the host print over {NOISE >> 10} KiB: have them be quiet without a terminal")
 
     async def receive(self) -> Up:

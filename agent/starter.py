@@ -40,7 +40,7 @@ from agent.seed_frames import (
     Welcome,
     frame,
 )
-from agent.seed_session import Command, Failed, Session, remote_command
+from agent.seed_session import Command, Failed, Session, printable, remote_command
 
 LOGIN_GRACE = 30.0  # seconds from a connection to the seed's first word: slow login scripts, a loaded host
 INSTALL_DEADLINE = 180.0  # 4 MB at 0.3 Mbit/s, unpacking, and the agent making its keys
@@ -218,7 +218,7 @@ class Starter:
         except asyncio.TimeoutError:
             reason, lasting, reached = stage, False, False
         except Failed as failure:
-            reason, lasting, reached = str(failure), True, True
+            reason, lasting, reached = printable(str(failure), 1000), True, True
         except (EOFError, ConnectionError):
             reason, lasting = await session.ended(limit)
             if reached:
@@ -226,7 +226,7 @@ class Starter:
         return Result(id=job.id, state="failed", reason=reason, reached=reached, lasting=lasting)
 
     def _own(self, job: Job, result: Result) -> Result:
-        return Result(id=job.id, state=result.state, reason=result.reason)
+        return Result(id=job.id, state=result.state, reason=printable(result.reason))
 
     async def _attend(self, job: Job, session: Session) -> None:
         """Serve a host that starts others, until it has no more to do, is lost, or breaks the rules."""
@@ -243,7 +243,8 @@ class Starter:
                     case Enrol() if self._shares.belongs(message.id, job.id):
                         self._spawn(self._welcome(session, message))
                     case Result() if self._shares.belongs(message.id, job.id):
-                        self._settle(msgspec.structs.replace(message, by=message.by or job.name))
+                        said = {"reason": printable(message.reason), "by": printable(message.by) or job.name}
+                        self._settle(msgspec.structs.replace(message, **said))
                     case _:
                         # A host that was taken back from this one may still be spoken for: that is no offence.
                         continue

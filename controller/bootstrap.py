@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -217,6 +218,10 @@ class _Run:
         """Ask the service for a host's welcome."""
         facts = msgspec.structs.asdict(enrolment)
         name = self._targets[facts.pop("id")].name
+        try:
+            ipaddress.ip_address(enrolment.address.partition("%")[0])
+        except ValueError:
+            raise Failed("the host reports an address that is none") from None
         try:
             return await self._enroller.enrol(Enrolment(name=name, bundle=facts.pop("identity"), **facts))
         except Exception as error:  # whatever the service says against a host ends that host alone

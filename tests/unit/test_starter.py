@@ -49,7 +49,7 @@ class Service:
 
     async def bundle(self, platform: Platform) -> Archive:
         if platform.python < (3, 10):
-            raise Failed("no wheels")
+            raise Failed(f"no wheels for {platform.machine}")
         return Archive(identity="0" * 32, sha256="0" * 64, content=b"archive")
 
     def settled(self, result: Result) -> None:
@@ -146,7 +146,7 @@ def test_a_session_cut_short_is_no_verdict_on_the_host() -> None:
 def test_a_host_that_no_bundle_fits_is_not_tried_again() -> None:
     old = Hello(id=0, python=(3, 9), machine="x86_64", libc="glibc", libc_version=(2, 31), uid=0, stored=(), ssh=True)
     result = failure(speaks(WORD, old))
-    assert (result.reason, result.reached) == ("no wheels", True)
+    assert (result.reason, result.reached) == ("no wheels for ?[2J", True)
 
 
 def test_a_worker_cannot_speak_for_hosts_that_it_was_not_given() -> None:
@@ -157,6 +157,11 @@ def test_a_worker_cannot_speak_for_hosts_that_it_was_not_given() -> None:
     service = asyncio.run(outcome(speaks(WORD, *started, Want(), *lies), honest, ("false",), hosts=3))
     assert 1 not in service.enrolled
     assert {result.id: result.state for result in service.results}[1] == "failed"
+
+
+def test_a_hosts_words_cannot_drive_a_terminal() -> None:
+    seed = speaks(WORD, Result(id=0, state="failed", reason="\x1b]0;title\x07 " + "x" * 500))
+    assert failure(seed).reason == ("?]0;title? " + "x" * 500)[:200]
 
 
 def test_a_missing_ssh_is_reported() -> None:
