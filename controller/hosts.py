@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from controller.status import CtlError, ExitStatus
-from controller.text_problems import cut
 from protocol.limits import MAX_RANK
 
 #: A fleet has no more hosts than it has ranks.
@@ -41,7 +40,7 @@ def expand(text: str) -> tuple[str, ...]:
     names = _expanded(text) if re.search(_OPERATOR, text) else (text,)
     for name in names:
         if not re.fullmatch(_NAME, name):
-            raise _wrong(text, f"{cut(name)!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
+            raise _wrong(text, f"{name[:80]!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
     return names
 
 
@@ -62,7 +61,7 @@ def _expanded(text: str) -> tuple[str, ...]:
 
 
 def _wrong(text: str, why: str) -> CtlError:
-    return CtlError(f"host set {cut(text)!r}: {why}", ExitStatus.USAGE)
+    return CtlError(f"host set {text[:80]!r}: {why}", ExitStatus.USAGE)
 
 
 def expand_all(texts: Iterable[str]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ Examples:
 )
 def get(
     context: typer.Context,
-    what: Annotated[What, typer.Argument(help="hosts, vms, ips (of VMs) or map (which VM is where).")],
+    what: Annotated[What, typer.Argument(metavar="WHAT", help="hosts, vms, ips (of VMs) or map (which VM is where).")],
     form: Annotated[
         Form, typer.Option("-o", "--output", help="A table, JSON, or bare names, one a line.")
     ] = Form.TABLE,

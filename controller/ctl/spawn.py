@@ -170,7 +170,7 @@ def destroy(
     *,
     context: typer.Context,
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[INFRA.CONF|NAME...]", help="A file, or names of VMs.")
+        list[str] | None, typer.Argument(metavar="INFRA.CONF|NAME...", help="A file, or names of VMs.")
     ] = None,
     deployment: Deployment = None,
     everything: Annotated[bool, typer.Option("--all", help="All VMs of --deployment.")] = False,

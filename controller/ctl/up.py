@@ -67,7 +67,7 @@ Examples:
 def up(
     *,
     context: typer.Context,
-    infra: Annotated[Path | None, typer.Argument(metavar="[INFRA.CONF]", help="Start its nodes.")] = None,
+    infra: Annotated[Path | None, typer.Argument(metavar="INFRA.CONF", help="Start its nodes.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option("-w", "--where", metavar="HOSTS", help="Start these: h1,h[3-7],h[10-20]!h12. May be repeated."),
