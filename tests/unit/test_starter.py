@@ -144,7 +144,7 @@ def test_a_session_cut_short_is_no_verdict_on_the_host() -> None:
 
 
 def test_a_host_that_no_bundle_fits_is_not_tried_again() -> None:
-    old = Hello(id=0, python=(3, 9), machine="x86_64", libc="glibc", libc_version=(2, 31), uid=0, stored=(), ssh=True)
+    old = Hello(id=0, python=(3, 9), machine="\x1b[2J", libc="glibc", libc_version=(2, 31), uid=0, stored=(), ssh=True)
     result = failure(speaks(WORD, old))
     assert (result.reason, result.reached) == ("no wheels for ?[2J", True)
 
