@@ -43,8 +43,8 @@ class Picture:
         news = []
         for link in links:
             old = self.links.get(link.rank)
-            if old is not None and not later(link, old):
-                continue
+            if (old is not None and not later(link, old)) or link.rank == self._me:
+                continue  # not news, or of somebody who makes me hang below myself
             self.links[link.rank] = link
             news.append(link)
             if old is not None and old.up:
