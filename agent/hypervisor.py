@@ -19,8 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
+from agent.embedded import EmbeddedError, embedded_root, prepare_embedded
 from agent.lanes import Lane, within
 
 _T = TypeVar("_T")
@@ -39,9 +39,6 @@ _FIRST_RETRY_SECONDS = 0.5
 _LAST_RETRY_SECONDS = 10.0
 # A call waits so long for a libvirtd that restarts; what is away for longer is said at once.
 _PATIENCE_SECONDS = 5.0
-# sun_path less its NUL (unix(7)), and the longest name that libvirt gives a socket: names are cut to 20 characters.
-_SOCKET_PATH_BYTES = 107
-_LONGEST_SOCKET = f"/lib/qemu/domain-99999-{20 * 'x'}/monitor.sock"
 
 
 class HypervisorError(Exception):
@@ -231,8 +228,10 @@ class Hypervisor:
 
     def _open_all(self, era: int) -> dict[str, Connection]:
         libvirt = load_libvirt()
-        if self.uri.startswith("qemu:///embed"):
+        try:
             prepare_embedded(self.uri)
+        except EmbeddedError as error:
+            raise Unusable(str(error)) from error
         opened: dict[str, Connection] = {}
         try:
             for lane in self._lanes:
@@ -272,43 +271,6 @@ class Hypervisor:
             threading.Thread(target=_close_all, args=(dropped,), name="vm-close", daemon=True).start()
 
 
-def embedded_root(uri: str) -> str | None:
-    """The directory of a `qemu:///embed?root=DIRECTORY` URI, None for any other."""
-    parts = urlsplit(uri)
-    if parts.scheme != "qemu" or parts.path != "/embed":
-        return None
-    return parse_qs(parts.query).get("root", [""])[0]
-
-
-def prepare_embedded(uri: str) -> None:
-    """Make the directory of an embedded hypervisor, so that it needs no other daemon. Raises Unusable.
-
-    QEMU runs below this process then, and stays when the process ends; the next one to open the directory finds it.
-    One process at a time can have a directory open.
-    """
-    root = embedded_root(uri)
-    if not root or not os.path.isabs(root):
-        raise Unusable(f"{uri} names no absolute directory; write qemu:///embed?root=/some/directory")
-    spare = _SOCKET_PATH_BYTES - len(os.fsencode(root)) - len(_LONGEST_SOCKET)
-    if spare < 0:
-        raise Unusable(
-            f"{root} is {-spare} bytes too long for libvirt's sockets below it; choose a directory with a shorter path"
-        )
-    try:
-        os.makedirs(os.path.join(root, "etc"), mode=0o711, exist_ok=True)
-        settings = os.path.join(root, "etc", "qemu.conf")
-        if not os.path.exists(settings):
-            with open(settings, "w", encoding="ascii") as file:
-                # By default consoles go through virtlogd, a daemon that may not run.
-                file.write('stdio_handler = "file"\n')
-                if os.geteuid() == 0:
-                    # As another user QEMU could not enter a directory below root's home; who embeds a hypervisor has a
-                    # first look at a local fleet, with guests of their own.
-                    file.write('user = "root"\ngroup = "root"\ndynamic_ownership = 0\n')
-    except OSError as error:
-        raise Unusable(f"{root} can't hold an embedded hypervisor: {error.strerror}") from error
-
-
 def _in_our_words(function: Callable[[Connection], _T], connection: Connection) -> _T:
     try:
         return function(connection)
@@ -322,7 +284,7 @@ def _one_line(error: Any) -> str:
 
 
 def _cannot_open(uri: str, message: str) -> str:
-    if uri.startswith("qemu:///embed"):
+    if embedded_root(uri) is not None:
         return f"libvirt can't run QEMU from within the agent at {uri}: {message}."
     if uri == "qemu:///system":
         return f"libvirtd does not answer at {uri}: {message}; start it with `systemctl start libvirtd`."

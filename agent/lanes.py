@@ -50,7 +50,12 @@ class Lane:
 
         A call that has begun by then goes on, and its thread with it; one that has not is dropped.
         """
-        return await within(deadline_s, asyncio.wrap_future(self.submit(call)))
+        future = self.submit(call)
+        try:
+            return await within(deadline_s, asyncio.wrap_future(future))
+        finally:
+            # asyncio's future passes its cancellation on a moment later; this one refuses where the call has begun.
+            future.cancel()
 
     def submit(self, call: Callable[[], _T]) -> concurrent.futures.Future[_T]:
         """Queue a call from any thread."""

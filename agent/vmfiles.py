@@ -19,7 +19,7 @@ import pwd
 import re
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 
 from agent.lanes import within
@@ -55,14 +55,15 @@ class QemuUser:
             self.own_gid = gid
 
 
-def qemu_user(settings: str = _QEMU_CONF) -> QemuUser | None:
-    """Whom libvirtd's qemu.conf names, or the distribution's default. None where that is root or can't be told.
+def qemu_user(settings: str | None = None) -> QemuUser | None:
+    """Whom qemu.conf names, or the distribution's default. None where that is root or can't be told.
 
-    Source: the comments in qemu.conf itself on `user`; a number is written with a leading +.
+    `settings` is the path of qemu.conf, by default libvirtd's. Source: the comments on `user` in that file; a number is
+    written with a leading +.
     """
     names: tuple[str, ...] = _QEMU_USERS
     try:
-        with open(settings, encoding="utf-8", errors="replace") as file:
+        with open(settings or _QEMU_CONF, encoding="utf-8", errors="replace") as file:
             chosen = re.search(r'^\s*user\s*=\s*"([^"]*)"', file.read(), re.MULTILINE)
         if chosen is not None:
             names = (chosen[1],)
@@ -79,24 +80,27 @@ def qemu_user(settings: str = _QEMU_CONF) -> QemuUser | None:
 
 
 class VmFiles:
-    """The files below `directory`. `user` is QEMU's where it is not the agent's own."""
+    """The files below `directory`."""
 
-    def __init__(self, directory: Path, user: QemuUser | None) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path) -> None:
         self._images = directory / "images"
         self._vms = directory / "vms"
-        self._user = user
+        self._user: QemuUser | None = None
         #: Images that were looked at, with their size in bytes.
         self._sizes: dict[tuple[str, str], int] = {}
 
-    def open_up(self) -> None:
-        """Make the directories, and let QEMU's user through to what it needs. Raises VmFileError."""
+    def open_up(self, user: QemuUser | None) -> None:
+        """Make the directories, and let `user`, QEMU's where that is not the agent's own, through to what it needs.
+
+        Nobody may be at work on a VM. Raises VmFileError.
+        """
+        self._user = user
         self._vms.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._images.mkdir(mode=0o700, exist_ok=True)
         for folder in (self._images, self._vms):
             self._let_through(folder)
         if self._user is not None:
-            closed = next(_closed_to(self._user, self._vms), None)
+            closed = closed_to(self._user, self._vms)
             if closed is not None:
                 raise VmFileError(
                     f"libvirt runs QEMU as {self._user.name}, which may not enter {closed}; "
@@ -215,7 +219,8 @@ class VmFiles:
             folder.chmod(0o711)
 
 
-def _closed_to(user: QemuUser, folder: Path) -> Iterator[Path]:
+def closed_to(user: QemuUser, folder: Path) -> Path | None:
+    """The first directory on the way to `folder`, itself included, that the user may not enter."""
     for above in reversed((folder, *folder.parents)):
         info = above.stat()
         if user.uid == info.st_uid:
@@ -225,7 +230,8 @@ def _closed_to(user: QemuUser, folder: Path) -> Iterator[Path]:
         else:
             allowed = info.st_mode & 0o001
         if not allowed:
-            yield above
+            return above
+    return None
 
 
 def _put_in_place(unfinished: Path, overlay: Path) -> None:

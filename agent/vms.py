@@ -19,7 +19,8 @@ from typing import TypeVar
 import msgspec
 
 from agent import domains
-from agent.hypervisor import CALLS_IN_FLIGHT, Hypervisor, HypervisorError, default_uri, embedded_root
+from agent.embedded import embedded_root, embedded_settings
+from agent.hypervisor import CALLS_IN_FLIGHT, Hypervisor, HypervisorError, default_uri
 from agent.kvmprobe import probe_kvm
 from agent.ping import ping
 from agent.vmfiles import VmFileError, VmFiles, qemu_user
@@ -59,13 +60,12 @@ class VmWorker:
         self._owner = str(directory.absolute())
         self.uri = uri or default_uri()
         self._privileged = _runs_privileged(self.uri)
-        other_user = self._privileged and embedded_root(self.uri) is None  # an embedded one runs QEMU as we are
-        self._files = VmFiles(Path(self._owner), qemu_user() if other_user else None)
+        self._files = VmFiles(Path(self._owner))
         self._watch = VmWatch(
             self.uri, self._owner, self._files, is_busy=self._is_busy, on_change=on_change, poll_s=poll_s
         )
         self._flavour: Flavour | None = None
-        self._flavour_lock = asyncio.Lock()
+        self._preparing = asyncio.Lock()
         self._locks: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         self._slots = asyncio.Semaphore(CALLS_IN_FLIGHT)
 
@@ -136,15 +136,19 @@ class VmWorker:
     async def _prepare(self) -> Flavour:
         """Make ready for creations. Raises _Refused with what stands in the way of all of them."""
         try:
-            await asyncio.to_thread(self._files.open_up)
-            async with self._flavour_lock:
+            async with self._preparing:
                 if self._flavour is None:
-                    self._flavour = await _find_flavour(self._watch.hypervisor(), privileged=self._privileged)
+                    flavour = await _find_flavour(self._watch.hypervisor(), privileged=self._privileged)
+                    await asyncio.to_thread(self._open_up_files)
+                    self._flavour = flavour
                 return self._flavour
         except (HypervisorError, VmFileError) as error:
             raise _Refused(str(error)) from error
         except OSError as error:
             raise _Refused(f"{error.filename or self._owner} can't hold VMs: {error.strerror}") from error
+
+    def _open_up_files(self) -> None:
+        self._files.open_up(qemu_user(embedded_settings(self.uri)) if self._privileged else None)
 
     async def _create(self, deployment: str, spec: VmSpec, flavour: Flavour, *, twice: bool) -> VmResult:
         _check(deployment, spec)

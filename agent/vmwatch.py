@@ -53,6 +53,7 @@ class VmWatch:
         self._marks: dict[str, Mark | None] = {}
         self._looking = asyncio.Lock()
         self._nudge = asyncio.Event()
+        self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -119,8 +120,9 @@ class VmWatch:
             self._nudge.clear()
 
     def _linked(self, problem: str | None) -> None:
-        if problem is not None:
+        if problem is not None and problem != self._problem:
             _LOG.warning("%s", problem)
+        self._problem = problem
         self._nudge.set()
 
     def _report(self, changed: list[VmState]) -> None:

@@ -31,6 +31,8 @@ PROJECT = Path(__file__).parents[2]
 DEPLOYMENT = "lab"
 BRIDGE = "br0"
 QEMU = "qemu-system-x86_64"
+PYTHON = "/usr/bin/python3"
+NOBODY = 65534
 AGENT = Path("/var/lib/canopy/lab")
 CODE = Path("/opt/canopy")
 # A boot without KVM takes 3 s of an idle core; cores may be shared by much.
@@ -136,6 +138,19 @@ def a_spec(name: str, ip: str, boot: tuple[str, str], *, bridge: str | None, dis
     )
 
 
+def put_code(into: Path) -> None:
+    """What the system's own Python needs to run the driver; it brings libvirt's binding."""
+    tell = "import sys; print(*sys.version_info[:2])"
+    version = subprocess.run([PYTHON, "-c", tell], capture_output=True, text=True, check=True).stdout.split()
+    if version != [str(number) for number in sys.version_info[:2]]:
+        pytest.skip(f"msgspec of this Python is of no use to {PYTHON} {version}; the main job's test covers it")
+    into.mkdir()
+    assert msgspec.__file__ is not None
+    for package in (PROJECT / "agent", PROJECT / "protocol", Path(msgspec.__file__).parent):
+        shutil.copytree(package, into / package.name)
+    shutil.copyfile(PROJECT / "tests" / "e2e" / "vm_driver.py", into / "vm_driver.py")
+
+
 def says(console: Path, text: str) -> None:
     wait_until(
         lambda: console.exists() and text in console.read_text(errors="replace"), BOOT_S, f"{text!r} on {console}"
@@ -149,20 +164,12 @@ def says(console: Path, text: str) -> None:
 def host(testhosts_module: MakeTestHosts) -> TestHosts:
     need_test_hosts(libvirt=True)
     fleet = testhosts_module([HostSpec("hv1", libvirt=True, vm_bridge=BRIDGE)])
-    version = fleet.run("hv1", ["/usr/bin/python3", "-c", "import sys; print(sys.version_info[:2])"]).stdout.strip()
-    if version != str(sys.version_info[:2]):
-        pytest.skip(f"msgspec of this Python is of no use to the host's {version}; the main job's test covers it")
-    code = fleet.host("hv1").root / CODE.relative_to("/")
-    code.mkdir()
-    assert msgspec.__file__ is not None
-    for package in (PROJECT / "agent", PROJECT / "protocol", Path(msgspec.__file__).parent):
-        shutil.copytree(package, code / package.name)
-    shutil.copyfile(PROJECT / "tests" / "e2e" / "vm_driver.py", code / "vm_driver.py")
+    put_code(fleet.host("hv1").root / CODE.relative_to("/"))
     return fleet
 
 
 def drive(fleet: TestHosts) -> Driver:
-    command = ["/usr/bin/env", f"PYTHONPATH={CODE}", "/usr/bin/python3", f"{CODE}/vm_driver.py"]
+    command = ["/usr/bin/env", f"PYTHONPATH={CODE}", PYTHON, f"{CODE}/vm_driver.py"]
     process = fleet.popen(
         "hv1",
         [*command, str(AGENT), "qemu:///system"],
@@ -268,10 +275,11 @@ class Cage:
         self._inside = wait_until(first_inside, 10, "the namespace's init")
 
     def drive(self, directory: Path, uri: str) -> Driver:
+        """A driver whose code is in `directory`/code."""
         user = ["setpriv", "--clear-groups", f"--reuid={self.uid}", f"--regid={self.uid}"]
         enter = ["nsenter", f"--target={self._inside}", "--pid", "--mount"]
-        command = [sys.executable, str(PROJECT / "tests" / "e2e" / "vm_driver.py"), str(directory), uri]
-        environment = os.environ | {"PYTHONPATH": str(PROJECT), "HOME": str(directory)}
+        command = [PYTHON, f"{directory}/code/vm_driver.py", str(directory), uri]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{directory}/code", "HOME": str(directory)}
         return Driver(
             subprocess.Popen(
                 [*enter, *(user if self.uid else ()), *command],
@@ -279,7 +287,7 @@ class Cage:
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
-                cwd=PROJECT,
+                cwd="/",
             )
         )
 
@@ -289,10 +297,10 @@ class Cage:
         self._init.wait(timeout=30)
 
 
-@pytest.fixture
-def cage() -> Iterator[Cage]:
+@pytest.fixture(params=[0, NOBODY], ids=["root", "ordinary user"])
+def cage(request: pytest.FixtureRequest) -> Iterator[Cage]:
     need_test_hosts(libvirt=True)
-    made = Cage(0)
+    made = Cage(request.param)
     yield made
     made.close()
 
@@ -312,7 +320,9 @@ def test_an_embedded_hypervisor_needs_no_daemon_and_its_vms_outlive_the_agent(ca
     # QEMU's user has no way into pytest's own temporary directories.
     directory = Path("/var/tmp") / f"canopy-test-{os.getpid()}-{time.monotonic_ns()}"
     directory.mkdir(mode=0o755)
+    os.chown(directory, cage.uid, cage.uid)
     try:
+        put_code(directory / "code")
         _embedded(cage, guest, directory)
     finally:
         shutil.rmtree(directory)
@@ -320,6 +330,7 @@ def test_an_embedded_hypervisor_needs_no_daemon_and_its_vms_outlive_the_agent(ca
 
 def _embedded(cage: Cage, guest: Guest, directory: Path) -> None:
     boot = (add_image(directory / "images", guest.kernel), add_image(directory / "images", guest.initrd))
+    os.chown(directory / "images", cage.uid, cage.uid)
     spec = a_spec("vm1", "198.18.0.5", boot, bridge=None)
     uri = f"qemu:///embed?root={directory}/libvirt"
     driver = cage.drive(directory, uri)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from agent.hypervisor import Hypervisor, Unavailable, Unusable, embedded_root, load_libvirt, prepare_embedded
+from agent.embedded import EmbeddedError, embedded_root, prepare_embedded
+from agent.hypervisor import Hypervisor, Unavailable, Unusable, load_libvirt
 from agent.kvmprobe import probe_kvm
 from agent.ping import ping
 
@@ -62,7 +63,7 @@ def test_an_embedded_hypervisor_is_set_up_to_need_no_other_daemon(tmp_path: Path
     ],
 )
 def test_an_embedded_hypervisor_that_cannot_work_is_refused_with_the_reason(uri: str, problem: str) -> None:
-    with pytest.raises(Unusable, match=problem):
+    with pytest.raises(EmbeddedError, match=problem):
         prepare_embedded(uri)
 
 

@@ -29,8 +29,8 @@ DOCUMENT = domain_xml(SPEC, Layout(console="/c", kernel="/k"), Flavour(kind="qem
 
 @pytest.fixture
 def files(tmp_path: Path) -> VmFiles:
-    made = VmFiles(tmp_path, None)
-    made.open_up()
+    made = VmFiles(tmp_path)
+    made.open_up(None)
     return made
 
 
@@ -59,7 +59,7 @@ def test_what_a_killed_agent_left_half_made_or_half_removed_is_cleared_and_vms_a
     files.add("vm1", DOCUMENT)
     (tmp_path / "vms" / ".vm2.x1").mkdir()
     (tmp_path / "vms" / ".vm2.x1" / "overlay.qcow2").touch()
-    files.open_up()
+    files.open_up(None)
     assert [path.name for path in (tmp_path / "vms").iterdir()] == ["vm1"]
 
 
@@ -102,4 +102,4 @@ def test_a_directory_that_qemus_user_cannot_enter_is_named(tmp_path: Path) -> No
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     with pytest.raises(VmFileError, match=f"QEMU as {someone.pw_name}, which may not enter /"):
-        VmFiles(closed / "agent", qemu_user(str(settings))).open_up()
+        VmFiles(closed / "agent").open_up(qemu_user(str(settings)))
