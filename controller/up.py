@@ -131,7 +131,7 @@ def _up_to_date(status: api.Status, names: Sequence[str]) -> set[str]:
         kind = tuple(host.facts[key] for key in ("python", "machine", "libc", "libc_version"))
         if kind not in identities:
             try:
-                identities[kind] = bundles.get(_platform(host.facts)).identity
+                identities[kind] = bundles.identity(_platform(host.facts))
             except BundleError:
                 identities[kind] = ""
         if host.digest == identities[kind]:
