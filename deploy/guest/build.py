@@ -20,6 +20,8 @@ from pathlib import Path
 
 #: What building the guest takes, in Debian's words; busybox itself is downloaded, not installed.
 DEBIAN_PACKAGES = ("apt", "cpio", "dpkg")
+#: What a host needs for VMs of any kind under its agent.
+HOST_DEBIAN_PACKAGES = ("libvirt-daemon-system", "python3-libvirt", "qemu-system-x86", "qemu-utils")
 
 # The network, disks, and the power button with the device that it shows up at.
 _MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev")

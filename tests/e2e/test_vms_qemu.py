@@ -297,10 +297,10 @@ class Cage:
         self._init.wait(timeout=30)
 
 
-@pytest.fixture(params=[0, NOBODY], ids=["root", "ordinary user"])
-def cage(request: pytest.FixtureRequest) -> Iterator[Cage]:
+@pytest.fixture
+def cage(uid: int) -> Iterator[Cage]:
     need_test_hosts(libvirt=True)
-    made = Cage(request.param)
+    made = Cage(uid)
     yield made
     made.close()
 
@@ -316,19 +316,30 @@ def qemu_of(directory: Path) -> list[int]:
     return found
 
 
-def test_an_embedded_hypervisor_needs_no_daemon_and_its_vms_outlive_the_agent(cage: Cage, guest: Guest) -> None:
-    # QEMU's user has no way into pytest's own temporary directories.
+@pytest.mark.parametrize(
+    ("uid", "mode", "runs_as"),
+    [
+        pytest.param(0, 0o755, "another user", id="root"),
+        # As under /root: QEMU's own user has no way in.
+        pytest.param(0, 0o700, "the same user", id="root in a closed directory"),
+        pytest.param(NOBODY, 0o700, "the same user", id="an ordinary user"),
+    ],
+)
+def test_an_embedded_hypervisor_needs_no_daemon_and_its_vms_outlive_the_agent(
+    cage: Cage, guest: Guest, mode: int, runs_as: str
+) -> None:
+    # Not among pytest's own temporary directories, which are closed in any case.
     directory = Path("/var/tmp") / f"canopy-test-{os.getpid()}-{time.monotonic_ns()}"
-    directory.mkdir(mode=0o755)
+    directory.mkdir(mode=mode)
     os.chown(directory, cage.uid, cage.uid)
     try:
         put_code(directory / "code")
-        _embedded(cage, guest, directory)
+        _embedded(cage, guest, directory, runs_as)
     finally:
         shutil.rmtree(directory)
 
 
-def _embedded(cage: Cage, guest: Guest, directory: Path) -> None:
+def _embedded(cage: Cage, guest: Guest, directory: Path, runs_as: str) -> None:
     boot = (add_image(directory / "images", guest.kernel), add_image(directory / "images", guest.initrd))
     os.chown(directory / "images", cage.uid, cage.uid)
     spec = a_spec("vm1", "198.18.0.5", boot, bridge=None)
@@ -337,6 +348,8 @@ def _embedded(cage: Cage, guest: Guest, directory: Path) -> None:
     assert _changes(driver.create(spec)) == {"vm1": VmChange.CREATED}
     says(directory / "vms" / "vm1" / "console.log", "canopy-guest vm1 ready at 198.18.0.5")
     [qemu] = qemu_of(directory)
+    same = Path(f"/proc/{qemu}").stat().st_uid == cage.uid
+    assert runs_as == ("the same user" if same else "another user")
 
     driver.end(kill=True)
     assert qemu_of(directory) == [qemu]
