@@ -23,10 +23,42 @@ from agent.shell import Shell
 from agent.version import VERSION
 from agent.worker import AgentWorker
 from protocol.commands import Leave
+from protocol.events import Replan
 from protocol.relay import Relay
 from protocol.trust import Guard, Untrusted
 
 _NONCE = 16
+
+
+#: How often a running agent looks whether it was enrolled anew, in seconds: `ctl up` waits longer for it than that.
+_WELCOME_EVERY = 3.0
+
+
+class _Welcomes:
+    """Tells the relay when `ctl up` brought a newer plan to an agent that runs: the old one may lead nowhere any more."""
+
+    def __init__(self, directory: HostDirectory, shell: Shell) -> None:
+        self._directory = directory
+        self._shell = shell
+        self._loop = asyncio.get_running_loop()
+        self._seen = self._stamp()
+        self._timer = self._loop.call_later(_WELCOME_EVERY, self._look)
+
+    def _stamp(self) -> int:
+        return (self._directory.path / "welcome").stat().st_mtime_ns
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(_WELCOME_EVERY, self._look)
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._seen = stamp
+                self._shell.feed(Replan(self._directory.plan(self._directory.welcome())))
+        except (OSError, NotEnrolled, Untrusted) as error:
+            logging.getLogger("canopy").warning("the new welcome is of no use: %s", error)
+
+    def close(self) -> None:
+        self._timer.cancel()
 
 
 async def serve(directory: HostDirectory, uri: str | None) -> None:
@@ -56,7 +88,9 @@ async def serve(directory: HostDirectory, uri: str | None) -> None:
     worker.begin_watching()
     notifier = Notifier()
     notifier.begin(loop)
+    welcomes = _Welcomes(directory, shell)
     leave: Leave | None = await worker.ended
+    welcomes.close()
     notifier.end()
     shell.close()
     await worker.close(leave)

@@ -24,6 +24,8 @@ from protocol.trust import open_command
 
 #: libvirt's QEMU runs as another user and must reach images and disks below; everything secret is 0600.
 _DIRECTORY_MODE = 0o711
+#: Who looks whether an agent runs holds the lock for a moment; an agent that begins just then waits for that, in s.
+_LOCK_WITHIN = 1.0
 
 _T = TypeVar("_T")
 
@@ -150,11 +152,16 @@ class HostDirectory:
     def lock(self) -> int:
         """Take the lock for this process's life; the descriptor. Raises BlockingIOError where an agent runs already."""
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise
+        deadline = time.monotonic() + _LOCK_WITHIN
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise
+                time.sleep(0.02)
         write_atomically(self.path / "agent.pid", f"{os.getpid()}\n".encode())
         return fd
 

@@ -104,7 +104,8 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Replan:
-    """Root only: who may hang below the root, as a plan whose `below` holds everybody."""
+    """A new plan that did not come down the tree: the root's own, whose `below` holds everybody, or that of an agent which
+    was enrolled anew while it ran."""
 
     plan: Plan
 

@@ -258,7 +258,7 @@ class Relay:
             case Submit(delivery, body, missing):
                 self._submit(delivery, body, missing, now)
             case Replan(plan):
-                self._adopt(plan, now)
+                self._replan(plan, now)
             case _:
                 assert_never(event)
 
@@ -442,6 +442,19 @@ class Relay:
             return
         self._effects.append(SavePlan(delivery))
         self._flush(now)
+        self._move(plan, now)
+
+    def _replan(self, plan: Plan, now: float) -> None:
+        """The membership changed at the root, or an agent was enrolled anew while it ran."""
+        if self._uplink is None:
+            self._adopt(plan, now)
+        elif plan.version > self._plan.version and plan.you.rank == self._me:
+            self._move(plan, now)
+
+    def _move(self, plan: Plan, now: float) -> None:
+        """Take a newer plan over, and go where it says."""
+        if self._uplink is None:
+            raise RuntimeError("the root has no place in the plan")
         self._adopt(plan, now)
         before = self._uplink.attached
         self._uplink.replan(plan.ancestors, now)
@@ -733,7 +746,8 @@ class Relay:
         self._accounts[delivery.id] = account
         if deadline is not None:
             self._expiry_at = min(self._expiry_at, deadline + DEADLINE_SLACK)
-        account.sent = self._pass_on(delivery, owing, now)
+        # What was given before the service began anew may have gone out then.
+        account.sent = self._pass_on(delivery, owing, now) | (missing or ranks.NONE)
         absent = owing & ~self._picture.reachable
         if absent and missing is not None:
             since = now + RETURN_WITHIN - LOST_AFTER
