@@ -56,16 +56,17 @@ class Picture:
                 self._hang(link.rank, None, link)
         return tuple(news)
 
-    def contradicted(self, attached: Iterable[Link]) -> tuple[Link, ...]:
+    def contradicted(self, credible: Iterable[Link], attached: Iterable[Link]) -> tuple[Link, ...]:
         """What the full list of a subtree says without words: a child of somebody in it that is not in it is down.
 
         A relay that began anew, or was cut off while it lost a child, can't name the link that is no more. Only the
-        topmost lost ones are named; what hangs below them may still be there, and attach with them again.
+        topmost lost ones are named; what hangs below them may still be there, and attach with them again. Nothing is
+        concluded about the children of hosts that are not in `credible`, the part of the list that is believed.
         """
-        listed = {link.rank: link for link in attached}
+        listed = {link.rank for link in attached}
         return tuple(
             msgspec.structs.replace(self.links[rank], up=False, why="its parent came back without it")
-            for parent, link in sorted(listed.items())
+            for parent, link in sorted({link.rank: link for link in credible}.items())
             # Of somebody who has moved on since, the list knows nothing.
             if parent in self.links and not later(self.links[parent], link)
             for rank in sorted(self._children.get(parent, ()))

@@ -611,7 +611,7 @@ class Relay:
             links = (own, *_without_links(links[1:], foreign))
             self._unheard[rank] = {link.rank: link for link in message.links[1:] if _named((link,)) & foreign}
         news = self._picture.apply(links)
-        news += self._picture.apply(self._picture.contradicted(message.links))
+        news += self._picture.apply(self._picture.contradicted(links, message.links))
         self._changed(news, now)
 
     def _child_lost(self, rank: int, why: str, now: float) -> None:

@@ -112,7 +112,7 @@ def test_a_relay_that_comes_back_without_a_child_contradicts_what_was_known_of_i
     picture.apply([_up(0, None), _up(1, 0), _up(2, 0), _up(3, 1)])
     back = [_up(0, None, epoch=2), _up(2, 0)]
     picture.apply(back)
-    (gone,) = picture.contradicted(back)
+    (gone,) = picture.contradicted(back, back)
     assert (gone.rank, gone.up) == (1, False), "3 below 1 may still be there, and is not declared down itself"
     picture.apply([gone])
     assert picture.reachable == ranks.union([0, 2])
@@ -125,7 +125,14 @@ def test_a_list_says_nothing_of_those_that_have_moved_on_since() -> None:
     picture.apply([_up(0, None), _up(1, None, epoch=2), _up(3, 1)])
     stale = [_up(0, None, epoch=2), _up(1, 0)]
     picture.apply(stale)
-    assert picture.contradicted(stale) == ()
+    assert picture.contradicted(stale, stale) == ()
+
+
+def test_a_list_says_nothing_of_the_children_of_those_that_are_not_the_tellers() -> None:
+    picture = Picture(None)
+    picture.apply([_up(0, None), _up(1, None), _up(2, 1)])
+    own = _up(0, None, epoch=2)
+    assert picture.contradicted([own], [own, _up(1, None)]) == ()
 
 
 def test_a_subtree_is_listed_in_ascending_order() -> None:
