@@ -152,6 +152,10 @@ class Job:
         if not self.settled:
             self._connection.send(api.Cancel())
 
+    def close(self) -> None:
+        """Leave it. A command that still runs is cancelled, unless it was begun detached or is only followed."""
+        self._connection.close()
+
     def results(self) -> list[Result]:
         """All results, equal ones in one, in the order of their first hosts."""
         merged: dict[tuple[Outcome, Output], list[str]] = {}

@@ -14,7 +14,7 @@ import msgspec
 
 #: A VM or deployment name: a domain name, a directory name and a host name at once, so the strictest of the three.
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z"
-#: Lower-case hexadecimal SHA-256 of an image's bytes; also its file name on a host.
+#: Lower-case hexadecimal: the digest of an image, as protocol.commands.Push has it; also its file name on a host.
 DIGEST_PATTERN = r"^[0-9a-f]{64}\Z"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]

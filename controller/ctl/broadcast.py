@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of
+from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of, seconds
 from controller.ctl.running import DEFAULT_LIMIT, LONGEST_TIMEOUT, Broadcast, run
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -37,6 +37,7 @@ def broadcast(
             help="End the command on hosts where it takes longer.",
             min=0.001,
             max=LONGEST_TIMEOUT,
+            callback=seconds,
         ),
     ] = None,
     gather: Annotated[

@@ -61,7 +61,7 @@ class Following:
             self._broken = error
         if not self._job.settled:
             # With its connection the command ends too, wherever it still runs.
-            self._job._connection.close()
+            self._job.close()
 
     def show_json(self) -> None:
         """The results, for programs."""

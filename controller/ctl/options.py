@@ -19,6 +19,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no summary.")]
 
 
+def seconds(given: float | None) -> float | None:
+    """A typer callback: a number of seconds. `nan` passes every comparison that a range makes."""
+    if given is not None and given != given:  # noqa: PLR0124  what nan is
+        raise typer.BadParameter("'nan' is not a number of seconds.")
+    return given
+
+
 def ctl_of(context: typer.Context) -> Ctl:
     """What `ctl` itself was given."""
     found = context.find_object(Ctl)

@@ -10,7 +10,7 @@ import typer
 
 from controller import api, render_vms
 from controller.ctl.following import Watcher
-from controller.ctl.options import Json, Quiet, ctl_of
+from controller.ctl.options import Json, Quiet, ctl_of, seconds
 from controller.deployment import render_plan
 from controller.placement import MemoryUnit
 from controller.render import json_text
@@ -71,7 +71,10 @@ def spawn(
         typer.Option(help="defined: until hosts have made them; started: until they run; reachable: answer ping."),
     ] = Wait.STARTED,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, max=86_400, help="For making them, and again for the wait.")
+        float,
+        typer.Option(
+            callback=seconds, metavar="SECONDS", min=1, max=86_400, help="For making them, and again for the wait."
+        ),
     ] = 600.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     as_json: Json = False,

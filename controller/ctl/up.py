@@ -13,7 +13,7 @@ import typer
 
 from controller import progress, render
 from controller.ctl.context import Ctl, chosen_hosts, read_text
-from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of
+from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of, seconds
 from controller.hosts import expand_all, fold, names_in, site_of
 from controller.session import exit_status
 from controller.status import CtlError, ExitStatus
@@ -102,7 +102,8 @@ def up(
     ] = "95%",
     tries: Annotated[int, typer.Option(min=1, max=100, help="How often a host is tried.")] = 3,
     connect_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How long a host may take to answer on SSH.")
+        float,
+        typer.Option(metavar="SECONDS", min=0.1, callback=seconds, help="How long a host may take to answer on SSH."),
     ] = 10.0,
     flat: Annotated[
         bool, typer.Option("--flat", help="Start all from here: for hosts that can't reach each other by SSH.")
