@@ -59,12 +59,23 @@ def test_from_bare_hosts_to_running_vms_and_back(form: str, hosts: TestHosts, ct
     assert {(tuple(fold["hosts"]), fold["stdout"]) for fold in answers} == {((name,), f"{name}\n") for name in HOSTS}
 
     _push_reaches_every_host(hosts, ctl, tmp_path)
-    _vms_boot_and_answer(hosts, ctl, infra)
-    _a_rerun_changes_nothing(hosts, ctl, infra)
+    spawn = _spawn(hosts, infra)
+    if form == "one line":  # and with disks: overlays on a base image
+        base = tmp_path / "base.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "64M"], check=True)
+        spawn += ["--image", str(base)]
+    _vms_boot_and_answer(hosts, ctl, spawn)
+    if form == "one line":
+        for name in HOSTS:
+            said = hosts.run(name, ["sh", "-c", f"cat {AGENTS}/*/vms/*/console.log"]).stdout
+            assert said.count("disk vda of 64 MiB") == len(PLACES[name])
+            assert _overlays(hosts, name) == len(PLACES[name])
+    _a_rerun_changes_nothing(hosts, ctl, spawn)
     _a_killed_qemu_shows(hosts, ctl)
 
     ctl("destroy", str(infra))
     assert ctl.json("get", "vms") == []
+    assert [_overlays(hosts, name) for name in HOSTS] == [0, 0, 0]
     ctl("down", "--purge")
     wait_until(lambda: {name: _leavings(hosts, name) for name in HOSTS} == before, 15, "nothing is left on any host")
 
@@ -92,12 +103,16 @@ def _spawn(hosts: TestHosts, infra: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _vms_boot_and_answer(hosts: TestHosts, ctl: Ctl, infra: Path) -> None:
-    plan = ctl.json(*_spawn(hosts, infra), "--dry-run")
+def _overlays(hosts: TestHosts, name: str) -> int:
+    return len(hosts.run(name, ["find", str(AGENTS), "-name", "overlay.qcow2"]).stdout.split())
+
+
+def _vms_boot_and_answer(hosts: TestHosts, ctl: Ctl, spawn: list[str]) -> None:
+    plan = ctl.json(*spawn, "--dry-run")
     assert plan
     assert ctl.json("get", "vms") == []
 
-    ctl(*_spawn(hosts, infra), timeout_s=BOOT_WITHIN_S + 60)
+    ctl(*spawn, timeout_s=BOOT_WITHIN_S + 60)
     vms = ctl.json("get", "vms")
     assert {vm["name"]: vm["host"] for vm in vms} == {vm: host for host, names in PLACES.items() for vm in names}
     for name in HOSTS:
@@ -109,9 +124,9 @@ def _vms_boot_and_answer(hosts: TestHosts, ctl: Ctl, infra: Path) -> None:
         subprocess.run(["ping", "-c", "1", "-W", "5", vm["ip"]], check=True, stdout=subprocess.DEVNULL)
 
 
-def _a_rerun_changes_nothing(hosts: TestHosts, ctl: Ctl, infra: Path) -> None:
+def _a_rerun_changes_nothing(hosts: TestHosts, ctl: Ctl, spawn: list[str]) -> None:
     before = {name: sorted(_qemus(hosts, name)) for name in HOSTS}
-    ctl(*_spawn(hosts, infra))
+    ctl(*spawn)
     assert {name: sorted(_qemus(hosts, name)) for name in HOSTS} == before
 
 
