@@ -166,6 +166,21 @@ class HostDirectory:
         return fd
 
 
+def is_running(directory: Path) -> bool:
+    """Whether an agent holds the lock of this directory."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _ports_free(identity: Identity, address: str) -> bool:
     return all(is_free(address, port) for port in (identity.control_port, identity.bulk_port))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agent.identity import HostDirectory
+from agent.identity import HostDirectory, is_running, write_atomically
 from agent.links import to_text
 from agent.version import VERSION
 from controller import api
@@ -43,7 +41,7 @@ def local_up(
     started = []
     for name in names:
         directory = HostDirectory(host_directory(session, name))
-        if members.get(name) and _is_locked(directory.path / "lock"):
+        if members.get(name) and is_running(directory.path):
             continue
         _start(session, name, directory, site_of(name), libvirt)
         started.append(name)
@@ -75,32 +73,11 @@ def _start(session: Session, name: str, directory: HostDirectory, site: str, lib
             facts={"local": "yes", "python": f"{sys.version_info.major}.{sys.version_info.minor}"},
         )
     )
-    _write_secret(directory.path / "welcome", welcome)
+    write_atomically(directory.path / "welcome", welcome)
     argv = [sys.executable, "-m", "agent", "run", "--dir", str(directory.path)]
     uri = libvirt or f"qemu:///embed?root={hypervisor_directory(session, name)}"
     argv += ["--libvirt", uri.replace("{dir}", str(directory.path))]
     start_detached(argv, directory.path / "agent.log", {"CANOPY_HOST": name})
-
-
-def _write_secret(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-
-
-def _is_locked(lock: Path) -> bool:
-    """Whether an agent holds its lock."""
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def wait_until_gone(session: Session, names: Sequence[str], within: float) -> list[str]:
@@ -108,7 +85,7 @@ def wait_until_gone(session: Session, names: Sequence[str], within: float) -> li
     deadline = time.monotonic() + within
     left = list(names)
     while left and time.monotonic() < deadline:
-        left = [name for name in left if _is_locked(host_directory(session, name) / "lock")]
+        left = [name for name in left if is_running(host_directory(session, name))]
         time.sleep(0.02)
     return left
 
