@@ -73,7 +73,7 @@ class Duty:
         if task is not None:
             return True, None if task.outcome is None else (task.outcome, task.output)
         if id_ in self._seen:
-            return True, (Refused("it was done and settled before", trust=True), NO_OUTPUT)
+            return True, (Refused("it was settled or refused here before", trust=True), NO_OUTPUT)
         return False, None
 
     def deliver(self, command: Command, ttl: float | None, now: float) -> tuple[list[Effect], Answer | None]:
@@ -85,16 +85,16 @@ class Duty:
         try:
             self._guard.check_time(command, now)
         except Untrusted as error:
-            return [Warn(f"command {command.id} refused: {error}")], self._take(
-                command, task, Refused(str(error), True)
-            )
+            # Only its number is kept, for whoever replays old commands would have them all kept else.
+            self._see(command, now)
+            return [Warn(f"command {command.id} refused: {error}")], (Refused(str(error), trust=True), NO_OUTPUT)
         if isinstance(command.body, Leave):
             self._leave = (command.id, command.body)
             return [], self._take(command, task, Exited(0))
         if ttl is not None and ttl <= 0:
             return [], self._take(command, task, TimedOut())
         self._take(command, task, None)
-        self._prune_seen(now)
+        self._see(command, now)
         return [Start(command.id, command.body, ttl)], None
 
     def _take(self, command: Command, task: _Task, outcome: Outcome | None) -> Answer | None:
@@ -221,7 +221,8 @@ class Duty:
                 times.append(task.kill_at)
         return min(times, default=None)
 
-    def _prune_seen(self, now: float) -> None:
+    def _see(self, command: Command, now: float) -> None:
+        self._seen[command.id] = command.expires_ms / 1000
         if len(self._seen) < self._prune_at or not self._guard.time.known:
             return
         # By the least that the root's time can be, so that no later and better notion of it lets a forgotten one in
