@@ -1,0 +1,151 @@
+"""What the service still knows after it was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controller.state import Host, Record, State, Vm
+from protocol import ranks
+from protocol.messages import Deliver, Manner
+from protocol.outcomes import Exited, Fold, Output
+
+
+def host(rank: int, **changes: object) -> Host:
+    known = {
+        "rank": rank, "name": f"h{rank}", "site": "", "address": "198.18.0.1", "control_port": 1, "bulk_port": 2,
+        "key": bytes([rank]) * 32, "parent": None, "digest": "d", "facts": {"python": "3.11"},
+    }  # fmt: skip
+    return Host(**(known | changes))  # type: ignore[arg-type]
+
+
+def vm(name: str, ip: str, deployment: str = "d") -> Vm:
+    return Vm(deployment=deployment, name=name, host="h0", ip=ip, mac="", vcpus=1, memory_mib=64)
+
+
+def record(id_: int, job: int) -> Record:
+    delivery = Deliver(id_, ranks.pack(0b11), None, Manner.WORK, b"payload", b"s" * 64)
+    return Record(
+        id=id_, job=job, uid=0, what='["run"]', delivery=delivery, issued_ms=5, deadline_ms=None, settled_ms=None
+    )
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(tmp_path / "state.db")
+
+
+def test_hosts_are_kept_with_what_they_were_last(state: State, tmp_path: Path) -> None:
+    state.put_host(host(0))
+    state.put_host(host(1, parent=0))
+    state.put_host(host(1, parent=None, address="198.18.0.9", member=False))
+    assert State(tmp_path / "state.db").hosts() == [host(0), host(1, address="198.18.0.9", member=False)]
+
+
+def test_a_hosts_incarnation_survives_a_change_of_the_host(state: State) -> None:
+    state.put_host(host(0))
+    state.put_incarnations({0: 77, 9: 1})
+    state.put_host(host(0, address="198.18.0.9"))
+    assert state.incarnations() == {0: 77}
+
+
+def test_numbers_are_never_given_twice_also_after_a_kill(state: State, tmp_path: Path) -> None:
+    given = [state.new_id() for _ in range(1500)]
+    assert given == sorted(set(given))
+    again = State(tmp_path / "state.db")  # as after a kill: the first one never closed
+    assert again.new_id() > given[-1]
+
+
+def test_an_address_is_never_two_vms(state: State) -> None:
+    assert state.put_vms([vm("a", "10.0.0.1"), vm("b", "10.0.0.2")]) == []
+    assert state.put_vms([vm("c", "10.0.0.3"), vm("x", "10.0.0.2", "other")]) == ["10.0.0.2 for x is b's of d"]
+    assert [known.name for known in state.vms()] == ["a", "b"], "all or none"
+    assert state.put_vms([vm("y", "10.0.0.7"), vm("z", "10.0.0.7")]) == ["two VMs of the request have one address"]
+
+
+def test_a_vm_that_is_dropped_frees_its_address(state: State) -> None:
+    state.put_vms([vm("a", "10.0.0.1")])
+    state.drop_vms("d", ["a", "never there"])
+    assert state.put_vms([vm("b", "10.0.0.1")]) == []
+
+
+def test_what_is_open_is_what_was_given_and_not_settled(state: State) -> None:
+    state.command_begins(record(1, 1))
+    state.command_begins(record(2, 2))
+    state.command_settles(1, 9)
+    assert [open_.id for open_ in state.open_commands()] == [2]
+    assert state.open_commands()[0] == record(2, 2)
+
+
+def test_outcomes_come_back_as_they_were_told(state: State) -> None:
+    folds = [Fold(b"\1", Exited(0), Output(out=b"\xff\0")), Fold(b"\2", Exited(3))]
+    state.command_begins(record(1, 1))
+    state.command_outcomes(1, folds[:1])
+    state.command_outcomes(1, folds[1:])
+    assert state.outcomes_of(1) == folds
+
+
+def test_only_the_latest_settled_jobs_are_kept(state: State) -> None:
+    for number in range(1, 6):
+        state.command_begins(record(number, number))
+        state.command_outcomes(number, [Fold(b"\1", Exited(0))])
+        if number != 2:
+            state.command_settles(number, 9)
+    state.prune_jobs(2)
+    assert state.latest_jobs(10) == [5, 4, 2]
+    assert state.outcomes_of(1) == []
+    assert state.outcomes_of(2) != []
+
+
+def test_a_newer_schema_is_refused_with_the_next_step(state: State, tmp_path: Path) -> None:
+    state.close()
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "state.db") as db:
+        db.execute("pragma user_version=99")
+    with pytest.raises(RuntimeError, match=r"newer Canopy.*upgrade this one"):
+        State(tmp_path / "state.db")
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from controller.state import State
+from tests.unit.test_state import record
+from protocol.outcomes import Exited, Fold
+state = State(Path(sys.argv[1]))
+number = 1
+while True:
+    state.command_begins(record(number, number))
+    state.command_outcomes(number, [Fold(b"\\1", Exited(0))])
+    state.command_settles(number, 9)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def test_whatever_was_kept_is_there_after_a_kill_at_any_point(tmp_path: Path) -> None:
+    path, root = tmp_path / "state.db", Path(__file__).parents[2]
+    for kept in (1, 40, 200):
+        path.unlink(missing_ok=True)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True, cwd=root,
+            env=dict(os.environ) | {"PYTHONPATH": str(root)},
+        )  # fmt: skip
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            if int(line) >= kept:
+                break
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        state = State(path)
+        assert len(state.latest_jobs(10_000)) >= kept
+        assert all(state.outcomes_of(number) for number in range(1, kept + 1))
+        assert len(state.open_commands()) <= 1
+        state.close()
