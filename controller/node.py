@@ -41,6 +41,8 @@ _TIDY_EVERY = 1.0
 _TIDY_FIRST, _TIDY_MOST = 2.0, 120.0
 #: How often the clock's reading is kept, so that it does not go back where the machine's does between two starts.
 _SAVE_CLOCK_EVERY = 60.0
+#: Jobs whose history is kept, with their output: at the default budget of 256 KiB a host some megabytes each at most.
+_KEEP_JOBS = 1_000
 
 
 class RootNode:
@@ -330,6 +332,7 @@ class RootNode:
         if now >= self._clock_saved_at + _SAVE_CLOCK_EVERY:
             self._clock_saved_at = now
             self.state.set_meta("clock_ms", str(self.clock_ms(now)))
+            self.state.prune_jobs(_KEEP_JOBS)
         self._tidy_timer = self.loop.call_later(_TIDY_EVERY, self._tidy)
 
     # --- waiting ------------------------------------------------------------------------------------------------------
