@@ -237,6 +237,8 @@ class Relay:
                 self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in self._plan.below)))
                 if self._uplink is not None:
                     self._uplink.begin(now)
+                else:
+                    self._expect_back(ranks.union(set(self._incarnations) & set(self._planned)), now)
             case Tick():
                 pass
             case FromParent(message):
@@ -750,9 +752,7 @@ class Relay:
         account.sent = self._pass_on(delivery, owing, now) | (missing or ranks.NONE)
         absent = owing & ~self._picture.reachable
         if absent and missing is not None:
-            since = now + RETURN_WITHIN - LOST_AFTER
-            self._absences.append(Absence(absent, since, "did not come back after the service did"))
-            self._expiry_at = min(self._expiry_at, since + LOST_AFTER)
+            self._expect_back(absent, now)
             return
         for absence in self._absences:
             if absence.since + LOST_AFTER > now:
@@ -761,6 +761,13 @@ class Relay:
             self._settle(delivery.id, account.lose(absent, "not in the tree when the command was given"))
         elif not owing:
             self._settle(delivery.id, ())
+
+    def _expect_back(self, who: Ranks, now: float) -> None:
+        """Root: it began anew, and hosts that hung below its predecessor find back by themselves."""
+        if who:
+            since = now + RETURN_WITHIN - LOST_AFTER
+            self._absences.append(Absence(who, since, "did not come back after the service did"))
+            self._expiry_at = min(self._expiry_at, since + LOST_AFTER)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -777,7 +784,7 @@ class Relay:
         if self._uplink is not None:
             self._uplink.doubt(now)
         for absence in self._absences:
-            absence.since = now
+            absence.since = max(absence.since, now)
         for account in self._accounts.values():
             if account.deadline is not None:
                 account.deadline = max(account.deadline, now)
