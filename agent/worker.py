@@ -290,7 +290,10 @@ class AgentWorker:
 
     def save_plan(self, delivery: Deliver) -> None:
         """Keep this plan for the next start."""
-        self._directory.save_plan(delivery)
+        try:
+            self._directory.save_plan(delivery)
+        except OSError as error:  # it is followed all the same; after a restart the root sends it again
+            log.warning("the new plan can't be kept: %s", _sentence(error))
 
     def tell(self, effect: events.Effect) -> None:
         """Agents have no clients."""
