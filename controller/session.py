@@ -219,8 +219,12 @@ class Connection:
 
     def _exactly(self, count: int) -> bytes:
         while len(self._buffer) < count:
-            data = self._socket.recv(_READ)
+            try:
+                data = self._socket.recv(_READ)
+            except ConnectionError:  # it was killed with this request unread
+                data = b""
             if not data:
+                self.close()
                 raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE)
             self._buffer += data
         taken = bytes(self._buffer[:count])
