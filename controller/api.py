@@ -132,9 +132,10 @@ class GetJobs(_Struct, frozen=True, kw_only=True, tag="jobs"):
 
 class FollowJob(_Struct, frozen=True, kw_only=True, tag="follow"):
     """A job by its number: what came of it so far, and what still comes. Answered like RunOn; going away does not
-    cancel it."""
+    cancel it. Without `wait` what is on record is all, and OnRecord ends it where the job still runs."""
 
     id: int
+    wait: bool = True
 
 
 class CancelJob(_Struct, frozen=True, kw_only=True, tag="cancel job"):
@@ -175,10 +176,12 @@ Request: TypeAlias = (
 
 
 class Accepted(_Struct, frozen=True, kw_only=True, tag="accepted"):
-    """The command's id, and its targets: rank to name."""
+    """The command's id, and its targets: rank to name. `what` it was, in JSON, is told of one that is asked for
+    again."""
 
     id: int
     hosts: dict[int, str]
+    what: str = ""
 
 
 class Folded(_Struct, frozen=True, kw_only=True, tag="folded"):
@@ -205,6 +208,10 @@ class Advanced(_Struct, frozen=True, kw_only=True, tag="advanced"):
 
 class Settled(_Struct, frozen=True, kw_only=True, tag="settled"):
     """Every target has its outcome. Nothing comes after it."""
+
+
+class OnRecord(_Struct, frozen=True, kw_only=True, tag="on record"):
+    """That is all so far, and the job goes on. Nothing comes after it."""
 
 
 class VmsDone(_Struct, frozen=True, kw_only=True, tag="vms"):
@@ -328,6 +335,7 @@ Reply: TypeAlias = (
     | Streamed
     | Advanced
     | Settled
+    | OnRecord
     | VmsDone
     | VmsReached
     | Enrolled

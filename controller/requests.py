@@ -151,14 +151,15 @@ class Requests:
             took_s=None if last is None else (last - began) / 1000,
         )
 
-    def follow(self, id_: int) -> tuple[Job, dict[int, str], asyncio.Queue[api.Reply | None]]:
+    def follow(self, request: api.FollowJob) -> tuple[Job, api.Accepted, asyncio.Queue[api.Reply | None]]:
         """A job by its number: a queue of what is on record, and of what still comes. Raises CtlError."""
-        node = self._node
+        node, id_ = self._node, request.id
         records = node.state.commands_of(id_)
         if not records:
             raise CtlError(f"there is no job {id_}: `ctl jobs` lists them", ExitStatus.USAGE)
         live = next((node.jobs[record.id] for record in records if record.id in node.jobs), None)
-        queue: asyncio.Queue[api.Reply | None] = asyncio.Queue() if live is None else live.listen()
+        listens = live is not None and request.wait
+        queue: asyncio.Queue[api.Reply | None] = live.listen() if live and listens else asyncio.Queue()
         hosts: dict[int, str] = {}
         past = Job()
         for record in records:
@@ -169,10 +170,10 @@ class Requests:
             for fold in node.state.outcomes_of(record.id):
                 for reply in translate(fold):
                     queue.put_nowait(reply)
-        if live is None:
-            queue.put_nowait(api.Settled())
+        if not listens:
+            queue.put_nowait(api.Settled() if live is None else api.OnRecord())
             queue.put_nowait(None)
-        return live or past, hosts, queue
+        return live or past, api.Accepted(id=id_, hosts=hosts, what=records[0].what), queue
 
     def cancel(self, id_: int) -> api.Done:
         """Stop a job everywhere. Raises CtlError where it does not run."""

@@ -62,8 +62,7 @@ class Service:
 
     async def _serve(self, request: api.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if isinstance(request, api.FollowJob):
-            job, hosts, replies = self._requests.follow(request.id)
-            accepted = api.Accepted(id=request.id, hosts=hosts)
+            job, accepted, replies = self._requests.follow(request)
         else:
             answer = await self._answer(request, _uid_of(writer))
             if not isinstance(answer, tuple):

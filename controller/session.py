@@ -117,10 +117,13 @@ class Job:
     hosts: dict[int, str]
     _connection: Connection
     settled: bool = False
+    #: Of a job that was asked for again: what it was, as in JobStatus.
+    what: str = ""
     _left: set[int] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Happening]:
-        """What happens, as it happens, until every target has its outcome."""
+        """What happens, as it happens, until every target has its outcome; of a job that was asked for without waiting
+        what is on record."""
         while not self.settled:
             reply = self._connection.receive()
             match reply:
@@ -140,6 +143,9 @@ class Job:
                 case api.Settled():
                     self.settled = True
                     self._connection.close()
+                case api.OnRecord():
+                    self._connection.close()
+                    return
                 case _:
                     raise CtlError(f"the service answered with a {type(reply).__name__} in the middle of a command")
 
@@ -330,9 +336,9 @@ class Session:
         """The latest jobs, newest first."""
         return self._ask(api.GetJobs(most=most), api.Jobs).jobs
 
-    def job(self, id_: int) -> Job:
-        """A job by its number, from its beginning: what came of it so far, and what still comes."""
-        return self._job(api.FollowJob(id=id_))
+    def job(self, id_: int, *, wait: bool = True) -> Job:
+        """A job by its number, from its beginning: what came of it so far, and with `wait` what still comes."""
+        return self._job(api.FollowJob(id=id_, wait=wait))
 
     def cancel_job(self, id_: int) -> None:
         """Stop a job on all hosts."""
@@ -386,7 +392,7 @@ class Session:
         if not isinstance(reply, api.Accepted):
             connection.close()
             raise CtlError(f"the service answered with a {type(reply).__name__}, not with a command's number")
-        return Job(reply.id, reply.hosts, connection, _left=set(reply.hosts))
+        return Job(reply.id, reply.hosts, connection, what=reply.what, _left=set(reply.hosts))
 
 
 def _names(hosts: Iterable[str] | None) -> tuple[str, ...] | None:

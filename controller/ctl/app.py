@@ -20,6 +20,8 @@ _MODULES = {
     "tree": "show",
     "health": "show",
     "broadcast": "broadcast",
+    "jobs": "jobs",
+    "job": "jobs",
     "push": "push",
     "spawn": "spawn",
     "destroy": "spawn",

@@ -22,6 +22,7 @@ Examples:
   ctl broadcast -w h[0-31] -x h7 'grep -c processor /proc/cpuinfo'
   ctl broadcast --timeout 30 apt-get -q update
   ctl broadcast --stream tail -f /var/log/syslog
+  ctl job $(ctl broadcast --detach apt-get -q upgrade) --wait
   ctl broadcast --json uname -r | jq '.[].nodeset'""",
 )
 def broadcast(
@@ -44,6 +45,9 @@ def broadcast(
         bool, typer.Option("-b", "--gather", help="Equal outputs once, under the hosts that gave them (the default).")
     ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Lines as they come, each with its host.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the job's number and leave; ctl job shows what comes of it.")
+    ] = False,
     as_json: Json = False,
     output_limit: Annotated[
         str,
@@ -63,6 +67,7 @@ def broadcast(
         timeout=timeout,
         gather=gather,
         stream=stream,
+        detach=detach,
         as_json=as_json,
         output_limit=output_limit,
         quiet=quiet,

@@ -9,14 +9,17 @@ from controller import render
 from controller.ctl.context import Interruptible
 from controller.progress import push_line, waiting_line
 from controller.session import Happening, Job, Progress, Result, VmAnswer, VmReached, exit_status
-from controller.status import CtlError
+from controller.status import CtlError, ExitStatus
 from controller.terminal import Live, Terminal
 
 
 class Following:
     """Collects a job's results, under a live line and with Ctrl-C as `ctl` has it."""
 
-    def __init__(self, job: Job, terminal: Terminal, *, quiet: bool = False) -> None:
+    def __init__(
+        self, job: Job, terminal: Terminal, *, quiet: bool = False, announce: bool = False, leave: bool = False
+    ) -> None:
+        """`announce` tells who watches the job's number. With `leave` Ctrl-C leaves the job as it is."""
         self.terminal = terminal
         self.results: list[Result] = []
         #: Names to ranks, in the order of ranks.
@@ -26,8 +29,10 @@ class Following:
         self._job = job
         self._quiet = quiet
         self._began = time.monotonic()
-        self._interruptible = Interruptible(job.cancel)
+        self._interruptible = Interruptible(_leave if leave else job.cancel)
         self._broken: CtlError | None = None
+        if announce and terminal.watched and not quiet:
+            terminal.say(f"job {job.id}")
 
     @property
     def seconds(self) -> float:
@@ -54,7 +59,7 @@ class Following:
                         self.waiting.pop(happening.host, None)
                     other(happening)
         except KeyboardInterrupt:
-            # The second one, since the first is `_interruptible`'s: what has come is shown, and that is all.
+            # The second one, where the first cancelled: what has come is shown, and that is all.
             pass
         except CtlError as error:
             # What has come is shown, whatever became of the rest.
@@ -78,6 +83,12 @@ class Following:
         """Raise KeyboardInterrupt where the person had enough, and CtlError where the service went away."""
         if self._interruptible.interrupted:
             raise KeyboardInterrupt
+        if self._broken is not None and self._broken.status == ExitStatus.NO_SERVICE:
+            raise CtlError(
+                f"the service went away, and job {self._job.id} goes on on its hosts: see the service's log, "
+                f"start it again with `ctl up`, then `ctl job {self._job.id} --wait` has the rest",
+                ExitStatus.NO_SERVICE,
+            ) from self._broken
         if self._broken is not None:
             raise self._broken
 
@@ -89,6 +100,10 @@ class Following:
         self.terminal.flush()
         self.check()
         return exit_status(result.outcome for result in self.results)
+
+
+def _leave() -> None:
+    raise KeyboardInterrupt
 
 
 class Watcher:

@@ -66,7 +66,7 @@ def push(
 
 def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool = False) -> int:
     """Show a push until its end. The exit code."""
-    following = Following(job, terminal, quiet=quiet)
+    following = Following(job, terminal, quiet=quiet, announce=True)
     pushed = Pushed(following)
     following.run(pushed.line, pushed.note)
     if as_json:

@@ -17,6 +17,7 @@ FLAGS = {
     "-b": "gather",
     "--gather": "gather",
     "--stream": "stream",
+    "--detach": "detach",
     "--json": "as_json",
     "-q": "quiet",
     "--quiet": "quiet",

@@ -30,6 +30,7 @@ class Broadcast:
     timeout: float | None = None
     gather: bool = False
     stream: bool = False
+    detach: bool = False
     as_json: bool = False
     output_limit: str = DEFAULT_LIMIT
     quiet: bool = False
@@ -39,11 +40,19 @@ def run(ctl: Ctl, asked: Broadcast) -> int:
     """Run the command and show what comes of it. The exit code; raises CtlError."""
     if asked.stream + asked.gather + asked.as_json > 1:
         raise CtlError("-b, --stream and --json exclude each other: choose one", ExitStatus.USAGE)
+    if asked.detach and (asked.stream or asked.gather):
+        raise CtlError("--detach shows no output: leave -b and --stream out, `ctl job` shows it", ExitStatus.USAGE)
     limit = size(asked.output_limit)
     with ctl.session() as session:
         hosts = chosen_hosts(session, asked.where, asked.exclude)
         command = " ".join(asked.command)
-        job = session.run(command, hosts, timeout=asked.timeout, output_limit=limit, stream=asked.stream)
+        job = session.run(
+            command, hosts, timeout=asked.timeout, output_limit=limit, stream=asked.stream, detach=asked.detach
+        )
+        if asked.detach:
+            job.close()
+            ctl.terminal.text(render.json_text({"job": job.id}) if asked.as_json else f"{job.id}\n")
+            return ExitStatus.OK
         return follow(job, ctl.terminal, stream=asked.stream, as_json=asked.as_json, quiet=asked.quiet)
 
 
@@ -61,7 +70,7 @@ def size(text: str) -> int:
 
 def follow(job: Job, terminal: Terminal, *, stream: bool = False, as_json: bool = False, quiet: bool = False) -> int:
     """Show a running command until its end. The exit code."""
-    following = Following(job, terminal, quiet=quiet)
+    following = Following(job, terminal, quiet=quiet, announce=True)
     streams = Streams(terminal)
 
     def line() -> str:
@@ -79,12 +88,13 @@ def follow(job: Job, terminal: Terminal, *, stream: bool = False, as_json: bool 
         following.show_json()
     else:
         if not stream:
-            _show_gathered(following)
+            show_gathered(following)
         following.show_failures(shortened=not stream)
     return following.end()
 
 
-def _show_gathered(following: Following) -> None:
+def show_gathered(following: Following) -> None:
+    """The outputs, equal ones once, under the hosts that gave them."""
     terminal = following.terminal
     for hosts, data in render.outputs(following.results, following.order, 1):
         for text in (render.RULE, hosts, render.RULE):

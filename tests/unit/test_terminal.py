@@ -113,7 +113,7 @@ def test_quiet_and_a_dumb_terminal_have_no_live_line_and_no_color_no_colour(serv
         with watching(service, *arguments, NO_COLOR=no_color, TERM=term) as watched:
             assert watched.end()[0] == 1
             assert b"\x1b" not in watched.seen
-            assert watched.seen.startswith(b"h[0-1] (2): exited with exit code 3\r\n")
+            assert watched.seen.startswith(b"h[0-1] (2): exited with exit code 3\r\n"), "nor a word of the job's number"
 
 
 def test_on_a_terminal_an_unfinished_line_is_finished(service: FakeService) -> None:
@@ -127,7 +127,11 @@ def test_on_a_terminal_an_unfinished_line_is_finished(service: FakeService) -> N
         watched.end()
         rule = b"-" * 15 + b"\r\n"
         assert watched.seen == (
-            rule + b"h0\r\n" + rule + b"no end\r\nh0: exited with exit code 3\r\n1 of 2 answered ok; failed: h0\r\n"
+            b"job 7\r\n"
+            + rule
+            + b"h0\r\n"
+            + rule
+            + b"no end\r\nh0: exited with exit code 3\r\n1 of 2 answered ok; failed: h0\r\n"
         )
 
 
