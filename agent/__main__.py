@@ -35,7 +35,8 @@ _WELCOME_EVERY = 3.0
 
 
 class _Welcomes:
-    """Tells the relay when `ctl up` brought a newer plan to an agent that runs: the old one may lead nowhere any more."""
+    """Tells the relay when `ctl up` brought a newer plan to an agent that runs: the old one may lead nowhere any
+    more."""
 
     def __init__(self, directory: HostDirectory, shell: Shell) -> None:
         self._directory = directory

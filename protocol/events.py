@@ -104,8 +104,8 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Replan:
-    """A new plan that did not come down the tree: the root's own, whose `below` holds everybody, or that of an agent which
-    was enrolled anew while it ran."""
+    """A new plan that did not come down the tree: the root's own, whose `below` holds everybody, or that of an agent
+    which was enrolled anew while it ran."""
 
     plan: Plan
 
