@@ -92,6 +92,7 @@ class Tree:
         self._cuts: set[frozenset[int | None]] = set()
         self._islands: set[int | None] = set()
         self._connections: list[_Connection] = []
+        self._living = ranks.NONE
         self.trace: list[str] | None = [] if keep_trace else None
         #: How often each (rank, command) was begun.
         self.executions: Counter[tuple[int, int]] = Counter()
@@ -165,6 +166,7 @@ class Tree:
         guard = Guard(fleet=FLEET, verify_key=self.signer.verify_key, rank=rank, started=started)
         relay = Relay(plan=plan, incarnation=incarnation, draw=self.random.random, nonce=self._nonce, guard=guard)
         self.nodes[rank] = Node(rank, relay, plan, clock, life=incarnation)
+        self._living |= ranks.only(rank)
         self._feed(rank, events.Begin())
 
     # --- virtual time -------------------------------------------------------------------------------------------------
@@ -391,6 +393,8 @@ class Tree:
         """The process dies; the other ends of its connections notice."""
         node = self.nodes[rank]
         node.alive = False
+        if rank is not None:
+            self._living &= ~ranks.only(rank)
         node.running.clear()
         for connection in self._connections:
             if connection.open and connection.child == rank and connection.child_life == node.life:
@@ -591,7 +595,7 @@ class Tree:
 
     def living(self) -> int:
         """Those whose process lives, as a set of ranks."""
-        return ranks.union(rank for rank, node in self.nodes.items() if rank is not None and node.alive)
+        return self._living
 
     def outcomes(self, id_: int) -> dict[int, Outcome]:
         """Each host's outcome of the command, as far as the root has told."""
