@@ -30,6 +30,12 @@ class GetStatus(_Struct, frozen=True, kw_only=True, tag="status"):
     """Everything about the fleet's hosts and VMs. Answered by one Status."""
 
 
+class GetHost(_Struct, frozen=True, kw_only=True, tag="host"):
+    """All that is known of one host. Answered by HostKnown."""
+
+    name: str
+
+
 class Begin(_Struct, frozen=True, kw_only=True, tag="begin"):
     """`ctl up` begins: how many hosts the fleet will have, and the most children of a relay. Answered by Done."""
 
@@ -154,6 +160,7 @@ class Cancel(_Struct, frozen=True, kw_only=True, tag="cancel"):
 
 Request: TypeAlias = (
     GetStatus
+    | GetHost
     | Begin
     | Enrol
     | Await
@@ -256,6 +263,48 @@ class HostStatus(_Struct, frozen=True, kw_only=True):
     facts: dict[str, str]
     health: HostHealth | None
     health_age_s: float | None
+    #: How often its agent has started, as far as is known.
+    incarnation: int | None = None
+
+
+class Ancestor(_Struct, frozen=True, kw_only=True):
+    """A host, or the service, that another may attach to: its name, and where it listens."""
+
+    name: str
+    address: str
+    control_port: int
+
+
+class LostOutcome(_Struct, frozen=True, kw_only=True):
+    """A job whose outcome on a host was lost. `what` as in JobStatus."""
+
+    job: int
+    what: str
+    ago_s: float
+    why: str
+
+
+class HostKnown(_Struct, frozen=True, kw_only=True, tag="host known"):
+    """One host: what `status` says of it and what only who looks closer wants to know.
+
+    `attached` is the latest statement on its link: None where there is none since the service began. `below` is whom
+    that names as its parent, None for the service. `key` is its public key (Z85). `ancestors` are the planned ones,
+    nearest first. `unacknowledged` is the version from which on the host has not confirmed its part of the plan.
+    """
+
+    status: HostStatus
+    attached: bool | None
+    below: str | None
+    epoch: int
+    said: str
+    key: str
+    control_port: int
+    bulk_port: int
+    ancestors: tuple[Ancestor, ...]
+    plan_version: int
+    unacknowledged: int | None
+    vms: int
+    lost: tuple[LostOutcome, ...]
 
 
 class VmStatus(_Struct, frozen=True, kw_only=True):
@@ -341,6 +390,7 @@ Reply: TypeAlias = (
     | Enrolled
     | Awaited
     | Status
+    | HostKnown
     | Deployment
     | Jobs
     | Done

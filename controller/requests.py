@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
+from agent.links import to_text
 from agent.version import VERSION
 from controller import api
 from controller.deployment import names_file
 from controller.jobs import Job, as_vms_done, as_vms_reached, translation
 from controller.node import RootNode
-from controller.state import Record, Vm
+from controller.state import Host, Record, Vm
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.commands import CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
@@ -30,6 +31,8 @@ from protocol.vms import VmChange
 NAMES_PATH = "@/vms.hosts"
 #: How long departing agents may take until they are gone from the tree, in seconds: children go before their parents.
 _DEPART_WITHIN = 15.0
+#: Lost outcomes that are told of a host.
+_LOST_SHOWN = 5
 
 
 class Requests:
@@ -44,39 +47,69 @@ class Requests:
     def status(self) -> api.Status:
         """The fleet as it is known now."""
         node, now = self._node, self._node.loop.time()
-        reachable = node.relay.reachable
-        hosts = []
-        for rank, host in node.members.present.items():
-            link = node.relay.links.get(rank)
-            health = node.known.health.get(rank)
-            linked = node.known.linked_at.get(rank)
-            up = ranks.holds(reachable, rank)
-            parent = node.members.name(link.parent) if link is not None and link.parent is not None else None
-            hosts.append(
-                api.HostStatus(
-                    name=host.name,
-                    rank=rank,
-                    site=host.site,
-                    address=host.address,
-                    up=up,
-                    parent=parent if up else None,
-                    planned_parent=None if host.parent is None else node.members.name(host.parent),
-                    since_s=None if linked is None else now - linked,
-                    why=self._why(rank, up=up),
-                    digest=host.digest,
-                    facts=host.facts,
-                    health=None if health is None else health[0],
-                    health_age_s=None if health is None else now - health[1],
-                )
-            )
+        incarnations = node.state.incarnations()
         return api.Status(
             fleet=node.fleet,
             version=VERSION,
             pid=os.getpid(),
             uptime_s=now - node.began,
             fanout=node.members.fanout,
-            hosts=tuple(hosts),
+            hosts=tuple(self._host_status(host, now, incarnations) for host in node.members.present.values()),
             vms=tuple(self._vm_status(vm, now) for vm in node.state.vms()),
+        )
+
+    def _host_status(self, host: Host, now: float, incarnations: dict[int, int]) -> api.HostStatus:
+        node, rank = self._node, host.rank
+        link = node.relay.links.get(rank)
+        health = node.known.health.get(rank)
+        linked = node.known.linked_at.get(rank)
+        up = ranks.holds(node.relay.reachable, rank)
+        parent = node.members.name(link.parent) if link is not None and link.parent is not None else None
+        return api.HostStatus(
+            name=host.name,
+            rank=rank,
+            site=host.site,
+            address=host.address,
+            up=up,
+            parent=parent if up else None,
+            planned_parent=None if host.parent is None else node.members.name(host.parent),
+            since_s=None if linked is None else now - linked,
+            why=self._why(rank, up=up),
+            digest=host.digest,
+            facts=host.facts,
+            health=None if health is None else health[0],
+            health_age_s=None if health is None else now - health[1],
+            incarnation=incarnations.get(rank) if link is None else link.incarnation,
+        )
+
+    def host(self, name: str) -> api.HostKnown:
+        """All that is known of one host. Raises CtlError."""
+        node, now = self._node, self._node.loop.time()
+        (rank,) = node.members.ranks_of([name])
+        host, link = node.members.by_rank[rank], node.relay.links.get(rank)
+        now_ms = node.clock_ms(now)
+        return api.HostKnown(
+            status=self._host_status(host, now, node.state.incarnations()),
+            attached=None if link is None else link.up,
+            below=node.members.name(link.parent) if link is not None and link.parent is not None else None,
+            epoch=0 if link is None else link.epoch,
+            said="" if link is None else link.why,
+            key=to_text(host.key),
+            control_port=host.control_port,
+            bulk_port=host.bulk_port,
+            ancestors=tuple(
+                api.Ancestor(name=above.name, address=above.address, control_port=above.control_port)
+                for above in node.members.plan(rank).ancestors
+            ),
+            plan_version=node.members.version,
+            unacknowledged=node.members.stale.get(rank),
+            vms=sum(vm.host == name for vm in node.state.vms()),
+            lost=tuple(
+                api.LostOutcome(
+                    job=record.job, what=record.what, ago_s=(now_ms - record.issued_ms) / 1000, why=outcome.why
+                )
+                for record, outcome in node.state.lost_on(rank, _LOST_SHOWN)
+            ),
         )
 
     def _why(self, rank: int, *, up: bool) -> str:

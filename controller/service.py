@@ -100,6 +100,8 @@ class Service:
         match request:
             case api.GetStatus():
                 return requests.status()
+            case api.GetHost(name=name):
+                return requests.host(name)
             case api.GetDeployment(name=name):
                 return requests.deployment(name)
             case api.Begin(hosts=hosts, fanout=fanout):

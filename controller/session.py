@@ -350,6 +350,10 @@ class Session:
         """The fleet: hosts, VMs, and what is known of each."""
         return self._ask(api.GetStatus(), api.Status)
 
+    def host(self, name: str) -> api.HostKnown:
+        """All that is known of one host."""
+        return self._ask(api.GetHost(name=name), api.HostKnown)
+
     def deployment(self, name: str) -> api.Deployment:
         """A deployment's VMs, their hosts and addresses."""
         return self._ask(api.GetDeployment(name=name), api.Deployment)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from protocol import ranks
+from protocol.limits import MAX_BITMAP, MAX_TEXT
 from protocol.messages import Deliver
-from protocol.outcomes import Fold
+from protocol.outcomes import Fold, Lost
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) strict;
@@ -34,6 +36,12 @@ create index if not exists outcomes_of_command on outcomes (command);
 _SCHEMA_VERSION = 1
 #: Command numbers are taken from the database in blocks, so that a command costs no write for its number.
 _ID_BLOCK = 1_000
+
+
+#: An outcome that was lost has a set of ranks, a sentence (four bytes a character at most), and little else.
+_LONGEST_LOST = MAX_BITMAP + 4 * MAX_TEXT + 256
+#: Outcomes that are read to find lost ones: some milliseconds.
+_LOOKED_AT = 2_000
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +293,23 @@ class State:
         """What is on record of a command's outcomes, in the order in which they came."""
         rows = self._db.execute("select fold from outcomes where command = ? order by rowid", (id_,))
         return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
+
+    def lost_on(self, rank: int, most: int) -> list[tuple[Record, Lost]]:
+        """The latest commands, newest first, whose outcome on a host was lost. At most `most` are looked for among the
+        latest _LOOKED_AT outcomes."""
+        rows = self._db.execute(
+            # A lost outcome has no output. The length of a value is known without reading it.
+            "select command, fold from outcomes where length(fold) <= ? order by rowid desc limit ?",
+            (_LONGEST_LOST, _LOOKED_AT),
+        )
+        found: list[tuple[Record, Lost]] = []
+        for command, data in rows:
+            fold = msgspec.msgpack.decode(data, type=Fold)
+            if isinstance(fold.outcome, Lost) and ranks.holds(ranks.unpack(fold.ranks), rank):
+                found += [(record, fold.outcome) for record in self._records("where id = ?", command)]
+                if len(found) == most:
+                    break
+        return found
 
     def prune_jobs(self, keep: int) -> None:
         """Forget all but the latest `keep` jobs that are settled."""

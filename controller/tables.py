@@ -93,11 +93,17 @@ def tree(status: Status) -> str:
             below.setdefault(host.parent, []).append(host)
     lines = [f"{status.fleet} (service)"]
 
+    up = _hosts_up(status)
+
     def note(host: HostStatus) -> str:
         if host.parent == host.planned_parent:
             return ""
-        planned = "the service" if host.planned_parent is None else host.planned_parent
-        return f"planned below {planned}" + (f": {clean(host.why)}" if host.why else "")
+        if host.planned_parent is None:
+            said = "planned below the service"
+        else:
+            said = f"planned below {host.planned_parent}"
+            said += "" if host.planned_parent in up else ", which is not in the tree"
+        return said + (f": {clean(host.why)}" if host.why else "")
 
     def branch(children: list[HostStatus], indent: str) -> None:
         groups: dict[tuple[str, str, str], list[HostStatus]] = {}

@@ -18,6 +18,7 @@ _MODULES = {
     "up": "up",
     "status": "show",
     "tree": "show",
+    "why": "why",
     "health": "show",
     "broadcast": "broadcast",
     "jobs": "jobs",

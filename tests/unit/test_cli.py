@@ -447,7 +447,21 @@ def test_output_to_a_closed_pipe_ends_quietly(service: FakeService) -> None:
 # --- help -----------------------------------------------------------------------------------------------------------
 
 
-COMMANDS = ["up", "status", "tree", "health", "broadcast", "jobs", "job", "push", "spawn", "destroy", "get", "down"]
+COMMANDS = [
+    "up",
+    "status",
+    "tree",
+    "why",
+    "health",
+    "broadcast",
+    "jobs",
+    "job",
+    "push",
+    "spawn",
+    "destroy",
+    "get",
+    "down",
+]
 
 
 def test_ctl_alone_lists_its_commands(ctl: Ctl) -> None:
