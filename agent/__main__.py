@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +33,12 @@ _NONCE = 16
 
 #: How often a running agent looks whether it was enrolled anew, in seconds: `ctl up` waits longer for it than that.
 _WELCOME_EVERY = 3.0
+
+
+def _age() -> float:
+    """How long this process has been there, in seconds: imports take some tenths (proc(5), stat, field 22)."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 class _Welcomes:
@@ -70,7 +77,7 @@ async def serve(directory: HostDirectory, uri: str | None) -> None:
     rank = plan.you.rank
     if rank is None:
         raise NotEnrolled("the plan is the root's own; run `ctl up` for this host again")
-    guard = Guard(fleet=welcome.fleet, verify_key=welcome.verify_key, rank=rank, started=loop.time())
+    guard = Guard(fleet=welcome.fleet, verify_key=welcome.verify_key, rank=rank, started=loop.time() - _age())
     relay = Relay(
         plan=plan,
         incarnation=directory.next_incarnation(),

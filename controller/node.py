@@ -43,6 +43,8 @@ _TIDY_FIRST, _TIDY_MOST = 2.0, 120.0
 _SAVE_CLOCK_EVERY = 60.0
 #: Jobs whose history is kept, with their output: at the default budget of 256 KiB a host some megabytes each at most.
 _KEEP_JOBS = 1_000
+#: Commands whose settling hosts out of reach are still to be told; beyond it they keep outcomes until they restart.
+_SETTLE_MOST = 10_000
 
 
 class RootNode:
@@ -228,8 +230,11 @@ class RootNode:
             case events.TellLinks(links):
                 self.known.links(links, now)
                 self.state.put_incarnations({link.rank: link.incarnation for link in links})
-                if any(link.up and link.rank in self.members.stale for link in links):
-                    self.plan_soon()
+                if any(link.up for link in links):
+                    # Hosts below one that came back make no news of their own.
+                    if any(ranks.holds(self.relay.reachable, rank) for rank in self.members.stale):
+                        self.plan_soon()
+                    self._settle_soon()
                 for waiter in self._waiters:
                     if not waiter.done():
                         waiter.set_result(None)
@@ -249,26 +254,37 @@ class RootNode:
             del self._pushes[id_]
         else:
             self._to_settle.setdefault(id_, ranks.NONE)
-        if self._settle_timer is None:
-            self._settle_timer = self.loop.call_later(SETTLED_EVERY, self.tell_settled)
+        self._settle_soon()
         if job is not None:
             job.settled(id_)
 
     def tell_settled(self) -> None:
-        """Tell agents which outcomes they may forget."""
+        """Tell agents which outcomes they may forget. Those out of reach are told when they are back."""
         if self._settle_timer is not None:
             self._settle_timer.cancel()
             self._settle_timer = None
         done = {id_: who for id_, who in self._to_settle.items() if id_ not in self.jobs}
-        who = ranks.NONE
-        for id_, share in done.items():
-            who |= share
-            del self._to_settle[id_]
-        who &= self.relay.reachable
-        if done:
-            self.state.make_durable()
-        if who:
-            self._submit(self.state.new_id(), who, Settled(ids=tuple(sorted(done))), Manner.QUIET, None)
+        if not done:
+            return
+        self.state.make_durable()
+        reachable, present = self.relay.reachable, ranks.union(self.members.present)
+        told = ranks.NONE
+        for id_, who in done.items():
+            told |= who & reachable
+            later = who & present & ~reachable
+            if later:
+                self._to_settle[id_] = later
+            else:
+                del self._to_settle[id_]
+        while len(self._to_settle) > _SETTLE_MOST:
+            del self._to_settle[next(iter(self._to_settle))]
+        ids = tuple(sorted(id_ for id_, who in done.items() if who & reachable))
+        if ids:
+            self._submit(self.state.new_id(), told, Settled(ids=ids), Manner.QUIET, None)
+
+    def _settle_soon(self) -> None:
+        if self._settle_timer is None and self._to_settle:
+            self._settle_timer = self.loop.call_later(SETTLED_EVERY, self.tell_settled)
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
