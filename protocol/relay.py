@@ -3,7 +3,7 @@
 `handle(event, now)` returns the effects that the shell must perform, `next_wakeup()` the time at which it must be
 called with a Tick. Times are seconds of a monotonic clock. It holds three promises:
 
-- every target of a command gets exactly one outcome at the root (`ledger`);
+- every target of a command gets exactly one outcome at the root (`settling`);
 - no agent begins a command twice (`duty`);
 - an outcome that an agent has reaches the root as soon as there is a path, for whoever attaches is asked again for
   what is missing, and answers from memory.
@@ -13,14 +13,14 @@ So a relay in the middle keeps nothing that matters: it splits targets on the wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
 import msgspec
 
 from protocol import ranks
-from protocol.commands import Below, Cancel, Plan, Push, Quiet, Settled
+from protocol.commands import Plan, Push, Quiet, Settled
 from protocol.duty import Answer, Duty
 from protocol.events import (
     Admit,
@@ -41,11 +41,9 @@ from protocol.events import (
     Replan,
     SavePlan,
     Submit,
-    Tell,
     TellLinks,
     TellProgress,
     TellReports,
-    TellSettled,
     TellStream,
     Tick,
     ToChild,
@@ -54,19 +52,12 @@ from protocol.events import (
     Wrote,
 )
 from protocol.folding import Folding
-from protocol.ledger import Absence, Account
 from protocol.limits import (
     BEAT_EVERY,
     CLOCK_EVERY,
     CLOCK_RETRY,
     CLOCK_RETRY_MOST,
-    DEADLINE_SLACK,
-    FOLD_BYTES,
-    LOST_AFTER,
     PAUSED_AFTER,
-    PLAN_GRACE,
-    REPORT_WINDOW,
-    RETURN_WITHIN,
     SILENT_AFTER,
     VERSION_MAX,
     VERSION_MIN,
@@ -87,17 +78,16 @@ from protocol.messages import (
     Report,
     Reports,
     Streamed,
-    newest,
 )
 from protocol.never import assert_never
 from protocol.outcomes import NO_OUTPUT, Exited, Fold, Refused, sentence
 from protocol.picture import Picture, later
 from protocol.ranks import Ranks
+from protocol.reporting import Reporting
+from protocol.rights import Rights, claimed, links_without, named, without
+from protocol.settling import Settling
 from protocol.trust import Guard, Signer, Untrusted
 from protocol.uplink import Uplink
-
-#: What one VM and one host cost in a report besides names: generously.
-_REPORT_OVERHEAD = 300
 
 
 @dataclass(frozen=True)
@@ -142,18 +132,12 @@ class Relay:
         self._uplink = Uplink(plan.ancestors, draw) if root is None else None
         self._picture = Picture(self._me)
         self._folding = Folding()
+        self._reporting = Reporting()
+        self._rights = Rights(plan.below)
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
-        #: Until when a child that speaks for others is forgiven.
-        self._grace: dict[int, float] = {}
-        #: By child, the links that were not the child's to tell by the present plan, and may be by the next.
-        self._unheard: dict[int, dict[int, Link]] = {}
-        #: No child is silent for too long before this, and none of the root's own things is due before that.
+        #: No child is silent for too long before this.
         self._silence_at = inf
-        self._expiry_at = inf
-        self._reports: dict[int, Report] = {}
-        self._progress: dict[int, dict[int, int]] = {}
-        self._reports_due: float | None = None
         self._beat_at = 0.0
         self._expected = 0.0
         self._clock_at = inf
@@ -161,15 +145,16 @@ class Relay:
         #: What has changed below since the Attach that the parent has not answered yet.
         self._untold: dict[int, Link] = {}
         self._effects: list[Effect] = []
-        #: For each rank below, the ranks that may speak through it: by the present plan, and by that or the one before.
-        self._planned: dict[int, Ranks] = {}
-        self._allowed: dict[int, Ranks] = {}
-        self._index(plan.below)
         self._was_reachable: Ranks = ranks.NONE
-        # The root's own:
-        self._accounts: dict[int, Account] = {}
-        self._absences: list[Absence] = []
-        self._incarnations: dict[int, int] = {} if root is None else dict(root.incarnations)
+        self._settling: Settling | None = None
+        if root is not None:
+            self._settling = Settling(
+                picture=self._picture,
+                incarnations=root.incarnations,
+                name=root.name,
+                send=self._pass_on,
+                tell=self._emit,
+            )
 
     # --- the two calls ------------------------------------------------------------------------------------------------
 
@@ -183,9 +168,11 @@ class Relay:
 
     def next_wakeup(self) -> float:
         """When `handle(Tick())` must be called at the latest."""
-        due = min(self._beat_at, self._silence_at, self._expiry_at, self._clock_at)
+        due = min(self._beat_at, self._silence_at, self._clock_at)
         uplink = self._uplink
-        times: list[float | None] = [self._reports_due]
+        times: list[float | None] = [self._reporting.due]
+        if self._settling is not None:
+            times.append(self._settling.due)
         if uplink is None or uplink.attached:
             times.append(self._folding.wakeup())
         if uplink is not None:
@@ -217,12 +204,12 @@ class Relay:
 
     def missing(self, id_: int) -> Ranks:
         """Root: who still owes an outcome of this command."""
-        account = self._accounts.get(id_)
-        return ranks.NONE if account is None else account.missing
+        return ranks.NONE if self._settling is None else self._settling.missing(id_)
 
     def kept(self) -> int:
         """How many commands this relay still remembers: owed, answered and not settled, or waited for from below."""
-        return len(self._accounts) + len(self._folding) + (0 if self._duty is None else len(self._duty))
+        own = self._settling if self._duty is None else self._duty
+        return len(self._folding) + (0 if own is None else len(own))
 
     def routed_through(self, child: int) -> Ranks:
         """The ranks that are reached through this child."""
@@ -237,8 +224,8 @@ class Relay:
                 self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in self._plan.below)))
                 if self._uplink is not None:
                     self._uplink.begin(now)
-                else:
-                    self._expect_back(ranks.union(set(self._incarnations) & set(self._planned)), now)
+                if self._settling is not None:
+                    self._settling.begin(ranks.union(self._rights.planned), now)
             case Tick():
                 pass
             case FromParent(message):
@@ -254,15 +241,20 @@ class Relay:
             case Wrote(id_, stream, offset, data):
                 self._up(Streamed(id_, self._rank(), stream, offset, data))
             case Observed(host, vms, whole):
-                self._add_reports((Report(self._rank(), host, vms, whole),), now)
+                self._reporting.add_reports((Report(self._rank(), host, vms, whole),), now)
             case Advanced(id_, done):
                 self._add_progress(id_, ((self._rank(), done),), now)
             case Submit(delivery, body, missing):
-                self._submit(delivery, body, missing, now)
+                if self._settling is None:
+                    raise RuntimeError("only the root gives commands")
+                self._settling.submit(delivery, body, missing, now)
             case Replan(plan):
                 self._replan(plan, now)
             case _:
                 assert_never(event)
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
 
     def _rank(self) -> int:
         if self._me is None:
@@ -324,8 +316,7 @@ class Relay:
         self._clock_pause = CLOCK_RETRY
         self._ask_clock(now)
         self._effects.append(Arrived())
-        if self._reports or self._progress:
-            self._reports_due = now
+        self._reporting.way_up(now)
         for rank in sorted(self._heard_at):
             self._effects.append(ToChild(rank, Attached(VERSION_MAX, self._picture.links[rank].epoch)))
 
@@ -360,7 +351,7 @@ class Relay:
         mine = self._me is not None and ranks.holds(targets, self._me)
         if delivery.manner is Manner.BULK and not mine:
             self._carry(delivery)
-        self._pass_on(delivery, targets, now)
+        self._pass_on(delivery, targets)
         if mine:
             if delivery.manner is not Manner.QUIET:
                 self._folding.expect(delivery.id, ranks.only(self._rank()))
@@ -377,13 +368,13 @@ class Relay:
         told: dict[int, Link] = {}
         for rank in astray:
             link = self._picture.links.get(rank)
-            while link is not None and link.rank in self._planned and link.rank not in told:
+            while link is not None and link.rank in self._rights.planned and link.rank not in told:
                 told[link.rank] = link
                 link = None if link.parent is None else self._picture.links.get(link.parent)
         if told:
             self._up(Links(tuple(told[rank] for rank in sorted(told))))
 
-    def _pass_on(self, delivery: Deliver, targets: Ranks, now: float) -> Ranks:
+    def _pass_on(self, delivery: Deliver, targets: Ranks) -> Ranks:
         """Send the command to each child whose subtree has targets; returns those that it was sent to."""
         sent = ranks.NONE
         for child, mask in sorted(self._picture.routes.items()):
@@ -468,34 +459,14 @@ class Relay:
         previous, self._plan = self._plan, plan
         if plan.below != previous.below:
             self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in plan.below)))
-            self._index(plan.below)
-            self._grace = dict.fromkeys(self._grace, now + PLAN_GRACE)
-            for rank in sorted(set(self._heard_at) - set(self._planned)):
+            self._rights.replan(plan.below, now)
+            for rank in sorted(set(self._heard_at) - set(self._rights.planned)):
                 why = "it is no longer planned below"
                 self._effects.append(DropChild(rank, why))
                 self._child_lost(rank, why, now)
             for rank in sorted(self._heard_at):
-                allowed = self._may_speak_for(rank)
-                links = tuple(link for link in self._unheard[rank].values() if not _named((link,)) & ~allowed)
-                for link in links:
-                    del self._unheard[rank][link.rank]
+                links = self._rights.release(rank, self.routed_through(rank))
                 self._changed(self._picture.apply(links), now)
-
-    def _index(self, below: tuple[Below, ...]) -> None:
-        """Note for each rank below who may speak through it: itself and those planned below it."""
-        up = {entry.rank: entry.parent for entry in below}
-        members: dict[int, list[int]] = {rank: [] for rank in up}
-        for rank in up:
-            at: int | None = rank
-            for _ in range(len(up)):  # a circle in a signed plan would be our bug; it must not hang a relay
-                if at is None or at not in members:
-                    break
-                members[at].append(rank)
-                at = up[at]
-        # Plans change while messages are on their way: what the previous plan allowed stays allowed until the next.
-        before = self._planned
-        self._planned = {rank: ranks.union(found) for rank, found in members.items()}
-        self._allowed = {rank: found | before.get(rank, ranks.NONE) for rank, found in self._planned.items()}
 
     def _carry(self, delivery: Deliver) -> None:
         """Chunks will pass through: know which, after the same checks as a target's."""
@@ -512,7 +483,7 @@ class Relay:
     # --- from below ---------------------------------------------------------------------------------------------------
 
     def _from_child(self, rank: int, message: object, now: float) -> None:
-        if rank not in self._planned:
+        if rank not in self._rights.planned:
             self._effects.append(DropChild(rank, "it is not planned below"))
             return
         if isinstance(message, Attach):
@@ -522,46 +493,20 @@ class Relay:
             self._effects.append(ToChild(rank, Rejected("attach first")))
             return
         self._heard_at[rank] = now
-        claimed = self._claimed(message)
-        if claimed is None:
+        claims = claimed(message)
+        if claims is None:
             self._expel(rank, f"it sent a {type(message).__name__}, which only parents send", now)
             return
-        foreign = claimed & ~self._may_speak_for(rank)
+        foreign = self._rights.foreign(rank, claims, self.routed_through(rank))
         if foreign:
-            if now >= self._grace[rank]:
+            if not self._rights.forgives(rank, now):
                 self._expel(rank, "it spoke for hosts that are not below it", now)
                 return
             self._effects.append(Warn(f"rank {rank} spoke for hosts that are not below it: not heard"))
             if isinstance(message, Links):
-                self._unheard[rank] |= {link.rank: link for link in message.links if _named((link,)) & foreign}
-            message = _without(message, foreign)
+                self._rights.withhold(rank, message.links, foreign)
+            message = without(message, foreign)
         self._heard(message, now)
-
-    def _may_speak_for(self, child: int) -> Ranks:
-        """Whoever is planned below the child, and whoever still hangs there since a plan that had it so."""
-        return self._allowed[child] | self._picture.routes.get(child, ranks.NONE)
-
-    @staticmethod
-    def _claimed(message: object) -> Ranks | None:
-        """The ranks that a child's message speaks for; None where children don't send such."""
-        match message:
-            case Beat():
-                return ranks.NONE
-            case Links(links=links):
-                return _named(links)
-            case Outcomes(folds=folds):
-                claimed = ranks.NONE
-                for fold in folds:
-                    claimed |= ranks.unpack(fold.ranks)
-                return claimed
-            case Streamed(rank=rank) | ClockAsk(rank=rank):
-                return ranks.only(rank)
-            case Reports(reports=reports):
-                return ranks.union(report.rank for report in reports)
-            case Progress(done=done):
-                return ranks.union(rank for rank, _ in done)
-            case _:
-                return None
 
     def _heard(self, message: object, now: float) -> None:
         """A child's message, found to be its to send."""
@@ -571,7 +516,7 @@ class Relay:
             case Outcomes(id=id_, folds=folds):
                 self._outcomes(id_, folds, now)
             case Reports(reports=reports):
-                self._add_reports(reports, now)
+                self._reporting.add_reports(reports, now)
             case ClockAsk(rank=asker, nonce=nonce) if self._root is not None:
                 told = self._root.signer.clock(self._root.fleet, asker, nonce, self._root.clock_ms(now))
                 self._down_to(asker, told)
@@ -602,16 +547,15 @@ class Relay:
             self._effects.append(ToChild(rank, Rejected("a later attachment of yours is known")))
             return
         self._heard_at[rank] = now
-        self._grace[rank] = now + PLAN_GRACE
+        self._rights.begin(rank, now)
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
         links = message.links
-        self._unheard[rank] = {}
-        foreign = _named(links[1:]) & ~self._may_speak_for(rank)
+        foreign = self._rights.foreign(rank, named(links[1:]), self.routed_through(rank))
         if foreign:
             self._effects.append(Warn(f"rank {rank} attached with hosts that are not below it: not heard"))
-            links = (own, *_without_links(links[1:], foreign))
-            self._unheard[rank] = {link.rank: link for link in message.links[1:] if _named((link,)) & foreign}
+            self._rights.withhold(rank, links[1:], foreign)
+            links = (own, *links_without(links[1:], foreign))
         news = self._picture.apply(links)
         news += self._picture.apply(self._picture.contradicted(links, message.links))
         self._changed(news, now)
@@ -619,7 +563,7 @@ class Relay:
     def _child_lost(self, rank: int, why: str, now: float) -> None:
         if self._heard_at.pop(rank, None) is None:
             return
-        del self._grace[rank], self._unheard[rank]
+        self._rights.end(rank)
         link = self._picture.links.get(rank)
         if link is not None and link.up and link.parent == self._me:
             gone = msgspec.structs.replace(link, up=False, why=sentence(why))
@@ -638,10 +582,10 @@ class Relay:
         reachable = self._picture.reachable
         gone, back = self._was_reachable & ~reachable, reachable & ~self._was_reachable
         self._was_reachable = reachable
-        if self._root is not None:
-            self._note_restarts(news)
+        if self._settling is not None:
+            self._settling.note_restarts(news)
             self._effects.append(TellLinks(news))
-            self._account_for_changes(news, gone, back, now)
+            self._settling.changed(news, gone, back, now)
             return
         # What hangs below those who came is no news here, and yet may be to those above: all that is reachable here was
         # told in the Attach or since.
@@ -658,44 +602,6 @@ class Relay:
             self._up(message)
         self._up(Links(told))
 
-    def _account_for_changes(self, news: tuple[Link, ...], gone: Ranks, back: Ranks, now: float) -> None:
-        if back:
-            self._absences = [a for a in (absence.without(back) for absence in self._absences) if a.who]
-        if gone:
-            downs = [link for link in news if not link.up]
-            why = "; ".join(sorted({self._link_text(link) for link in downs})) or "moved away"
-            self._absences.append(Absence(gone, now, sentence(why)))
-            self._expiry_at = min(self._expiry_at, now + LOST_AFTER)
-        # Whoever came, or came by another way with all below it, is asked for what it owes.
-        ask = back | self._picture.under(link.rank for link in news if link.up)
-        if ask:
-            self._ask_again(ask, now)
-
-    def _link_text(self, link: Link) -> str:
-        """A lost link and its reason, as people read it."""
-        if self._root is None:
-            raise RuntimeError("only the root speaks to people")
-        parent = "the service" if link.parent is None else self._root.name(link.parent)
-        return f"link {self._root.name(link.rank)} - {parent}: {link.why}"
-
-    def _note_restarts(self, news: tuple[Link, ...]) -> None:
-        """An agent began anew: what its predecessor was given and did not report is lost, and never given again."""
-        reborn = ranks.union(
-            link.rank for link in news if self._incarnations.get(link.rank, link.incarnation) < link.incarnation
-        )
-        self._incarnations |= {link.rank: link.incarnation for link in news}
-        for id_ in sorted(self._accounts) if reborn else ():
-            account = self._accounts[id_]
-            if not account.again:
-                self._settle(id_, account.lose(account.missing & reborn, "its agent restarted"))
-
-    def _ask_again(self, who: Ranks, now: float) -> None:
-        for id_ in sorted(self._accounts):
-            account = self._accounts[id_]
-            share = account.missing & who
-            if share:
-                account.sent |= self._pass_on(account.next_delivery(share, now), share, now)
-
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
     def _finished(self, event: Finished, now: float) -> None:
@@ -710,10 +616,8 @@ class Relay:
         self._outcomes(id_, (Fold(ranks.pack(ranks.only(self._rank())), *answer),), now)
 
     def _outcomes(self, id_: int, folds: tuple[Fold, ...], now: float) -> None:
-        if self._root is not None:
-            account = self._accounts.get(id_)
-            if account is not None:
-                self._settle(id_, account.settle(folds))
+        if self._settling is not None:
+            self._settling.outcomes(id_, folds)
             return
         self._folding.add(id_, folds, now)
         if self._uplink is not None and not self._uplink.attached:
@@ -722,52 +626,6 @@ class Relay:
                 self._effects.append(
                     Warn(f"there is no way up: outcomes of {given_up} commands will be asked for again")
                 )
-
-    def _settle(self, id_: int, folds: tuple[Fold, ...]) -> None:
-        if folds:
-            self._effects.append(Tell(id_, folds))
-        if id_ in self._accounts and not self._accounts[id_].missing:
-            del self._accounts[id_]
-            self._effects.append(TellSettled(id_))
-
-    def _submit(self, delivery: Deliver, body: object, missing: Ranks | None, now: float) -> None:
-        """Root: a command from a client, signed, or one from before the root itself began anew."""
-        targets = ranks.unpack(delivery.targets)
-        if isinstance(body, Settled):
-            self._pass_on(delivery, targets, now)
-            return
-        if isinstance(body, Cancel):
-            account = self._accounts.get(body.of)
-            if account is not None:
-                account.cancel = delivery
-                self._pass_on(account.next_delivery(account.missing, now), account.missing, now)
-            return
-        deadline = None if delivery.ttl_ms is None else now + delivery.ttl_ms / 1000
-        owing = targets if missing is None else missing
-        account = Account(delivery, targets, owing, ranks.NONE, deadline, isinstance(body, Plan))
-        self._accounts[delivery.id] = account
-        if deadline is not None:
-            self._expiry_at = min(self._expiry_at, deadline + DEADLINE_SLACK)
-        # What was given before the service began anew may have gone out then.
-        account.sent = self._pass_on(delivery, owing, now) | (missing or ranks.NONE)
-        absent = owing & ~self._picture.reachable
-        if absent and missing is not None:
-            self._expect_back(absent, now)
-            return
-        for absence in self._absences:
-            if absence.since + LOST_AFTER > now:
-                absent &= ~absence.who  # it may still come back in time
-        if absent:
-            self._settle(delivery.id, account.lose(absent, "not in the tree when the command was given"))
-        elif not owing:
-            self._settle(delivery.id, ())
-
-    def _expect_back(self, who: Ranks, now: float) -> None:
-        """Root: it began anew, and hosts that hung below its predecessor find back by themselves."""
-        if who:
-            since = now + RETURN_WITHIN - LOST_AFTER
-            self._absences.append(Absence(who, since, "did not come back after the service did"))
-            self._expiry_at = min(self._expiry_at, since + LOST_AFTER)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -783,11 +641,8 @@ class Relay:
         self._silence_at = now + SILENT_AFTER if self._heard_at else inf
         if self._uplink is not None:
             self._uplink.doubt(now)
-        for absence in self._absences:
-            absence.since = max(absence.since, now)
-        for account in self._accounts.values():
-            if account.deadline is not None:
-                account.deadline = max(account.deadline, now)
+        if self._settling is not None:
+            self._settling.doubt(now)
         self._expected = now
 
     def _advance(self, now: float) -> None:
@@ -803,8 +658,8 @@ class Relay:
             self._effects += [ToChild(rank, Beat()) for rank in sorted(self._heard_at)]
         if now >= self._clock_at:
             self._ask_clock(now)
-        if now >= self._expiry_at:
-            self._expire(now)
+        if self._settling is not None:
+            self._settling.advance(now)
         self._flush(now)
 
     def _expire_children(self, now: float) -> None:
@@ -812,63 +667,25 @@ class Relay:
             self._child_lost(rank, f"silent for {SILENT_AFTER:g} s", now)
         self._silence_at = min(self._heard_at.values(), default=inf) + SILENT_AFTER
 
-    def _expire(self, now: float) -> None:
-        """Root: settle as lost what can't be known any more."""
-        due = [absence for absence in self._absences if now >= absence.since + LOST_AFTER]
-        self._absences = [absence for absence in self._absences if now < absence.since + LOST_AFTER]
-        for id_ in sorted(self._accounts):
-            account = self._accounts[id_]
-            folds: tuple[Fold, ...] = ()
-            for absence in due:
-                folds += account.lose(absence.who & account.missing, absence.why)
-            if account.deadline is not None and now >= account.deadline + DEADLINE_SLACK:
-                folds += account.lose(account.missing, "no answer by the deadline")
-            if folds:
-                self._settle(id_, folds)
-        times = [absence.since + LOST_AFTER for absence in self._absences]
-        times += [a.deadline + DEADLINE_SLACK for a in self._accounts.values() if a.deadline is not None]
-        self._expiry_at = min(times, default=inf)
-
     def _flush(self, now: float) -> None:
         """Send what is due. Without a way up it stays, and leaves when there is one."""
         if self._uplink is not None and not self._uplink.attached:
-            if self._reports_due is not None and now >= self._reports_due:
-                self._reports_due = None
+            self._reporting.rest(now)
             return
         for message in self._folding.ready(now):
             self._up(message)
-        if self._reports_due is not None and now >= self._reports_due:
-            self._reports_due = None
-            self._flush_reports()
-
-    def _flush_reports(self) -> None:
-        progress, self._progress = self._progress, {}
-        for id_ in sorted(progress):
-            done = tuple(sorted(progress[id_].items()))
-            if self._root is not None:
-                self._effects.append(TellProgress(id_, done))
+        for report in self._reporting.ready(now):
+            if self._root is None:
+                self._up(report)
+            elif isinstance(report, Progress):
+                self._effects.append(TellProgress(report.id, report.done))
             else:
-                self._up(Progress(id_, done))
-        reports, self._reports = self._reports, {}
-        for batch in _batches([reports[rank] for rank in sorted(reports)]):
-            if self._root is not None:
-                self._effects.append(TellReports(batch))
-            else:
-                self._up(Reports(batch))
-
-    def _add_reports(self, reports: tuple[Report, ...], now: float) -> None:
-        for report in reports:
-            waiting = self._reports.get(report.rank)
-            self._reports[report.rank] = report if waiting is None else newest(waiting, report)
-        if self._reports_due is None:
-            self._reports_due = now + REPORT_WINDOW
+                self._effects.append(TellReports(report.reports))
 
     def _add_progress(self, id_: int, done: tuple[tuple[int, int], ...], now: float) -> None:
         if self._uplink is not None and not self._uplink.attached:
             return  # nobody waits for how it once was
-        self._progress.setdefault(id_, {}).update(done)
-        if self._reports_due is None:
-            self._reports_due = now + REPORT_WINDOW
+        self._reporting.add_progress(id_, done, now)
 
     def _attachment(self) -> Attach:
         if self._uplink is None:
@@ -888,54 +705,3 @@ class Relay:
             if ranks.holds(mask, rank):
                 self._effects.append(ToChild(child, message))
                 return
-
-
-#: More than any set of ranks holds: nobody may speak for all.
-_EVERYBODY: Ranks = -1
-
-
-def _named(links: Iterable[Link]) -> Ranks:
-    """The ranks that these links are about, and those that they name as parents; everybody, where that is the root."""
-    named = set()
-    for link in links:
-        if link.parent is None:
-            return _EVERYBODY
-        named.add(link.rank)
-        named.add(link.parent)
-    return ranks.union(named)
-
-
-def _without_links(links: Iterable[Link], foreign: Ranks) -> tuple[Link, ...]:
-    return tuple(link for link in links if link.parent is not None and not _named((link,)) & foreign)
-
-
-def _without(message: object, foreign: Ranks) -> object:
-    """A child's message without what it says of `foreign`; None where nothing is left."""
-    match message:
-        case Links(links=links):
-            return Links(_without_links(links, foreign))
-        case Outcomes(id=id_, folds=folds):
-            left = (msgspec.structs.replace(f, ranks=ranks.pack(ranks.unpack(f.ranks) & ~foreign)) for f in folds)
-            return Outcomes(id_, tuple(fold for fold in left if fold.ranks))
-        case Reports(reports=reports):
-            return Reports(tuple(report for report in reports if not ranks.holds(foreign, report.rank)))
-        case Progress(id=id_, done=done):
-            return Progress(id_, tuple((rank, size) for rank, size in done if not ranks.holds(foreign, rank)))
-        case _:
-            return None
-
-
-def _batches(reports: Iterable[Report]) -> Iterator[tuple[Report, ...]]:
-    """The reports in messages of a size that every relay takes."""
-    batch: list[Report] = []
-    size = 0
-    for report in reports:
-        batch.append(report)
-        size += _REPORT_OVERHEAD + (4 * len(report.host.note) if report.host is not None else 0)
-        for vm in report.vms:
-            size += _REPORT_OVERHEAD + len(vm.name) + len(vm.deployment) + len(vm.reason)
-        if size >= FOLD_BYTES:
-            yield tuple(batch)
-            batch, size = [], 0
-    if batch:
-        yield tuple(batch)

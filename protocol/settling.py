@@ -1,0 +1,182 @@
+"""How the root settles every target of every command exactly once: what comes first, its outcome or the moment from
+which nobody can say what became of it.
+
+The moments: a host is not there when the command is given; it stays out of reach for LOST_AFTER; its agent began anew;
+DEADLINE_SLACK has passed since the deadline. A host that comes, or comes by another way, is asked again before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+
+from protocol import ranks
+from protocol.commands import Body, Cancel, Plan, Settled
+from protocol.events import Effect, Tell, TellSettled
+from protocol.ledger import Absence, Account
+from protocol.limits import DEADLINE_SLACK, LOST_AFTER, RETURN_WITHIN
+from protocol.messages import Deliver, Link
+from protocol.outcomes import Fold, sentence
+from protocol.picture import Picture
+from protocol.ranks import Ranks
+
+
+class Settling:
+    """The root's open commands, its absent hosts, and what time does to both.
+
+    `send` passes a command on to those of a set who are in the tree, and returns them; `tell` takes the effects;
+    `name` gives a host's name for reasons that people read. `incarnations` is what was known of agents before this
+    root began: one with a higher incarnation has forgotten what it was given.
+    """
+
+    def __init__(
+        self,
+        *,
+        picture: Picture,
+        incarnations: Mapping[int, int],
+        name: Callable[[int], str],
+        send: Callable[[Deliver, Ranks], Ranks],
+        tell: Callable[[Effect], None],
+    ) -> None:
+        self._picture = picture
+        self._incarnations = dict(incarnations)
+        self._name = name
+        self._send = send
+        self._tell = tell
+        self._accounts: dict[int, Account] = {}
+        self._absences: list[Absence] = []
+        #: Nothing is settled by time alone before this.
+        self.due = inf
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def missing(self, id_: int) -> Ranks:
+        """Who still owes an outcome of this command."""
+        account = self._accounts.get(id_)
+        return ranks.NONE if account is None else account.missing
+
+    # --- what is given and what comes back ----------------------------------------------------------------------------
+
+    def begin(self, planned: Ranks, now: float) -> None:
+        """The root begins; those who hung below its predecessor find back by themselves."""
+        self._expect_back(ranks.union(self._incarnations) & planned, now)
+
+    def submit(self, delivery: Deliver, body: Body, missing: Ranks | None, now: float) -> None:
+        """A command from a client, signed; `missing` where it is one from before the root itself began anew."""
+        targets = ranks.unpack(delivery.targets)
+        if isinstance(body, Settled):
+            self._send(delivery, targets)
+            return
+        if isinstance(body, Cancel):
+            account = self._accounts.get(body.of)
+            if account is not None:
+                account.cancel = delivery
+                self._send(account.next_delivery(account.missing, now), account.missing)
+            return
+        deadline = None if delivery.ttl_ms is None else now + delivery.ttl_ms / 1000
+        owing = targets if missing is None else missing
+        account = Account(delivery, targets, owing, ranks.NONE, deadline, isinstance(body, Plan))
+        self._accounts[delivery.id] = account
+        if deadline is not None:
+            self.due = min(self.due, deadline + DEADLINE_SLACK)
+        # What was given before the service began anew may have gone out then.
+        account.sent = self._send(delivery, owing) | (missing or ranks.NONE)
+        absent = owing & ~self._picture.reachable
+        if absent and missing is not None:
+            self._expect_back(absent, now)
+            return
+        for absence in self._absences:
+            if absence.since + LOST_AFTER > now:
+                absent &= ~absence.who  # it may still come back in time
+        if absent:
+            self._settle(delivery.id, account.lose(absent, "not in the tree when the command was given"))
+        elif not owing:
+            self._settle(delivery.id, ())
+
+    def outcomes(self, id_: int, folds: tuple[Fold, ...]) -> None:
+        """Outcomes came in; those of other commands, or of hosts that have theirs, are ignored."""
+        account = self._accounts.get(id_)
+        if account is not None:
+            self._settle(id_, account.settle(folds))
+
+    def _settle(self, id_: int, folds: tuple[Fold, ...]) -> None:
+        if folds:
+            self._tell(Tell(id_, folds))
+        if id_ in self._accounts and not self._accounts[id_].missing:
+            del self._accounts[id_]
+            self._tell(TellSettled(id_))
+
+    # --- the tree changes ---------------------------------------------------------------------------------------------
+
+    def note_restarts(self, news: tuple[Link, ...]) -> None:
+        """An agent began anew: what its predecessor was given and did not report is lost, and never given again."""
+        reborn = ranks.union(
+            link.rank for link in news if self._incarnations.get(link.rank, link.incarnation) < link.incarnation
+        )
+        self._incarnations |= {link.rank: link.incarnation for link in news}
+        for id_ in sorted(self._accounts) if reborn else ():
+            account = self._accounts[id_]
+            if not account.again:
+                self._settle(id_, account.lose(account.missing & reborn, "its agent restarted"))
+
+    def changed(self, news: tuple[Link, ...], gone: Ranks, back: Ranks, now: float) -> None:
+        """These links changed, and by them `gone` went out of reach and `back` came."""
+        if back:
+            self._absences = [a for a in (absence.without(back) for absence in self._absences) if a.who]
+        if gone:
+            downs = [link for link in news if not link.up]
+            why = "; ".join(sorted({self._link_text(link) for link in downs})) or "moved away"
+            self._absences.append(Absence(gone, now, sentence(why)))
+            self.due = min(self.due, now + LOST_AFTER)
+        # Whoever came, or came by another way with all below it, is asked for what it owes.
+        ask = back | self._picture.under(link.rank for link in news if link.up)
+        if ask:
+            self._ask_again(ask, now)
+
+    def _link_text(self, link: Link) -> str:
+        """A lost link and its reason, as people read it."""
+        parent = "the service" if link.parent is None else self._name(link.parent)
+        return f"link {self._name(link.rank)} - {parent}: {link.why}"
+
+    def _ask_again(self, who: Ranks, now: float) -> None:
+        for id_ in sorted(self._accounts):
+            account = self._accounts[id_]
+            share = account.missing & who
+            if share:
+                account.sent |= self._send(account.next_delivery(share, now), share)
+
+    def _expect_back(self, who: Ranks, now: float) -> None:
+        if who:
+            since = now + RETURN_WITHIN - LOST_AFTER
+            self._absences.append(Absence(who, since, "did not come back after the service did"))
+            self.due = min(self.due, since + LOST_AFTER)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def doubt(self, now: float) -> None:
+        """This process was not run for a while: nobody is late before what waits has been read."""
+        for absence in self._absences:
+            absence.since = max(absence.since, now)
+        for account in self._accounts.values():
+            if account.deadline is not None:
+                account.deadline = max(account.deadline, now)
+
+    def advance(self, now: float) -> None:
+        """Settle as lost what can't be known any more."""
+        if now < self.due:
+            return
+        due = [absence for absence in self._absences if now >= absence.since + LOST_AFTER]
+        self._absences = [absence for absence in self._absences if now < absence.since + LOST_AFTER]
+        for id_ in sorted(self._accounts):
+            account = self._accounts[id_]
+            folds: tuple[Fold, ...] = ()
+            for absence in due:
+                folds += account.lose(absence.who & account.missing, absence.why)
+            if account.deadline is not None and now >= account.deadline + DEADLINE_SLACK:
+                folds += account.lose(account.missing, "no answer by the deadline")
+            if folds:
+                self._settle(id_, folds)
+        times = [absence.since + LOST_AFTER for absence in self._absences]
+        times += [a.deadline + DEADLINE_SLACK for a in self._accounts.values() if a.deadline is not None]
+        self.due = min(times, default=inf)
