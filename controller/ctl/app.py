@@ -19,6 +19,7 @@ _MODULES = {
     "status": "show",
     "tree": "show",
     "why": "why",
+    "doctor": "doctor",
     "health": "show",
     "broadcast": "broadcast",
     "jobs": "jobs",

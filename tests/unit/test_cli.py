@@ -452,6 +452,7 @@ COMMANDS = [
     "status",
     "tree",
     "why",
+    "doctor",
     "health",
     "broadcast",
     "jobs",
