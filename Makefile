@@ -43,6 +43,10 @@ format: venv ## put the code into its format and make the fixes that are safe
 bench-broadcast: setup-bench ## compare ctl broadcast with pdsh and clush on 64 test hosts (root)
 	$(PY) -m tests.bench.broadcast $(ARGS)
 
+.PHONY: soak
+soak: setup ## broadcast without end under random faults on 32 test hosts, 10 minutes (root; ARGS="--minutes 3 --seed 1")
+	$(PY) -m tests.bench.soak $(ARGS)
+
 .PHONY: testhosts
 testhosts: setup ## make test hosts and keep them until Ctrl-C (root; ARGS="-n 8", ARGS=--help)
 	$(PY) -m deploy.testhosts up $(ARGS)

@@ -267,9 +267,14 @@ class FaultFleet:
         """The tags of all commands that each host began, as often as it did. Hosts without power are left out."""
         found = {}
         for name, host in self.hosts.hosts.items():
-            if host.pid:
-                file = host.root / MARKS
-                found[name] = file.read_text().split() if file.exists() else []
+            if not host.pid:
+                continue
+            root = Path(f"/proc/{host.pid}/root")
+            try:
+                found[name] = (root / MARKS).read_text().split()
+            except FileNotFoundError:
+                if (root / "etc").exists():  # else its power has just gone
+                    found[name] = []
         return found
 
     def begun(self, broadcast: Broadcast) -> int:
