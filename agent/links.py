@@ -170,12 +170,13 @@ class _Monitor:
 
     def drain(self) -> bool:
         """Take in all events that there are. Called also before a message of an unknown connection is looked at."""
-        while True:
+        while not self._pair.closed:  # whoever is told may close the link
             try:
                 event = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return False
+                break
             self._told(zmq.Event(event["event"]), event["value"])
+        return False
 
     def close(self) -> None:
         self._reader.close()
