@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import itertools
 import os
 import random
@@ -33,7 +34,7 @@ from tests.e2e.faultfleet import AGENTS, RETURN_S, SMALL_DISK, Broadcast, FaultF
 
 FANOUT = 4
 #: Broadcasts that are under way at the same time.
-_LANES = 2
+_LANES = 4
 #: A command lasts up to the first, and has the second to come back, in seconds: orphans of a host that fell silent
 #: notice it after 7 s, and may have to try two more ancestors of 3 s each.
 _LASTS, _TIMEOUT = 2.0, 30.0
@@ -82,6 +83,8 @@ class Soak:
     #: By pid: what it is, when it was first seen, its size then, when it had settled, and now, in KiB.
     sizes: dict[int, list[float]] = field(default_factory=dict)
     what: dict[int, str] = field(default_factory=dict)
+    #: What was done and when, for whoever looks for the cause of a violation.
+    story: list[str] = field(default_factory=list)
     _tags: itertools.count[int] = field(default_factory=itertools.count)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -109,6 +112,7 @@ class Soak:
             self.violate(str(error))
             return
         ended = time.monotonic()
+        self.note(f"{command.tag} took {ended - command.began:.2f} s")
         with self._lock:
             struck = {
                 host
@@ -127,7 +131,12 @@ class Soak:
     def violate(self, what: str) -> None:
         """A promise was broken."""
         self.violations.append(what)
-        print(f"VIOLATION {time.strftime('%H:%M:%S')} {what}", flush=True)
+        self.note(f"VIOLATION {what}")
+        print(f"VIOLATION {what}", flush=True)
+
+    def note(self, what: str) -> None:
+        """One line of the story, with the time of day as logs have it."""
+        self.story.append(f"{datetime.datetime.now(tz=datetime.UTC):%H:%M:%S.%f} {what}")
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
@@ -161,7 +170,9 @@ class Soak:
         if victim not in whole or (silent and sum(fault.silent for fault in self.faults) >= _SILENT):
             return
         self.counts[f"fault: {kind}"] += 1
+        self.note(f"{kind} {victim}")
         hosts, lasts, undo = self.begin_fault(kind, victim, whole)
+        self.note(f"{kind} {' '.join(hosts)}: done")
         self.faults.append(Fault(kind, hosts, time.monotonic() + lasts, undo, silent))
 
     def begin_fault(
@@ -213,6 +224,7 @@ class Soak:
             if everything or time.monotonic() >= fault.until:
                 fault.undo()
                 self.faults.remove(fault)
+                self.note(f"{fault.kind} {' '.join(fault.hosts)}: undone")
 
     # --- recovery -----------------------------------------------------------------------------------------------------
 
@@ -233,6 +245,7 @@ class Soak:
         dead = tuple(sorted(struck - busy - runs))
         if dead:
             self.counts["up"] += 1
+            self.note(f"up {' '.join(dead)}")
             up(UpOptions(hosts=dead, ssh_config=self.fleet.hosts.ssh_config, fanout=FANOUT, connect_timeout=3))
             runs = set(self.fleet.agents())
         back = self.fleet.in_tree() & runs & struck - busy
@@ -240,6 +253,8 @@ class Soak:
             now = time.monotonic()
             for host in back:
                 self.strikes[host][-1].ended = now
+        if back:
+            self.note(f"back: {' '.join(sorted(back))}")
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
@@ -344,13 +359,15 @@ def main() -> int:
             print(f"outcomes: {dict(soak.outcomes)}")
             soak.grew()
             if soak.violations:
-                keep_logs(fleet, Path(tempfile.mkdtemp(prefix="soak-")))
+                keep_logs(soak, Path(tempfile.mkdtemp(prefix="soak-")))
     print(f"violations: {len(soak.violations)} (seed {arguments.seed})")
     return 1 if soak.violations else 0
 
 
-def keep_logs(fleet: FaultFleet, into: Path) -> None:
-    """Keep what the service and the agents wrote, for whoever looks for the cause."""
+def keep_logs(soak: Soak, into: Path) -> None:
+    """Keep what was done, and what the service and the agents wrote, for whoever looks for the cause."""
+    fleet = soak.fleet
+    (into / "story").write_text("\n".join(soak.story) + "\n")
     (into / "service.log").write_bytes((fleet.session.directory / "service.log").read_bytes())
     for name in fleet.names:
         (into / f"{name}.log").write_text(fleet.log(name))
