@@ -47,7 +47,8 @@ class Folding:
         self._hot: set[int] = set()
         #: No command has something to send by time alone before this.
         self._due: float | None = None
-        self._held = 0
+        #: Bytes of all outcomes that have not gone up.
+        self.held = 0
 
     def expect(self, id_: int, who: Ranks) -> None:
         """A command went to `who`."""
@@ -95,7 +96,7 @@ class Folding:
                 pending.folds[key] = ranks.NONE
                 size = _size(fold)
                 pending.bytes += size
-                self._held += size
+                self.held += size
             pending.folds[key] |= who
             pending.waiting &= ~who
         if pending.due is None and pending.folds:
@@ -111,10 +112,10 @@ class Folding:
         Returns how many commands' outcomes were given up, oldest first; whoever is still there is asked for them again.
         """
         given_up = 0
-        for id_ in sorted(self._pending) if self._held > FOLD_KEEP else ():
-            if self._held <= FOLD_KEEP:
+        for id_ in sorted(self._pending) if self.held > FOLD_KEEP else ():
+            if self.held <= FOLD_KEEP:
                 break
-            self._held -= self._pending.pop(id_).bytes
+            self.held -= self._pending.pop(id_).bytes
             self._hot.discard(id_)
             given_up += 1
         return given_up
@@ -135,14 +136,14 @@ class Folding:
 
     def all(self) -> Iterator[Outcomes]:
         """Everything that is held, due or not: what is sent next must not overtake it."""
-        if self._held:
+        if self.held:
             yield from self._leave(sorted(id_ for id_, pending in self._pending.items() if pending.folds))
 
     def _leave(self, ids: list[int]) -> Iterator[Outcomes]:
         for id_ in ids:
             pending = self._pending[id_]
             yield from self._messages(id_, pending)
-            self._held -= pending.bytes
+            self.held -= pending.bytes
             pending.folds, pending.bytes, pending.due = {}, 0, None
             if not pending.waiting:
                 del self._pending[id_]

@@ -211,6 +211,10 @@ class Relay:
         own = self._settling if self._duty is None else self._duty
         return len(self._folding) + (0 if own is None else len(own))
 
+    def held(self) -> int:
+        """How many bytes of outcomes wait here to go up, about."""
+        return self._folding.held
+
     def routed_through(self, child: int) -> Ranks:
         """The ranks that are reached through this child."""
         return self._picture.routes.get(child, ranks.NONE)

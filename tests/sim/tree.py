@@ -1,52 +1,52 @@
 """A whole tree in memory and in virtual time: real relays, real signatures, real frames; a network and processes that
 are made up. One seed gives one trace.
 
-The network is what TCP gives: each connection is a FIFO in either direction, with a delay of its own for each
-message; a process that dies is noticed at the other ends, a cut is silence, and what was sent into a cut arrives when
-it is healed.
+A process that dies is noticed at the other ends of its connections; one that is frozen is not. What must hold at any
+time is checked as it happens (`witness`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocol import codec, events, ranks
-from protocol.commands import Below, Body, Cancel, Command, Member, Plan, Quiet, Run, Settled
-from protocol.limits import DEFAULT_LIFETIME_MS, DEFAULT_OUTPUT, PENALTY, SETTLED_EVERY
-from protocol.messages import DOWNWARDS, UPWARDS, Deliver, Link, Manner, Message
+from protocol.commands import Below, Body, Cancel, Command, Leave, Member, Plan, Push, Quiet, Run, Settled
+from protocol.limits import (
+    DEFAULT_LIFETIME_MS,
+    DEFAULT_OUTPUT,
+    FOLD_BYTES,
+    FOLD_KEEP,
+    MAX_OUTPUT,
+    PENALTY,
+    SETTLED_EVERY,
+)
+from protocol.messages import DOWNWARDS, UPWARDS, Deliver, Link, Manner, Message, Outcomes, Reports
 from protocol.outcomes import NO_OUTPUT, Exited, Killed, Outcome, Output
 from protocol.relay import Relay, RootPart
 from protocol.topology import Seat, ancestors, below, children_of, even_fanout, grow
 from protocol.trust import Guard, Signer
+from tests.sim.network import Connection, Network
+from tests.sim.witness import Witness
 
 FLEET = "sim"
 #: The root's clock at virtual time zero, in seconds since 1970; any number does that no monotonic clock shows.
 _EPOCH = 1_700_000_000.0
-#: Between a message's leaving and its arriving, in seconds: a switched network and an event loop's turn.
-_DELAY = (0.0002, 0.002)
 #: From a process's creation to its first event, in seconds: a Python interpreter and its imports.
 _STARTS_IN = 0.15
 #: Reaction of made-up processes to SIGTERM.
 _DIES_AFTER = 0.01
 
+#: After a host's leaving is settled, in seconds, it is planned no more: its children have gone, or were given up.
+_LEAVES_WITHIN = 7.0
+
 Work = Callable[[int, int, Body], tuple[float, Outcome, Output]]
-
-
-@dataclass
-class _Connection:
-    """A child's connection to a parent. `stalled` holds what was sent into a cut."""
-
-    child: int
-    parent: int | None
-    child_life: int
-    parent_life: int
-    open: bool = True
-    arrives: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
-    stalled: list[tuple[bool, Callable[[], None]]] = field(default_factory=list)
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Node:
     frozen: bool = False
     admitted: dict[bytes, int] = field(default_factory=dict)
     refused_until: dict[int, float] = field(default_factory=dict)
-    up: _Connection | None = None
-    down: dict[int, _Connection] = field(default_factory=dict)
+    up: Connection | None = None
+    down: dict[int, Connection] = field(default_factory=dict)
     inbox: list[events.Event] = field(default_factory=list)
     timer: float | None = None
     running: set[int] = field(default_factory=set)
@@ -83,17 +83,21 @@ class Tree:
         with_codec: bool = True,
         parents: Mapping[int, int | None] | None = None,
         keep_trace: bool = False,
+        keep_digest: bool = False,
     ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self._with_codec = with_codec
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
-        self._cuts: set[frozenset[int | None]] = set()
-        self._islands: set[int | None] = set()
-        self._connections: list[_Connection] = []
+        self.network = Network(self.at, lambda: self.now, self.random)
+        self.witness = Witness()
+        #: Called with each event and the effects that it had, for whoever tells the story.
+        self.watch: Callable[[Node, events.Event, list[events.Effect]], None] | None = None
         self._living = ranks.NONE
         self.trace: list[str] | None = [] if keep_trace else None
+        #: Over the same lines as `trace`.
+        self.digest = hashlib.sha256() if keep_digest else None
         #: How often each (rank, command) was begun.
         self.executions: Counter[tuple[int, int]] = Counter()
         #: Messages that arrived, by receiver and type.
@@ -113,9 +117,12 @@ class Tree:
         self.links: list[Link] = []
         self.warnings: list[str] = []
         self.dropped: list[tuple[int | None, int, str]] = []
+        #: Pushes whose chunks relays carry that are no targets.
+        self.carried: set[int] = set()
         self._next_id = 1
         self._unsettled: set[int] = set()
         self._settling = False
+        self._formed = False
 
         self.signer = Signer(self.random.randbytes(32))
         self.members: dict[int | None, Member] = {
@@ -129,20 +136,18 @@ class Tree:
         self._version = 1
         #: The version of the plan that each host has answered for; 1 is what all start with.
         self.planned: dict[int, int] = {}
+        #: The version of the plan that each host has to have, where that is not the first.
+        self._wanted: dict[int, int] = {}
         self._plan_versions: dict[int, int] = {}
         self._plan_open: dict[int, int] = {}
+        #: What the service keeps on disk of commands that are not settled: with the deadline, in virtual time.
+        self._open: dict[int, tuple[Deliver, Body, float | None]] = {}
+        self._incarnations: dict[int, int] = {}
+        self._next_rank = hosts
         plans = self._present_plans = self._plans(self.parents)
         self.nodes: dict[int | None, Node] = {}
-        root_clock = self.random.uniform(1e3, 1e6)
-        root = RootPart(
-            signer=self.signer,
-            fleet=FLEET,
-            clock_ms=lambda local: round((local - root_clock + _EPOCH) * 1000),
-            name=lambda rank: self.members[rank].name,
-        )
-        relay = Relay(plan=plans[None], incarnation=1, draw=self.random.random, nonce=self._nonce, root=root)
-        self.nodes[None] = Node(None, relay, plans[None], root_clock)
-        self._feed(None, events.Begin())
+        self.witness.planned(self.parents)
+        self._boot_root(1)
         for rank in range(hosts):
             self._boot(rank, plans[rank], 1)
 
@@ -159,6 +164,20 @@ class Tree:
             under = tuple(Below(low, parents[low], self.members[low].key) for low in below(children, rank))
             plans[rank] = Plan(version=self._version, you=self.members[rank], ancestors=above, below=under)
         return plans
+
+    def _boot_root(self, life: int) -> None:
+        clock = self.random.uniform(1e3, 1e6)
+        root = RootPart(
+            signer=self.signer,
+            fleet=FLEET,
+            clock_ms=lambda local: round((local - clock + _EPOCH) * 1000),
+            name=lambda rank: self.members[rank].name,
+            incarnations=dict(self._incarnations),
+        )
+        plan = self._present_plans[None]
+        relay = Relay(plan=plan, incarnation=life, draw=self.random.random, nonce=self._nonce, root=root)
+        self.nodes[None] = Node(None, relay, plan, clock, life=life)
+        self._feed(None, events.Begin())
 
     def _boot(self, rank: int, plan: Plan, incarnation: int) -> None:
         clock = self.random.uniform(1e3, 1e6)
@@ -206,9 +225,14 @@ class Tree:
         queue = [event]
         for current in queue:  # grows while it is walked
             self.events_handled += 1
-            for effect in node.relay.handle(current, self.now + node.clock):
+            effects = node.relay.handle(current, self.now + node.clock)
+            if self.watch is not None:
+                self.watch(node, current, effects)
+            for effect in effects:
                 if self.trace is not None:
                     self.trace.append(f"{self.now:.6f} {rank} {effect}")
+                if self.digest is not None:
+                    self.digest.update(f"{self.now:.6f} {rank} {effect}\n".encode())
                 self._perform(node, effect, queue)
         if node.alive:
             self._set_timer(node)
@@ -218,6 +242,7 @@ class Tree:
         if node.timer is not None and node.timer <= due:
             return
         node.timer = due
+        assert due < self.now + 1e6, "a relay that never wants to be called again beats no more"
         life = node.life
 
         def tick() -> None:
@@ -276,11 +301,13 @@ class Tree:
     def _start(self, node: Node, id_: int, body: Body) -> None:
         assert node.rank is not None
         self.executions[node.rank, id_] += 1
+        self.witness.began(node.rank, id_)
         duration, outcome, output = self.work(node.rank, id_, body)
         node.running.add(id_)
         self._finish_later(node, id_, duration, outcome, output)
 
     def _stop(self, node: Node, id_: int, *, hard: bool) -> None:
+        self.witness.stopped(node.rank, id_)
         if hard or node.rank not in self.stubborn:
             self._finish_later(node, id_, _DIES_AFTER, Killed(9 if hard else 15), NO_OUTPUT)
 
@@ -291,26 +318,24 @@ class Tree:
             current = self.nodes[node.rank]
             if current.alive and current.life == life and id_ in current.running:
                 current.running.discard(id_)
+                self.witness.ended(current.rank, id_, outcome, output)
                 self._feed(node.rank, events.Finished(id_, outcome, output))
 
         self.at(self.now + after, finish)
 
     # --- the network --------------------------------------------------------------------------------------------------
 
-    def _is_cut(self, a: int | None, b: int | None) -> bool:
-        return a in self._islands or b in self._islands or frozenset((a, b)) in self._cuts
-
     def _connect(self, node: Node, member: Member) -> None:
         self._close_up(node)
         assert node.rank is not None
         child, parent = node.rank, self.nodes[member.rank]
-        connection = _Connection(child, member.rank, node.life, parent.life)
+        connection = self.network.connect(child, member.rank, node.life, parent.life)
         node.up = connection
-        self._connections.append(connection)
 
         def opened() -> None:
             if not connection.open:
                 return  # the child gave it up before its handshake was through
+            connection.established = True
             if not parent_is_the_same():
                 self._end(connection, at_child=True, why="connection refused")
                 return
@@ -326,14 +351,14 @@ class Tree:
         def parent_is_the_same() -> bool:
             return parent.alive and self.nodes[parent.rank] is parent
 
-        self._travel(connection, True, opened)
+        self.network.travel(connection, True, opened)
 
     def _close_up(self, node: Node) -> None:
         connection, node.up = node.up, None
         if connection is not None:
             self._end(connection, at_child=False, why="connection closed")
 
-    def _end(self, connection: _Connection, *, at_child: bool, why: str) -> None:
+    def _end(self, connection: Connection, *, at_child: bool, why: str) -> None:
         """The connection ends; the end that did not end it hears of it when the news arrives."""
         if not connection.open:
             return
@@ -351,28 +376,15 @@ class Tree:
                     del parent.down[connection.child]
                     self._feed(connection.parent, events.ChildLost(connection.child, why))
 
-        self._travel(connection, not at_child, noticed)
+        self.network.travel(connection, not at_child, noticed)
 
-    def _travel(self, connection: _Connection, upwards: bool, arrive: Callable[[], None]) -> None:
-        """Let something arrive at the other end, behind all that went before it."""
-        if self._is_cut(connection.child, connection.parent):
-            connection.stalled.append((upwards, arrive))
-            return
-        time = max(connection.arrives[upwards], self.now + self.random.uniform(*_DELAY))
-        connection.arrives[upwards] = time
-
-        def arrive_unless_cut() -> None:
-            if self._is_cut(connection.child, connection.parent):
-                connection.stalled.append((upwards, arrive))
-            else:
-                arrive()
-
-        self.at(time, arrive_unless_cut)
-
-    def _send(self, connection: _Connection, upwards: bool, message: Message) -> None:
+    def _send(self, connection: Connection, upwards: bool, message: Message) -> None:
         if not connection.open:
             return
         frames = codec.encode(message) if self._with_codec else None
+        if frames is not None and isinstance(message, Outcomes | Reports):
+            # What is folded leaves at FOLD_BYTES, so that it is above that by one fold or report at most.
+            assert len(frames[1]) <= FOLD_BYTES + 2 * MAX_OUTPUT + 64_000, f"{len(frames[1])} bytes of {type(message)}"
 
         def arrive() -> None:
             if not connection.open:
@@ -385,7 +397,7 @@ class Tree:
             else:
                 self._feed(to, events.FromParent(received))
 
-        self._travel(connection, upwards, arrive)
+        self.network.travel(connection, upwards, arrive)
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
@@ -393,15 +405,16 @@ class Tree:
         """The process dies; the other ends of its connections notice."""
         node = self.nodes[rank]
         node.alive = False
+        self.witness.harmed(rank)
         if rank is not None:
             self._living &= ~ranks.only(rank)
         node.running.clear()
-        for connection in self._connections:
-            if connection.open and connection.child == rank and connection.child_life == node.life:
+        for connection in self.network.of(rank):
+            if connection.child == rank and connection.child_life == node.life:
                 self._end(connection, at_child=False, why="connection closed")
-            elif connection.open and connection.parent == rank:
+            elif connection.parent == rank:
                 self._end(connection, at_child=True, why="connection closed")
-        self._connections = [connection for connection in self._connections if connection.open]
+        self.network.forget_closed()
 
     def restart(self, rank: int) -> None:
         """The agent begins anew: with its plan and its keys, and without its memory."""
@@ -410,9 +423,28 @@ class Tree:
             self.kill(rank)
         self._boot(rank, node.plan, node.life + 1)
 
+    def restart_root(self) -> None:
+        """The service begins anew, with what it has on disk: keys, plan, incarnations, and commands not settled."""
+        node = self.nodes[None]
+        if node.alive:
+            self.kill(None)
+        for id_ in [id_ for id_ in self._open if id_ in self._plan_versions]:
+            # A plan is not taken up again: those who have not answered for it are sent the present one.
+            del self._open[id_], self.told[id_], self.targets[id_]
+        self._plan_open.clear()
+        self._boot_root(node.life + 1)
+        for id_ in sorted(self._open):
+            delivery, body, deadline = self._open[id_]
+            ttl_ms = None if deadline is None else max(0, round((deadline - self.now) * 1000))
+            missing = self.targets[id_] & ~ranks.union(self.told[id_])
+            self._feed(None, events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl_ms), body, missing))
+        self._unsettled |= self.settled
+        self._settle_soon()
+
     def freeze(self, rank: int | None) -> None:
         """The process is not run (SIGSTOP); its kernel keeps its connections, and its commands run on."""
         self.nodes[rank].frozen = True
+        self.witness.harmed(rank)
 
     def thaw(self, rank: int | None) -> None:
         """The process is run again, and finds all that came meanwhile."""
@@ -427,28 +459,45 @@ class Tree:
     def cut(self, rank: int | None, other: int | str | None = "all") -> None:
         """Pull the cable of a host, or take away the way between two."""
         if isinstance(other, str):
-            self._islands.add(rank)
+            self.witness.harmed(rank)
+            self.network.isolate(rank)
         else:
-            self._cuts.add(frozenset((rank, other)))
+            self.cut_way(rank, other)
+            self.cut_way(other, rank)
+
+    def cut_way(self, sender: int | None, receiver: int | None) -> None:
+        """Let nothing pass from one to the other; the way back still works."""
+        for rank in (sender, receiver):
+            if rank is not None:  # it is the agent's own way that is gone, not the root's to everybody
+                self.witness.harmed(rank)
+        self.network.cut(sender, receiver)
+
+    def slow(self, rank: int, most: float) -> None:
+        """Let what goes to this host or from it take up to so many seconds longer."""
+        self.witness.harmed(rank)
+        self.network.slow(rank, most)
 
     def heal(self, rank: int | None, other: int | str | None = "all") -> None:
         """Undo `cut`; what was sent meanwhile arrives."""
         if isinstance(other, str):
-            self._islands.discard(rank)
+            self.network.heal(rank)
         else:
-            self._cuts.discard(frozenset((rank, other)))
-        for connection in self._connections:
-            if connection.stalled and not self._is_cut(connection.child, connection.parent):
-                stalled, connection.stalled = connection.stalled, []
-                for upwards, arrive in stalled:
-                    self._travel(connection, upwards, arrive)
+            self.network.heal_between(rank, other)
 
     def heal_all(self) -> None:
         """Undo every cut."""
-        for rank in sorted(self._islands, key=str):
-            self.heal(rank)
-        for rank, other in sorted((sorted(pair, key=str) for pair in self._cuts), key=str):
-            self.heal(rank, other)
+        self.network.heal_all()
+
+    def mend(self) -> None:
+        """Undo every fault: all who are planned run, and reach one another."""
+        self.heal_all()
+        if not self.nodes[None].alive:
+            self.restart_root()
+        for rank, node in sorted(self.nodes.items(), key=lambda item: (item[0] is not None, item[0] or 0)):
+            if node.alive and node.frozen:
+                self.thaw(rank)
+            elif rank is not None and not node.alive and rank in self.parents and not node.departed:
+                self.restart(rank)
 
     # --- the root's service -------------------------------------------------------------------------------------------
 
@@ -458,12 +507,14 @@ class Tree:
                 self.tells[id_] += 1
                 for fold in folds:
                     for rank in ranks.each(ranks.unpack(fold.ranks)):
+                        self.witness.told(rank, id_, fold.outcome, fold.output)
                         assert rank not in self.told[id_], f"rank {rank} was settled twice for command {id_}"
                         self.told[id_][rank] = (fold.outcome, fold.output)
                         if id_ in self._plan_versions and fold.outcome == Exited(0):
                             self.planned[rank] = max(self._plan_versions[id_], self.planned.get(rank, 0))
             case events.TellSettled(id_):
                 self.settled.add(id_)
+                self._open.pop(id_, None)
                 self._unsettled.add(id_)
                 self._settle_soon()
             case events.TellStream():
@@ -474,7 +525,8 @@ class Tree:
                 self.progress.setdefault(id_, {}).update(done)
             case events.TellLinks(links):
                 self.links += links
-                if self._version > 1:
+                self._incarnations |= {link.rank: link.incarnation for link in links}
+                if self._wanted:
                     self._plan_again()
                 if any(link.up for link in links) and self.settled:
                     # Whoever was away may not have heard what is settled.
@@ -486,7 +538,8 @@ class Tree:
     def _plan_again(self) -> None:
         """Whoever was away has missed the plan."""
         for rank in ranks.each(self.root.reachable):
-            if self.planned.get(rank, 1) < self._version and self._plan_open.get(rank, 0) in (0, *self.settled):
+            is_open = self._plan_open.get(rank) in self._open
+            if rank in self.parents and self.planned.get(rank, 1) < self._wanted.get(rank, 1) and not is_open:
                 self._plan_open[rank] = self._next_id
                 self.submit(self._present_plans[rank], ranks.only(rank))
 
@@ -497,10 +550,14 @@ class Tree:
 
         def settle() -> None:
             self._settling = False
+            if not self.nodes[None].alive:
+                return  # all is told anew when it is back
             ids, self._unsettled = tuple(sorted(self._unsettled)), set()
             targets = 0
             for id_ in ids:
                 targets |= self.targets[id_]
+                if id_ in self.carried:
+                    targets |= self.root.reachable
             self.submit(Settled(ids=ids), targets)
 
         self.at(self.now + SETTLED_EVERY, settle)
@@ -519,7 +576,12 @@ class Tree:
             body=body,
         )
         payload, signature = self.signer.command(command)
-        manner = Manner.QUIET if isinstance(body, Quiet) else Manner.WORK
+        manner = Manner.WORK
+        if isinstance(body, Quiet):
+            manner = Manner.QUIET
+        elif isinstance(body, Push) and body.inline is None:
+            manner = Manner.BULK
+            self.carried.add(id_)
         ttl_ms = None if ttl is None else round(ttl * 1000)
         return Deliver(id_, ranks.pack(targets), ttl_ms, manner, payload, signature)
 
@@ -529,6 +591,8 @@ class Tree:
         if not isinstance(body, Quiet):
             self.told[delivery.id] = {}
             self.targets[delivery.id] = targets
+            self._open[delivery.id] = (delivery, body, None if ttl is None else self.now + ttl)
+            self.witness.given(delivery.id, body, has_deadline=ttl is not None, formed=self._formed)
         if isinstance(body, Plan):
             self._plan_versions[delivery.id] = body.version
         self._feed(None, events.Submit(delivery, body))
@@ -541,6 +605,7 @@ class Tree:
 
     def cancel(self, id_: int) -> None:
         """Cancel a command everywhere."""
+        self.witness.cancelled(id_)
         self.submit(Cancel(of=id_), self.targets[id_])
 
     def wrote(self, rank: int, id_: int, offset: int, data: bytes) -> None:
@@ -556,14 +621,45 @@ class Tree:
         self._feed(rank, events.Observed(None, (), whole=True))
 
     def replan(self, parents: Mapping[int, int | None]) -> None:
-        """Give everybody a new plan, parents before children."""
+        """Give everybody a new plan whom it concerns, parents before children."""
         self.parents = dict(parents)
+        self.witness.planned(self.parents)
         self._version += 1
-        plans = self._present_plans = self._plans(self.parents)
+        before, plans = self._present_plans, self._plans(self.parents)
+        self._present_plans = plans
         self._feed(None, events.Replan(plans[None]))
         self.nodes[None].plan = plans[None]
         for rank in below(children_of(self.parents), None):
-            self.submit(plans[rank], ranks.only(rank))
+            old, new = before.get(rank), plans[rank]
+            if old is None:
+                self._wanted[rank] = self.planned[rank] = self._version
+            elif (old.ancestors, old.below) != (new.ancestors, new.below):
+                self._wanted[rank] = self._version
+                self._plan_open[rank] = self.submit(new, ranks.only(rank))
+
+    def join(self, fanout: int) -> int:
+        """A new host is planned, and begins; returns its rank."""
+        rank, self._next_rank = self._next_rank, self._next_rank + 1
+        self.members[rank] = Member(rank, f"h{rank}", "198.18.0.1", 1_000, 1_001, self.random.randbytes(32))
+        down = [at for at in self.parents if not self.nodes[at].alive]
+        self.replan(grow(self.parents, {}, [Seat(rank)], fanout, closed=down))
+        self._boot(rank, self._present_plans[rank], 1)
+        return rank
+
+    def leave(self, rank: int) -> int:
+        """Ask a host to leave; once it has, or can't be reached, its children hang where it hung."""
+        self.witness.harmed(rank)
+        command = self.submit(Leave(), ranks.only(rank))
+
+        def gone() -> None:
+            if command not in self.settled or not self.nodes[None].alive:
+                self.at(self.now + 1.0, gone)
+            elif rank in self.parents and not ranks.holds(self.root.reachable, rank):
+                up = self.parents[rank]
+                self.replan({r: up if parent == rank else parent for r, parent in self.parents.items() if r != rank})
+
+        self.at(self.now + _LEAVES_WITHIN, gone)
+        return command
 
     def random_parents(self, chooser: random.Random) -> dict[int, int | None]:
         """Another tree of the same hosts: any shape, a few levels deep."""
@@ -581,11 +677,12 @@ class Tree:
     def form(self, within: float = 30.0) -> None:
         """Run until everybody who is alive is in the tree as it is planned now, and the root knows where."""
         self.run_until(self._is_known, within, "the tree to form")
+        self._formed = True
 
     def _is_known(self) -> bool:
         if self.root.reachable != self.living():
             return False
-        if any(self.planned.get(rank, 1) < self._version for rank in ranks.each(self.living())):
+        if any(self.planned.get(rank, 1) < wanted for rank, wanted in self._wanted.items() if rank in self.parents):
             return False
         for rank in ranks.each(self.living()):
             link, node = self.root.links[rank], self.nodes[rank]
@@ -594,8 +691,8 @@ class Tree:
         return True
 
     def living(self) -> int:
-        """Those whose process lives, as a set of ranks."""
-        return self._living
+        """Those who are planned and whose process lives, as a set of ranks."""
+        return self._living & ranks.union(self.parents) if self._wanted else self._living
 
     def outcomes(self, id_: int) -> dict[int, Outcome]:
         """Each host's outcome of the command, as far as the root has told."""
@@ -612,15 +709,19 @@ class Tree:
         assert not twice, f"run more than once: {twice}"
         for id_ in self.settled:
             assert ranks.union(self.told[id_]) == self.targets[id_]
+        given = len(self.told)
+        for rank, node in self.nodes.items():
+            # A command is kept as what is owed below, and as what was done here.
+            assert node.relay.kept() <= 2 * given, f"{rank} keeps {node.relay.kept()} of {given} commands"
+            assert node.relay.held() <= FOLD_KEEP + 2 * MAX_OUTPUT, f"{rank} holds {node.relay.held()} bytes"
 
     def leftovers(self) -> dict[int | None, int]:
         """How many commands each living relay still keeps something about."""
-        kept = {rank: node.relay.kept() for rank, node in self.nodes.items() if node.alive}
+        planned = {None, *self.parents}
+        kept = {rank: node.relay.kept() for rank, node in self.nodes.items() if node.alive and rank in planned}
         return {rank: count for rank, count in kept.items() if count}
 
 
 def codec_command(delivery: Deliver) -> Command:
     """The command in a delivery, unverified."""
-    import msgspec
-
     return msgspec.msgpack.decode(delivery.payload, type=Command)
