@@ -188,6 +188,10 @@ def unpack(archive: bytes, into: Path) -> None:
         raise Failure("the agent's bundle cannot be unpacked: it is damaged") from error
 
 
+class WentBack(Failure):
+    """The new agent cannot be started, and the previous one runs again."""
+
+
 class Host:
     """This host's directory of one fleet, and the agent in it."""
 
@@ -287,11 +291,19 @@ class Host:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def keys(self) -> str:
+        """A digest of the agent's identity as it is on disk: it tells when that was replaced."""
+        try:
+            return hashlib.sha256((self.directory / "identity").read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
     def enrolment(self, identity: str, address: str) -> dict[str, Any] | None:
         """The public half of the running agent's identity, if it runs from that bundle and listens at that address."""
         with contextlib.suppress(ValueError):
             known = json.loads(self.text("enrolment.json") or "{}")
-            if self.running() == identity == self.current() == known.get("identity") and known["address"] == address:
+            same = self.running() == identity == self.current() == known.get("identity")
+            if same and known["address"] == address and known.pop("keys", "") == self.keys():
                 return dict(known)
         return None
 
@@ -319,7 +331,8 @@ class Host:
             shutil.rmtree(self.bundles / identity, ignore_errors=True)
             raise Failure(f"the agent could not make its keys: {last_line(done.stderr)}") from None
         fresh.update(identity=identity, address=address)
-        write_file(self.directory / "enrolment.json", json.dumps(fresh).encode(), 0o644)
+        content = json.dumps({**fresh, "keys": self.keys()}).encode()
+        write_file(self.directory / "enrolment.json", content, 0o644)
         return fresh
 
     def stop(self) -> None:
@@ -339,15 +352,20 @@ class Host:
         if is_locked(lock):
             raise Failure("the old agent holds its lock and cannot be ended: end it by hand, and run again")
 
-    def switch(self, identity: str) -> None:
-        """Make DIR/current point to a bundle, and drop the others."""
+    def previous(self, identity: str) -> str:
+        """The bundle to go back to where that of `identity` does not start, or nothing."""
+        current = self.current()
+        return current if current != identity and current in self.stored() else ""
+
+    def switch(self, identity: str, keep: str = "") -> None:
+        """Make DIR/current point to a bundle, and drop the others but what is unpacked of `keep`."""
         link = self.directory / f".current.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             link.unlink()
         link.symlink_to(f"bundle/{identity}")
         link.replace(self.directory / "current")
         for path in self.bundles.iterdir():
-            if not path.name.startswith(identity):
+            if not path.name.startswith(identity) and path.name != keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def start(self, identity: str) -> None:
@@ -444,7 +462,7 @@ def bring_up(host: Host, begin: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if archive:
         host.store(identity, install["sha256"], archive)
     elif identity not in hello["stored"]:
-        raise Failure("the seed was sent no bundle: the versions of ctl and seed differ")
+        raise Failure("this host does not have the version that it was to run")
     here = address()
     enrolment = host.enrolment(identity, here)
     outdated = enrolment is None
@@ -458,11 +476,33 @@ def bring_up(host: Host, begin: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not (host.directory / "welcome").exists() or (host.directory / "welcome").read_bytes() != welcome:
         write_file(host.directory / "welcome", welcome, 0o600)
     if outdated:
+        previous = host.previous(identity)
         host.stop()
-        host.switch(identity)
-        host.start(identity)
+        host.switch(identity, keep=previous)
+        try:
+            host.start(identity)
+        except Failure as failure:
+            if previous:
+                go_back(host, previous, here, {"id": begin["id"], **facts}, str(failure))
+            raise
     os.close(claimed)
     return ("started" if outdated else "current"), {**hello, **install}
+
+
+def go_back(host: Host, previous: str, here: str, facts: dict[str, Any], why: str) -> None:
+    """Run the previous agent again, have the service know that, and raise WentBack with the reason."""
+    try:
+        host.stop()
+        host.switch(previous)
+        enrolment = host.enrol(previous, here)
+        host.start(previous)
+    except Failure as failure:
+        raise Failure(f"{why}; and the previous version does not run again: {failure}") from failure
+    send({"t": "enrol", "running": True, **enrolment, **facts})
+    answer, welcome = receive()
+    if answer["t"] == "welcome":
+        write_file(host.directory / "welcome", welcome, 0o600)
+    raise WentBack(f"{why}; the previous version runs again")
 
 
 def explain(error: OSError, begin: dict[str, Any]) -> str:
@@ -481,7 +521,7 @@ def main() -> None:
     os.umask(0o022)
     os.write(1, b"\n" + MARKER + b"\n")
     begin, _ = receive()
-    reason = ""
+    reason, went_back = "", False
     try:
         terms = begin["terms"]
         host = Host(terms["fleet"], terms["directory"])
@@ -491,13 +531,13 @@ def main() -> None:
             start_others(host, begin, mine)
         return
     except Failure as failure:
-        reason = str(failure)
+        reason, went_back = str(failure), isinstance(failure, WentBack)
     except BrokenPipeError:
         return
     except OSError as error:
         reason = explain(error, begin)
     with contextlib.suppress(BrokenPipeError):
-        send({"t": "result", "id": begin["id"], "state": "failed", "reason": reason})
+        send({"t": "result", "id": begin["id"], "state": "failed", "reason": reason, "went_back": went_back})
 
 
 def start_others(host: Host, begin: dict[str, Any], mine: dict[str, Any]) -> None:

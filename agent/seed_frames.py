@@ -109,6 +109,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="resu
     reached: bool = True
     lasting: bool = False  # the same starter would fail in the same way again
     by: Text = ""  # who started it
+    went_back: bool = False  # the new agent did not start, and the previous one runs again
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="want"):

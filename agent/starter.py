@@ -45,7 +45,7 @@ from agent.seed_session import Command, Failed, Session, printable, remote_comma
 LOGIN_GRACE = 30.0  # seconds from a connection to the seed's first word: slow login scripts, a loaded host
 INSTALL_DEADLINE = 180.0  # 4 MB at 0.3 Mbit/s, unpacking, and the agent making its keys
 ENROL_DEADLINE = 120.0  # for the service's welcome, with all hosts asking at once
-START_DEADLINE = 120.0  # stopping an old agent and starting the new one have their own deadlines below this
+START_DEADLINE = 240.0  # stopping an agent, starting another, and going back have their own deadlines below this
 SILENCE = 30.0  # without a frame for so long, a host that starts others is given up
 
 
@@ -206,7 +206,10 @@ class Starter:
             install = Install(identity=archive.identity, sha256=archive.sha256, blob=len(content))
             await asyncio.wait_for(session.write(frame(install, content)), INSTALL_DEADLINE)
             enrolment = await asyncio.wait_for(session.receive(), INSTALL_DEADLINE)
-            if isinstance(enrolment, Enrol) and enrolment.id == job.id:
+            # A host whose new agent does not start enrols the previous one again.
+            for _ in range(2):
+                if not isinstance(enrolment, Enrol) or enrolment.id != job.id:
+                    break
                 stage = f"the service did not welcome the host within {ENROL_DEADLINE:.0f} s"
                 welcome = await asyncio.wait_for(self._upstream.enrol(enrolment), ENROL_DEADLINE)
                 stage = f"the agent did not start within {START_DEADLINE:.0f} s"
@@ -226,7 +229,8 @@ class Starter:
         return Result(id=job.id, state="failed", reason=reason, reached=reached, lasting=lasting)
 
     def _own(self, job: Job, result: Result) -> Result:
-        return Result(id=job.id, state=result.state, reason=printable(result.reason))
+        reason = printable(result.reason, 400)
+        return Result(id=job.id, state=result.state, reason=reason, went_back=result.went_back)
 
     async def _attend(self, job: Job, session: Session) -> None:
         """Serve a host that starts others, until it has no more to do, is lost, or breaks the rules."""

@@ -57,10 +57,14 @@ class Enrol(_Struct, frozen=True, kw_only=True, tag="enrol"):
 
 
 class Await(_Struct, frozen=True, kw_only=True, tag="await"):
-    """Answered by Awaited when all these hosts are in the tree, or after `within_ms` with those that are not."""
+    """Answered by Awaited when all these hosts are in the tree, or after `within_ms` with those that are not.
+
+    Those of `newer_than` count from an incarnation above that one on: their agents are to have started anew.
+    """
 
     hosts: tuple[str, ...]
     within_ms: int
+    newer_than: dict[str, int] = {}
 
 
 class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):

@@ -238,9 +238,23 @@ class Requests:
         node = self._node
         wanted = node.members.ranks_of(request.hosts) if request.hosts else {}
         mask = ranks.union(wanted)
-        await node.wait_until(lambda: not mask & ~node.relay.reachable, request.within_ms / 1000)
-        missing = mask & ~node.relay.reachable
-        return api.Awaited(missing={wanted[rank]: self._why(rank, up=False) for rank in ranks.each(missing)})
+        least = {rank: request.newer_than[name] for rank, name in wanted.items() if name in request.newer_than}
+
+        def missing() -> int:
+            links = node.relay.links
+            old = [rank for rank, last in least.items() if rank not in links or links[rank].incarnation <= last]
+            return mask & ~node.relay.reachable | ranks.union(old)
+
+        await node.wait_until(lambda: not missing(), request.within_ms / 1000)
+        reachable = node.relay.reachable
+        return api.Awaited(
+            missing={
+                wanted[rank]: "its agent has not started anew"
+                if ranks.holds(reachable, rank)
+                else self._why(rank, up=False)
+                for rank in ranks.each(missing())
+            }
+        )
 
     # --- commands -----------------------------------------------------------------------------------------------------
 

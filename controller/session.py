@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -368,9 +368,15 @@ class Session:
         """Take a host in; the welcome document that it must be given."""
         return self._ask(enrolment, api.Enrolled).welcome
 
-    def wait_for(self, hosts: Iterable[str], within: float) -> dict[str, str]:
-        """Wait until hosts are in the tree; those that are not after `within` seconds, with what is known of each."""
-        return self._ask(api.Await(hosts=tuple(hosts), within_ms=round(within * 1000)), api.Awaited).missing
+    def wait_for(
+        self, hosts: Iterable[str], within: float, *, newer_than: Mapping[str, int] | None = None
+    ) -> dict[str, str]:
+        """Wait until hosts are in the tree; those that are not after `within` seconds, with what is known of each.
+
+        Those of `newer_than` are to have started anew: to have an incarnation above that one.
+        """
+        request = api.Await(hosts=tuple(hosts), within_ms=round(within * 1000), newer_than=dict(newer_than or {}))
+        return self._ask(request, api.Awaited).missing
 
     def shutdown(self) -> None:
         """End the service."""

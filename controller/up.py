@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from controller import api
 from controller.bootstrap import Enrolment, HostResult, Options, Progress, Target, bootstrap
 from controller.bundle import BundleError, Bundles, Platform
@@ -18,6 +20,7 @@ from controller.local import hypervisor_directory, wait_until_gone
 from controller.session import Result, Session, VmAnswer
 from controller.ssh import SshError
 from controller.status import CtlError
+from controller.upgrade import Upgrader, wave_size, waves
 from protocol.topology import DEFAULT_FANOUT
 
 #: What a started agent may take to its place in the tree, in seconds: its imports, a handshake, and two more for a
@@ -25,6 +28,8 @@ from protocol.topology import DEFAULT_FANOUT
 _ATTACH_WITHIN, _ATTACH_EACH = 20.0, 0.1
 #: What local agents may take to end, in seconds.
 _END_WITHIN = 20.0
+#: A tenth of the fleet is seldom more than what can be spared for a second, and ten waves are soon over.
+DEFAULT_WAVE = "10%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +45,28 @@ class UpOptions:
     connect_timeout: float = 10.0
     flat: bool = False
     address: str | None = None
+    #: How many outdated hosts are replaced at a time: a percentage of them, or a number.
+    wave: str = DEFAULT_WAVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpReport:
-    """What came of it: hosts in the tree (those started now, and those that were there), and the others' reasons."""
+    """What came of it: hosts in the tree (those started or replaced now, those that were there, and those that are on
+    an older version, with the reason for each), and the reasons of the others.
+
+    `stopped` is why the upgrade was not gone on with, empty where it was.
+    """
 
     started: tuple[str, ...]
     current: tuple[str, ...]
     failed: dict[str, str] = field(default_factory=dict)
+    outdated: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def up(self) -> tuple[str, ...]:
         """All hosts that are in the tree."""
-        return (*self.started, *self.current)
+        return (*self.started, *self.current, *self.outdated)
 
 
 class _Enroller:
@@ -84,15 +97,16 @@ class _Enroller:
 
 
 def up(options: UpOptions, progress: Callable[[Progress], None] = lambda _: None) -> UpReport:
-    """Bring these hosts into the fleet: start what is missing, replace what is outdated. Raises CtlError.
+    """Bring these hosts into the fleet: start what is missing, and then replace what is outdated, a wave at a time.
 
-    Hosts that are in the tree and run the present code are not visited at all.
+    Hosts that are in the tree and run the present code are not visited at all. Raises CtlError.
     """
+    wave_size(options.wave, 1)
     session = ensure_service(options.fleet, advertised=options.address)
     session.begin(len(options.hosts), options.fanout)
     status = session.status()
-    current = _up_to_date(status, options.hosts)
-    targets = [Target(name=name) for name in options.hosts if name not in current]
+    current, outdated = _in_the_tree(status, options.hosts)
+    targets = [Target(name=name) for name in options.hosts if name not in current and name not in outdated]
     settings = Options(
         fleet=status.fleet,
         fanout=options.fanout,
@@ -102,16 +116,36 @@ def up(options: UpOptions, progress: Callable[[Progress], None] = lambda _: None
         login=options.login or "",
         connect_timeout=options.connect_timeout,
     )
+    enroller = _Enroller(session)
     try:
-        results = asyncio.run(bootstrap(targets, settings, _Enroller(session), progress))
+        report = _report(session, asyncio.run(bootstrap(targets, settings, enroller, progress)), current)
+        if not outdated:
+            return report
+        plan = waves(session.status().hosts, outdated, wave_size(options.wave, len(outdated)))
+        done = len(report.up) + len(report.failed)
+
+        def note(now: Progress) -> None:
+            progress(msgspec.structs.replace(now, started=now.started + done))
+
+        upgrade = Upgrader(session, settings, enroller, _attach_within, note).run(plan)
     except SshError as error:
         raise CtlError(str(error)) from error
-    return _report(session, results, current)
+    return UpReport(
+        started=(*report.started, *upgrade.new),
+        current=report.current,
+        failed=report.failed | upgrade.gone,
+        outdated=upgrade.old,
+        stopped=upgrade.stopped,
+    )
+
+
+def _attach_within(hosts: int) -> float:
+    return _ATTACH_WITHIN + _ATTACH_EACH * hosts
 
 
 def _report(session: Session, results: list[HostResult], current: set[str]) -> UpReport:
     ready = [result.name for result in results if result.state != "failed"]
-    missing = session.wait_for(ready, _ATTACH_WITHIN + _ATTACH_EACH * len(ready)) if ready else {}
+    missing = session.wait_for(ready, _attach_within(len(ready))) if ready else {}
     failed = {result.name: result.reason for result in results if result.state == "failed"}
     failed |= {name: f"its agent runs and is not in the tree: {why}" for name, why in missing.items()}
     started = tuple(result.name for result in results if result.state == "started" and result.name not in missing)
@@ -119,12 +153,13 @@ def _report(session: Session, results: list[HostResult], current: set[str]) -> U
     return UpReport(started=started, current=(*sorted(current), *found), failed=failed)
 
 
-def _up_to_date(status: api.Status, names: Sequence[str]) -> set[str]:
-    """Those of the hosts that are in the tree and run what a bundle of today would hold."""
+def _in_the_tree(status: api.Status, names: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Those of the hosts that are in the tree and run what a bundle of today would hold, and those that run another."""
     bundles = Bundles()
     wanted = set(names)
     identities: dict[tuple[str, ...], str] = {}
-    current = set()
+    current: set[str] = set()
+    outdated: set[str] = set()
     for host in status.hosts:
         if host.name not in wanted or not host.up or "machine" not in host.facts:
             continue
@@ -134,9 +169,8 @@ def _up_to_date(status: api.Status, names: Sequence[str]) -> set[str]:
                 identities[kind] = bundles.identity(_platform(host.facts))
             except BundleError:
                 identities[kind] = ""
-        if host.digest == identities[kind]:
-            current.add(host.name)
-    return current
+        (current if host.digest == identities[kind] else outdated).add(host.name)
+    return current, outdated
 
 
 def _platform(facts: dict[str, str]) -> Platform:

@@ -21,7 +21,7 @@ from controller.terminal import Live, Terminal
 from protocol.vms import VmChange
 
 if TYPE_CHECKING:
-    from controller.up import DownReport
+    from controller.up import DownReport, UpReport
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -108,6 +108,12 @@ def up(
     flat: Annotated[
         bool, typer.Option("--flat", help="Start all from here: for hosts that can't reach each other by SSH.")
     ] = False,
+    wave: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE", help="How many outdated agents are replaced at a time: a percentage or a number."
+        ),
+    ] = "10%",
     address: Annotated[
         str | None, typer.Option(metavar="IP", help="Where hosts reach this machine, if not where SSH comes from.")
     ] = None,
@@ -118,6 +124,9 @@ def up(
 
     Hosts need sshd and Python 3.10 or later. Run it again at any time: what runs stays, what is missing is started,
     what is outdated is replaced. SSH is yours, with your configuration, keys and known hosts.
+
+    Outdated agents are replaced in waves, those without children first. Where one does not come back it is put back on
+    the version that it had, and the upgrade stops. VMs stay, and commands that run on the host are told as lost.
     """
     ctl = ctl_of(context)
     if local is not None:
@@ -144,6 +153,7 @@ def up(
         connect_timeout=connect_timeout,
         flat=flat,
         address=address,
+        wave=wave,
     )
     began = time.monotonic()
     latest = Progress(total=len(names), started=0, current=0, failed=0)
@@ -159,7 +169,7 @@ def up(
 
     with Live(ctl.terminal, line, quiet=quiet):
         report = bring_up(options, note)
-    raise typer.Exit(_report(ctl.terminal, names, report.failed, minimum, as_json=as_json))
+    raise typer.Exit(_report(ctl.terminal, names, report, minimum, as_json=as_json))
 
 
 def _asked(
@@ -196,14 +206,22 @@ def _local_up(
     began = time.monotonic()
     with Live(ctl.terminal, lambda: f"starting {len(names)} agents, {time.monotonic() - began:.0f} s", quiet=quiet):
         failed = local_up(ctl.fleet, names, fanout, site_of=site_of, libvirt=libvirt)
-    return _report(ctl.terminal, names, failed, minimum, as_json=as_json)
+    from controller.up import UpReport
+
+    good = tuple(name for name in names if name not in failed)
+    return _report(ctl.terminal, names, UpReport(started=good, current=(), failed=failed), minimum, as_json=as_json)
 
 
-def _report(terminal: Terminal, names: Sequence[str], failed: dict[str, str], minimum: int, *, as_json: bool) -> int:
-    """Say who is up and why the others are not. The exit code."""
+def _by_reason(troubles: dict[str, str]) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
-    for name, why in failed.items():
+    for name, why in troubles.items():
         reasons.setdefault(why, []).append(name)
+    return reasons
+
+
+def _report(terminal: Terminal, names: Sequence[str], report: UpReport, minimum: int, *, as_json: bool) -> int:
+    """Say who is up and why the others are not, and who runs which version. The exit code."""
+    failed, reasons, outdated = report.failed, _by_reason(report.failed), _by_reason(report.outdated)
     up = [name for name in names if name not in failed]
     met = len(up) >= minimum
     if as_json:
@@ -211,6 +229,8 @@ def _report(terminal: Terminal, names: Sequence[str], failed: dict[str, str], mi
             "up": up,
             "nodeset": fold(up),
             "failed": [{"hosts": hosts, "nodeset": fold(hosts), "reason": why} for why, hosts in reasons.items()],
+            "outdated": [{"hosts": hosts, "nodeset": fold(hosts), "reason": why} for why, hosts in outdated.items()],
+            "stopped": report.stopped,
             "needed": minimum,
             "met": met,
         }
@@ -220,9 +240,17 @@ def _report(terminal: Terminal, names: Sequence[str], failed: dict[str, str], mi
     if reasons:
         told = "; ".join(f"{fold(hosts)}: {render.clean(why)}" for why, hosts in reasons.items())
         terminal.say(f"{len(failed)} failed: {told}", bad=True)
+    if report.outdated:
+        new = [name for name in up if name not in report.outdated]
+        terminal.say(f"on the new version: {fold(new) if new else 'none'}")
+        for why, hosts in outdated.items():
+            terminal.say(f"on the old version: {render.label(hosts)}: {render.clean(why)}", bad=True)
+    if report.stopped:
+        terminal.say(f"ctl: the upgrade was stopped: {render.clean(report.stopped)}", bad=True)
     if not met:
         terminal.say(f"ctl: {minimum} had to be up (--min-up): mend the others and run it again", bad=True)
-    return ExitStatus.OK if met else ExitStatus.UNREACHABLE
+        return ExitStatus.UNREACHABLE
+    return ExitStatus.FAILED if report.outdated else ExitStatus.OK
 
 
 @app.command(

@@ -385,7 +385,9 @@ def test_an_outdated_agent_is_replaced(make: Callable[..., Bootstraps], with_sta
         assert len(fleet.agents(name)) == 1
         assert fleet.agents(name) != pids[name]
         assert fleet.read(name, "current/agent/newer.py") == "VERSION = 2\n"
-        assert len(list((fleet.hosts.host(name).root / DIRECTORY.lstrip("/") / "bundle").iterdir())) == 2
+        assert len(list((fleet.hosts.host(name).root / DIRECTORY.lstrip("/") / "bundle").iterdir())) == 3, (
+            "the previous one is kept"
+        )
     assert {name: seen.key for name, seen in fleet.service.seen.items()} == keys, "a host keeps its keys"
 
 

@@ -116,12 +116,41 @@ def test_reasons_are_grouped_and_the_minimum_decides(ctl: Up, asked: list[UpOpti
     assert len(asked) == 2
 
 
+def test_an_upgrade_that_was_stopped_says_who_runs_what(ctl: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = UpReport(
+        started=("h1",),
+        current=(),
+        outdated={"h2": "it ended at once; the previous version runs again", "h3": "not tried after that"},
+        stopped="h2 did not come back on the new version: it ended at once",
+    )
+    monkeypatch.setattr(controller.up, "up", lambda *_: report)
+    done = ctl("up", "-w", "h[1-3]")
+    assert (done.status, done.out) == (ExitStatus.FAILED, "3 of 3 hosts are up\n")
+    assert done.err.splitlines() == [
+        "on the new version: h1",
+        "on the old version: h2: it ended at once; the previous version runs again",
+        "on the old version: h3: not tried after that",
+        "ctl: the upgrade was stopped: h2 did not come back on the new version: it ended at once",
+    ]
+    found = json.loads(ctl("up", "-w", "h[1-3]", "--json").out)
+    assert (found["up"], found["met"]) == (["h1", "h2", "h3"], True)
+    assert [group["nodeset"] for group in found["outdated"]] == ["h2", "h3"]
+
+
+def test_a_wave_is_as_the_user_wants_it(ctl: Up, asked: list[UpOptions]) -> None:
+    ctl("up", "-w", "h1")
+    ctl("up", "-w", "h1", "--wave", "3")
+    assert [options.wave for options in asked] == ["10%", "3"]
+
+
 def test_up_for_programs(ctl: Up, asked: list[UpOptions]) -> None:
     found = json.loads(ctl("up", "-w", "h[1-3]", "--json", "--min-up", "100%").out)
     assert found == {
         "up": ["h1", "h2"],
         "nodeset": "h[1-2]",
         "failed": [{"hosts": ["h3"], "nodeset": "h3", "reason": "connection refused"}],
+        "outdated": [],
+        "stopped": "",
         "needed": 3,
         "met": False,
     }

@@ -123,6 +123,44 @@ def test_the_directory_lets_others_pass_and_read_nothing(host: seed.Host) -> Non
     assert stat.S_IMODE(host.directory.stat().st_mode) == 0o711
 
 
+def test_the_previous_bundle_is_kept_and_no_older_one(host: seed.Host) -> None:
+    first, second, third = (str(number) * 32 for number in (1, 2, 3))
+    for identity in (first, second, third):
+        (host.bundles / identity / "agent").mkdir(parents=True)
+        (host.bundles / f"{identity}.tar.gz").touch()
+    assert host.previous(first) == "", "nothing ran here yet"
+    host.switch(first)
+    assert host.stored() == [first]
+    assert host.previous(first) == ""
+    (host.bundles / second).mkdir()
+    assert host.previous(second) == first
+    host.switch(second, keep=host.previous(second))
+    assert (host.current(), host.stored()) == (second, [first, second])
+    assert not (host.bundles / f"{first}.tar.gz").exists(), "it is not given to others any more"
+    (host.bundles / third).mkdir()
+    host.switch(third, keep=host.previous(third))
+    assert host.stored() == [second, third]
+    host.switch(second)
+    assert (host.current(), host.stored()) == (second, [second])
+
+
+def test_an_agent_whose_keys_were_replaced_is_enrolled_anew(host: seed.Host) -> None:
+    here = "198.18.0.9"
+    (host.directory / "identity").write_bytes(b"keys")
+    known = {"key": "k", "control_port": 1, "bulk_port": 2, "identity": DIGEST, "address": here}
+    (host.directory / "enrolment.json").write_text(json.dumps({**known, "keys": host.keys()}))
+    (host.bundles / DIGEST).mkdir()
+    host.switch(DIGEST)
+    (host.directory / "started").write_text(DIGEST)
+    with (host.directory / "lock").open("w") as lock:
+        assert host.enrolment(DIGEST, here) is None, "no agent runs"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert host.enrolment(DIGEST, here) == known
+        assert host.enrolment(DIGEST, "198.18.0.8") is None
+        (host.directory / "identity").write_bytes(b"other keys")
+        assert host.enrolment(DIGEST, here) is None
+
+
 @pytest.mark.parametrize(
     "entry",
     [

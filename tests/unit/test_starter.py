@@ -161,7 +161,7 @@ def test_a_worker_cannot_speak_for_hosts_that_it_was_not_given() -> None:
 
 def test_a_hosts_words_cannot_drive_a_terminal() -> None:
     seed = speaks(WORD, Result(id=0, state="failed", reason="\x1b]0;title\x07 " + "x" * 500))
-    assert failure(seed).reason == ("?]0;title? " + "x" * 500)[:200]
+    assert failure(seed).reason == ("?]0;title? " + "x" * 500)[:400]
 
 
 def test_a_missing_ssh_is_reported() -> None:
