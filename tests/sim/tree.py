@@ -144,6 +144,8 @@ class Tree:
         self._open: dict[int, tuple[Deliver, Body, float | None]] = {}
         self._incarnations: dict[int, int] = {}
         self._next_rank = hosts
+        #: The commands by which hosts are leaving.
+        self.leaving: set[int] = set()
         plans = self._present_plans = self._plans(self.parents)
         self.nodes: dict[int | None, Node] = {}
         self.witness.planned(self.parents)
@@ -642,6 +644,7 @@ class Tree:
         rank, self._next_rank = self._next_rank, self._next_rank + 1
         self.members[rank] = Member(rank, f"h{rank}", "198.18.0.1", 1_000, 1_001, self.random.randbytes(32))
         down = [at for at in self.parents if not self.nodes[at].alive]
+        self.witness.harmed(rank)  # it is planned, and not there yet
         self.replan(grow(self.parents, {}, [Seat(rank)], fanout, closed=down))
         self._boot(rank, self._present_plans[rank], 1)
         return rank
@@ -650,11 +653,14 @@ class Tree:
         """Ask a host to leave; once it has, or can't be reached, its children hang where it hung."""
         self.witness.harmed(rank)
         command = self.submit(Leave(), ranks.only(rank))
+        self.leaving.add(command)
 
         def gone() -> None:
             if command not in self.settled or not self.nodes[None].alive:
                 self.at(self.now + 1.0, gone)
-            elif rank in self.parents and not ranks.holds(self.root.reachable, rank):
+                return
+            self.leaving.discard(command)
+            if rank in self.parents and not ranks.holds(self.root.reachable, rank):
                 up = self.parents[rank]
                 self.replan({r: up if parent == rank else parent for r, parent in self.parents.items() if r != rank})
 
