@@ -329,6 +329,11 @@ class Soak:
             for tag, times in Counter(tags).items():
                 if times > 1:
                     self.violate(f"{tag}: {name} ran it {times} times")
+        logs = {name: self.fleet.log(name) for name in self.fleet.names}
+        logs["service"] = (self.fleet.session.directory / "service.log").read_text()
+        for name, log in logs.items():
+            if "Traceback" in log:
+                self.violate(f"{name} met an error of its own: {log.strip().splitlines()[-1]}")
         self.measure()
 
 

@@ -59,6 +59,7 @@ class Broadcast:
         self._job = session.run(command, hosts, timeout=timeout, detach=True)
         self.id, self.targets = self._job.id, frozenset(self._job.hosts.values())
         self.answers: dict[str, list[Answer]] = {}
+        self._first: dict[str, Answer] = {}
         self.settled_at: float | None = None
         self.over = threading.Event()
         self.error = ""
@@ -89,7 +90,14 @@ class Broadcast:
         for happening in self._job:
             if isinstance(happening, Result):
                 for host in happening.hosts:
-                    answers.setdefault(host, []).append(Answer(happening.outcome, happening.stdout, time.monotonic()))
+                    answer = Answer(happening.outcome, happening.stdout, time.monotonic())
+                    # What was told once stays so: by a service that began anew it must be told again, word by word.
+                    first = self._first.setdefault(host, answer)
+                    if (first.outcome, first.stdout) == (answer.outcome, answer.stdout):
+                        answer = first
+                    else:
+                        answers.setdefault(host, []).append(first)
+                    answers.setdefault(host, []).append(answer)
                 self.answers = dict(answers)
         self.answers = answers
 

@@ -355,6 +355,12 @@ def test_no_host_ever_ran_a_command_twice(fleet: FaultFleet) -> None:
         assert len(tags) == len(set(tags)), name
 
 
+def test_neither_service_nor_agents_met_an_error_of_their_own(fleet: FaultFleet) -> None:
+    assert "Traceback" not in (fleet.session.directory / "service.log").read_text()
+    for name in NAMES:
+        assert "Traceback" not in fleet.log(name), name
+
+
 def test_the_bounds_are_those_of_the_protocol() -> None:
     """The figures that these tests wait for follow from the protocol's own."""
     assert LOST_AFTER + DEADLINE_SLACK < TIMEOUT_S
