@@ -14,6 +14,7 @@ from agent.links import Downlink, Keyring, Uplink
 from protocol import codec, events, transfer
 from protocol.codec import MalformedMessage
 from protocol.commands import Body, Leave, Member, Push
+from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.messages import (
     BULK_DOWNWARDS,
     BULK_UPWARDS,
@@ -21,6 +22,7 @@ from protocol.messages import (
     UPWARDS,
     Ask,
     Attach,
+    Attached,
     Chunk,
     Deliver,
     Message,
@@ -89,6 +91,9 @@ class Shell:
         self._parent: Member | None = None
         self._up: Uplink | None = None
         self._bulk_up: Uplink | None = None
+        #: The versions that were agreed on with the parent and with each child.
+        self._up_version = VERSION_MAX
+        self._versions: dict[int, int] = {}
         self._down = Downlink(
             keyring, "canopy-control", address, control_port, heard=self._from_child, lost=self._child_lost
         )
@@ -132,9 +137,11 @@ class Shell:
         match effect:
             case events.ToParent(message):
                 if self._up is not None:
-                    self._up.send(codec.encode(message))
+                    self._up.send(codec.encode(message, version=self._up_version))
             case events.ToChild(rank, message):
-                if not self._down.send(rank, codec.encode(message)):
+                if isinstance(message, Attached):
+                    self._versions[rank] = message.version
+                if not self._down.send(rank, codec.encode(message, version=self._version_of(rank))):
                     self._queue.append(events.ChildLost(rank, "connection closed"))
             case events.Connect(member):
                 self._connect(member)
@@ -169,9 +176,13 @@ class Shell:
 
     # --- control links ------------------------------------------------------------------------------------------------
 
+    def _version_of(self, rank: int) -> int:
+        """The version that was agreed on with a child."""
+        return self._versions.get(rank, VERSION_MAX)
+
     def _connect(self, member: Member) -> None:
         self._disconnect()
-        self._parent = member
+        self._parent, self._up_version = member, VERSION_MAX
         self._up = Uplink(
             self._keyring,
             member.address,
@@ -195,6 +206,8 @@ class Shell:
         except MalformedMessage as error:
             self.feed(events.ParentLost(f"it sent a malformed message: {error}"))
             return
+        if isinstance(message, Attached) and VERSION_MIN <= message.version <= VERSION_MAX:
+            self._up_version = message.version
         self.feed(events.FromParent(message))
 
     def _from_child(self, rank: int, frames: list[bytes]) -> None:
@@ -290,7 +303,7 @@ class Shell:
                 heard=self._bulk_from_parent,
                 lost=self._bulk_up_lost,
             )
-        self._bulk_up.send(codec.encode(message))
+        self._bulk_up.send(codec.encode(message, version=self._up_version))
 
     def _bulk_up_lost(self, why: str) -> None:
         log.info("bulk link to the parent: %s", why)
@@ -307,9 +320,11 @@ class Shell:
                 case transfer.AskUp(id_, indices):
                     self._ask_up(Ask(id_, indices))
                 case transfer.Give(child, id_, index, blob):
-                    self._bulk_down.send(child, codec.encode(Chunk(id_, index), blob))
+                    self._bulk_down.send(child, codec.encode(Chunk(id_, index), blob, version=self._version_of(child)))
                 case transfer.Decline(child, id_, index, why, final):
-                    self._bulk_down.send(child, codec.encode(NoChunk(id_, index, why, final)))
+                    self._bulk_down.send(
+                        child, codec.encode(NoChunk(id_, index, why, final), version=self._version_of(child))
+                    )
                 case transfer.Read(id_, index):
                     self.worker.read(id_, index)
                 case transfer.Store(id_, index, blob):

@@ -28,11 +28,15 @@ _TIMELESS = frozenset({Kind.ATTACH, Kind.ATTACHED, Kind.REJECTED})
 _encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(_Header)
 _decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in TYPES.items()}
-_headers = {kind: _encoder.encode(_Header(VERSION_MAX, int(kind))) for kind in Kind}
+_headers = {
+    (version, kind): _encoder.encode(_Header(version, int(kind)))
+    for version in range(VERSION_MIN, VERSION_MAX + 1)
+    for kind in Kind
+}
 
 
-def encode(message: Message, blob: bytes | None = None) -> list[bytes]:
-    """The frames of a message. Only a Chunk has a blob, and it must have one.
+def encode(message: Message, blob: bytes | None = None, *, version: int = VERSION_MAX) -> list[bytes]:
+    """The frames of a message, in the version that its link agreed on. Only a Chunk has a blob, and it must have one.
 
     Raises ValueError where the message is larger than a receiver would take: that is our mistake, never the peer's.
     """
@@ -41,7 +45,7 @@ def encode(message: Message, blob: bytes | None = None) -> list[bytes]:
         raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_BODY}")
     if isinstance(message, Chunk) != (blob is not None):
         raise ValueError("a blob goes with a Chunk and with nothing else")
-    frames = [_headers[KINDS[type(message)]], body]
+    frames = [_headers[version, KINDS[type(message)]], body]
     if blob is not None:
         frames.append(blob)
     return frames

@@ -136,6 +136,8 @@ class Relay:
         self._rights = Rights(plan.below)
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
+        #: The version that was agreed on with each of them.
+        self._versions: dict[int, int] = {}
         #: No child is silent for too long before this.
         self._silence_at = inf
         self._beat_at = 0.0
@@ -322,7 +324,7 @@ class Relay:
         self._effects.append(Arrived())
         self._reporting.way_up(now)
         for rank in sorted(self._heard_at):
-            self._effects.append(ToChild(rank, Attached(VERSION_MAX, self._picture.links[rank].epoch)))
+            self._effects.append(ToChild(rank, Attached(self._versions[rank], self._picture.links[rank].epoch)))
 
     def _ask_clock(self, now: float) -> None:
         if self._guard is None:
@@ -553,6 +555,7 @@ class Relay:
         self._heard_at[rank] = now
         self._rights.begin(rank, now)
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
+        self._versions[rank] = version
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
         links = message.links
         foreign = self._rights.foreign(rank, named(links[1:]), self.routed_through(rank))
@@ -567,6 +570,7 @@ class Relay:
     def _child_lost(self, rank: int, why: str, now: float) -> None:
         if self._heard_at.pop(rank, None) is None:
             return
+        del self._versions[rank]
         self._rights.end(rank)
         link = self._picture.links.get(rank)
         if link is not None and link.up and link.parent == self._me:

@@ -25,6 +25,8 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = tuple(f"h{number}" for number in range(7))
+#: The service stays on the first version, which speaks this.
+ONE_VERSION = "VERSION_MIN = 1\nVERSION_MAX = 1\n"
 ALL = ["up", "-w", "h[0-6]", "--fanout", "2", "--wave", "2"]
 
 pytestmark = pytest.mark.timeout(180)
@@ -146,8 +148,10 @@ def test_a_newer_version_takes_the_place_of_the_old_one_wave_by_wave(
     plan = waves(before.hosts, NAMES, 2)
     assert len({host.planned_parent for host in before.hosts}) > 2, "there are relays below relays"
     broadcasts = Broadcasts(session)
+    # One version of the protocol more, so that meanwhile both speak with each other, as parents and as children.
+    second = versions.make("second", {"protocol/limits.py": (ONE_VERSION, "VERSION_MIN = 1\nVERSION_MAX = 2\n")})
     with broadcasts.going_on():
-        told, said = up(ctl, versions.make("second"), hosts)
+        told, said = up(ctl, second, hosts)
     assert told["up"] == list(NAMES), said
     assert (told["outdated"], told["stopped"]) == ([], "")
     assert running(hosts) == dict.fromkeys(NAMES, "second")
@@ -214,7 +218,7 @@ def test_a_version_whose_protocol_nobody_speaks_is_refused_and_put_back(
     foreign = versions.make(
         "foreign",
         {
-            "protocol/limits.py": ("VERSION_MIN = 1\nVERSION_MAX = 1\n", "VERSION_MIN = 7\nVERSION_MAX = 8\n"),
+            "protocol/limits.py": (ONE_VERSION, "VERSION_MIN = 7\nVERSION_MAX = 8\n"),
             "controller/up.py": ("_ATTACH_EACH = 20.0, 0.1", "_ATTACH_EACH = 4.0, 0.1"),
         },
     )
