@@ -36,9 +36,12 @@ _WELCOME_EVERY = 3.0
 
 
 def _age() -> float:
-    """How long this process has been there, in seconds: imports take some tenths (proc(5), stat, field 22)."""
+    """How long this process has been there at least, in seconds: imports take some tenths (proc(5), stat, field 22).
+
+    The kernel says it in whole ticks, so a tick less: a command that a predecessor was given is not to seem younger.
+    """
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - (started + 1) / os.sysconf("SC_CLK_TCK")
 
 
 class _Welcomes:

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.links import free_ports, is_free, new_keys, to_text
+from agent.links import new_keys, to_text
+from agent.ports import free_ports, is_free
 from protocol.commands import Command, Plan
 from protocol.messages import Deliver
 from protocol.trust import open_command

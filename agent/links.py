@@ -13,12 +13,10 @@ User-Id, looked up again for each message, so that a key that was revoked is not
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import socket
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -26,6 +24,7 @@ import zmq.auth
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from agent.intake import EVERY, Intake, shut_down
 from protocol.limits import MAX_FRAME, MAX_PARTS, PENALTY
 
 #: Messages taken from one socket before others get their turn.
@@ -34,6 +33,10 @@ _TURN = 100
 #: of links, and short enough that the next ancestor is tried soon.
 _CONNECT_MS = 3_000
 _LISTEN_BACKLOG = 1_024
+#: Whole messages of one connection that wait to be heard, before libzmq reads no more from it: nothing is lost by that,
+#: and a peer that sends faster than it is heard holds 64 messages of ours, not the usual 1,000.
+_UNHEARD = 64
+_monitors = itertools.count()
 _ZAP_DOMAINS = ("canopy-control", "canopy-bulk")
 
 _LOST_EVENTS = {
@@ -88,9 +91,10 @@ class _Reader:
         """Read on the next turn of the loop, if there is anything."""
         if not self._scheduled and not self._closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._scheduled = True
-            self._loop.call_soon(self._read)
+            self._loop.call_soon(self.read)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read now, and go on later where there is more."""
         self._scheduled = False
         if not self._closed:
             self._drain()
@@ -129,6 +133,10 @@ class Keyring:
         self._barred = {key: end for key, end in self._barred.items() if end > time.monotonic()}
         self._barred |= {key: until for key, holder in self._admitted.items() if holder == rank}
 
+    def count(self) -> int:
+        """How many keys may connect."""
+        return len(self._admitted)
+
     def rank_of(self, key: str) -> int | None:
         """The rank whose key this is, if it is admitted."""
         return None if self._barred.get(key, 0.0) > time.monotonic() else self._admitted.get(key)
@@ -165,7 +173,8 @@ class _Monitor:
     def __init__(self, watched: zmq.Socket[bytes], told: Callable[[zmq.Event, int], None]) -> None:
         self._watched = watched
         self._told = told
-        self._pair = watched.get_monitor_socket()
+        # By default pyzmq names the pair after the socket's descriptor, whose number may be that of one just closed.
+        self._pair = watched.get_monitor_socket(addr=f"inproc://monitor-{next(_monitors)}")
         self._reader = _Reader(self._pair, self.drain)
 
     def drain(self) -> bool:
@@ -182,6 +191,37 @@ class _Monitor:
         self._reader.close()
         self._watched.disable_monitor()
         self._pair.close(0)
+
+
+class _Repeated:
+    """Calls `do` every intake.EVERY seconds, from `start` on until it returns false."""
+
+    def __init__(self, do: Callable[[], bool]) -> None:
+        self._do = do
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(EVERY, self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        if self._do():
+            self.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A connection that spoke: whose key it has, its ROUTER id and its descriptor."""
+
+    rank: int
+    route: bytes
+    fd: int
 
 
 class Downlink:
@@ -203,9 +243,10 @@ class Downlink:
         """Listens at `address`:`port`. Raises OSError where it can't."""
         self._keyring = keyring
         self._heard, self._lost = heard, lost
-        self._connections: dict[int, tuple[bytes, int]] = {}
-        self._by_fd: dict[int, bytes] = {}
-        self._ranks: dict[bytes, int] = {}
+        #: Who is at the other end of each connection, and which connection is the one of each rank: its latest.
+        self._peers: dict[bytes, _Peer] = {}
+        self._current: dict[int, _Peer] = {}
+        self._intake = Intake(keyring.count)
         self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.ROUTER)
         self._socket.linger = 0
         self._socket.curve_server = True
@@ -217,6 +258,7 @@ class Downlink:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.ROUTER_HANDOVER, 0),
             (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.RCVHWM, _UNHEARD),
             (zmq.SNDHWM, 0),  # nothing is dropped here: credit and the size of outcomes bound what is queued
             (zmq.HANDSHAKE_IVL, _CONNECT_MS),
             (zmq.BACKLOG, _LISTEN_BACKLOG),
@@ -230,91 +272,104 @@ class Downlink:
             raise OSError(error.errno, f"can't listen at {endpoint(address, port)}: {error.strerror}") from error
         self._monitor = _Monitor(self._socket, self._event)
         self._reader = _Reader(self._socket, self._drain)
+        self._look = _Repeated(self._inspect)
 
     def send(self, rank: int, frames: Sequence[bytes]) -> bool:
         """Send to a child; false where there is no connection to it."""
-        connection = self._connections.get(rank)
-        if connection is None:
+        peer = self._current.get(rank)
+        if peer is None:
             return False
         try:
-            self._socket.send_multipart([connection[0], *frames], zmq.NOBLOCK, copy=len(frames) < MAX_PARTS)
+            self._socket.send_multipart([peer.route, *frames], zmq.NOBLOCK, copy=len(frames) < MAX_PARTS)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._forget(connection[0])
+            self._forget(peer)
             return False
         self._reader.look()
         return True
 
     def drop(self, rank: int, *, penalty: bool) -> None:
-        """Cut a child's connection; with `penalty`, refuse its key for a while as well.
-
-        libzmq has no call to close one of a ROUTER's connections; shutting its TCP socket down does it.
-        """
+        """Cut a child's connection; with `penalty`, refuse its key for a while as well."""
         if penalty:
             self._keyring.bar(rank)
-        connection = self._connections.get(rank)
-        if connection is not None:
-            self._forget(connection[0])
-            _shut_down(connection[1])
+        peer = self._current.get(rank)
+        if peer is not None:
+            self._forget(peer)
+            shut_down(peer.fd)
 
     def _drain(self) -> bool:
         for _ in range(_TURN):
             try:
                 parts: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._intake.judge()
                 return False
             self._take(parts)
         return True
 
     def _take(self, parts: list[zmq.Frame]) -> None:
-        if len(parts) < 2:
+        if len(parts) < 2:  # a connection's id and at least one frame
             return
         fd = parts[1].get(zmq.SRCFD)
         user: Any = parts[1].get("User-Id")
         rank = self._keyring.rank_of(user)
-        if rank is None:  # revoked, or barred, since the handshake
-            _shut_down(fd)
-            return
-        if len(parts) > MAX_PARTS + 1:
-            self._keyring.bar(rank)
-            _shut_down(fd)
+        if rank is None or len(parts) > MAX_PARTS + 1:
+            if rank is not None:
+                self._keyring.bar(rank)
+            self._monitor.drain()
+            if fd in self._intake:  # else it has gone already, and its number may be another's
+                shut_down(fd)
             return
         route = parts[0].bytes
-        if self._ranks.get(route) != rank:
-            # A descriptor's number is used again: hear of the old connection's end before the new one's first message.
-            self._monitor.drain()
-            self._ranks[route] = rank
-            self._by_fd[fd] = route
-            self._connections[rank] = (route, fd)
-        self._heard(rank, [part.bytes for part in parts[1:]])
+        peer = self._peers.get(route)
+        if peer is None or (peer.rank, peer.fd) != (rank, fd):
+            peer = self._meet(rank, route, fd)
+        self._intake.heard(fd, [len(part) for part in parts[1:]])
+        if self._current.get(rank) is peer:  # else it has connected anew since, and this is what it said before
+            self._heard(rank, [part.bytes for part in parts[1:]])
+
+    def _meet(self, rank: int, route: bytes, fd: int) -> _Peer:
+        """The first message of a connection."""
+        # A descriptor's number is used again: hear of the old connection's end before the new one's first message.
+        self._monitor.drain()
+        previous = self._current.get(rank)
+        if previous is not None:  # perhaps its host lost power, and TCP would hold the old connection for ever
+            shut_down(previous.fd)
+        peer = _Peer(rank, route, fd)
+        self._peers[route] = self._current[rank] = peer
+        return peer
 
     def _event(self, event: zmq.Event, value: int) -> None:
-        if event == zmq.Event.DISCONNECTED:
-            route = self._by_fd.get(value)
-            if route is not None:
-                rank = self._forget(route)
-                if rank is not None:
-                    self._lost(rank, _LOST_EVENTS[event])
+        if event == zmq.Event.ACCEPTED:
+            self._intake.opened(value, time.monotonic())
+            self._look.start()
+        elif event == zmq.Event.DISCONNECTED:
+            self._intake.closed(value)
+            for peer in [peer for peer in self._peers.values() if peer.fd == value]:
+                if self._forget(peer):
+                    self._lost(peer.rank, _LOST_EVENTS[event])
 
-    def _forget(self, route: bytes) -> int | None:
-        """Forget a connection; the rank that has none now."""
-        rank = self._ranks.pop(route, None)
-        self._by_fd = {fd: other for fd, other in self._by_fd.items() if other != route}
-        if rank is None or self._connections.get(rank, (b"", 0))[0] != route:
-            return None
-        del self._connections[rank]
-        return rank
+    def _forget(self, peer: _Peer) -> bool:
+        """Forget a connection; whether its rank has none now."""
+        if self._peers.get(peer.route) is peer:
+            del self._peers[peer.route]
+        if self._current.get(peer.rank) is not peer:
+            return False
+        del self._current[peer.rank]
+        return True
+
+    def _inspect(self) -> bool:
+        self._monitor.drain()
+        self._intake.sample(time.monotonic())
+        self._reader.read()
+        return len(self._intake) > 0
 
     def close(self) -> None:
+        self._look.stop()
         self._reader.close()
         self._monitor.close()
         self._socket.close()
-
-
-def _shut_down(fd: int) -> None:
-    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as duplicate:
-        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class Uplink:
@@ -333,6 +388,8 @@ class Uplink:
         """Begins to connect. `lost(why)` is called once, when the connection fails or ends."""
         self._heard, self._lost = heard, lost
         self._over = False
+        self._fd: int | None = None
+        self._intake = Intake(lambda: 1)
         self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.curve_serverkey = to_text(key).encode()
@@ -340,6 +397,7 @@ class Uplink:
         self._socket.curve_secretkey = keyring.secret
         for option, value in (
             (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.RCVHWM, _UNHEARD),
             (zmq.SNDHWM, 0),
             (zmq.RECONNECT_IVL, -1),  # what was queued for a broken connection is lost: begin anew instead
             (zmq.CONNECT_TIMEOUT, _CONNECT_MS),
@@ -349,6 +407,7 @@ class Uplink:
             self._socket.setsockopt(option, value)
         self._monitor = _Monitor(self._socket, self._event)
         self._reader = _Reader(self._socket, self._drain)
+        self._look = _Repeated(self._inspect)
         self._socket.connect(endpoint(address, port))
 
     def send(self, frames: Sequence[bytes]) -> None:
@@ -364,7 +423,10 @@ class Uplink:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                self._intake.judge()
                 return False
+            if self._fd is not None:
+                self._intake.heard(self._fd, map(len, frames))
             if len(frames) > MAX_PARTS:
                 self._end("it sent a message of too many parts")
                 return False
@@ -372,48 +434,29 @@ class Uplink:
         return True
 
     def _event(self, event: zmq.Event, value: int) -> None:
-        if event in _LOST_EVENTS:
+        if event == zmq.Event.CONNECTED:
+            self._fd = value
+            self._intake.opened(value, time.monotonic())
+            self._look.start()
+        elif event in _LOST_EVENTS:
             self._end(_LOST_EVENTS[event])
 
     def _end(self, why: str) -> None:
         if not self._over:
             self._over = True
+            self._look.stop()
             self._lost(why)
+
+    def _inspect(self) -> bool:
+        if not self._over:
+            self._intake.sample(time.monotonic())
+            self._reader.read()
+        return not self._over
 
     def close(self, linger_ms: int = 0) -> None:
         """Leave the parent; what is still queued gets `linger_ms` milliseconds to go."""
         self._over = True
+        self._look.stop()
         self._reader.close()
         self._monitor.close()
         self._socket.close(linger_ms)
-
-
-#: What `free_ports` gave out in this process: agents that were enrolled here listen only when they are started.
-_given: set[tuple[str, int]] = set()
-
-
-def is_free(address: str, port: int) -> bool:
-    """Whether one could listen there now."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as candidate:
-        # As libzmq has it, so that connections of a predecessor which are still closing down are no obstacle.
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            candidate.bind((address, port))
-            candidate.listen(1)
-        except OSError:
-            return False
-    return True
-
-
-def free_ports(address: str, count: int) -> list[int]:
-    """`count` TCP ports that nobody listens on at `address` now, drawn at random above the range that Linux gives to
-    outgoing connections (ip-sysctl, ip_local_port_range: 32768 to 60999)."""
-    found: list[int] = []
-    for _ in range(1_000):
-        port = random.SystemRandom().randrange(61_000, 65_536)
-        if (address, port) not in _given and is_free(address, port):
-            _given.add((address, port))
-            found.append(port)
-            if len(found) == count:
-                return found
-    raise OSError(f"no free TCP ports at {address}: see `ss -tln` on that host")

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from typing import Protocol
 
+from agent.intake import allow_descriptors
 from agent.links import Downlink, Keyring, Uplink
 from protocol import codec, events, transfer
 from protocol.codec import MalformedMessage
@@ -105,6 +106,7 @@ class Shell:
 
     def begin(self) -> None:
         """Start the relay."""
+        allow_descriptors()
         self.feed(events.Begin())
 
     def feed(self, event: events.Event) -> None:
