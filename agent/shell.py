@@ -268,8 +268,16 @@ class Shell:
 
     def _bulk_from_child(self, rank: int, frames: list[bytes]) -> None:
         message = self._decoded(rank, frames, BULK_UPWARDS)
-        if isinstance(message, Ask):
+        if not isinstance(message, Ask):
+            return
+        if self.relay.may_ask(rank, message.id):
             self.transfer_effects(self._transfers.asked(rank, message.id, message.indices))
+        else:
+            # Not for good: that the asker hangs here now travels by the other socket.
+            why = "this push is not known here for anybody below you"
+            self.transfer_effects(
+                [transfer.Decline(rank, message.id, index, why, final=False) for index in message.indices]
+            )
 
     def _bulk_child_lost(self, rank: int, why: str) -> None:
         log.info("bulk link of rank %d: %s", rank, why)

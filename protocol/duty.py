@@ -172,6 +172,7 @@ class Duty:
                 # It was given up before it came here, and must not begin if it still comes. It was issued before this
                 # message was, and so expires before it.
                 self._seen.setdefault(id_, until)
+                gone.append(id_)  # it may have been carried to others here
                 continue
             if task.outcome is None:
                 task.settled = True  # the root gave it up; nobody will ask for what it comes to

@@ -44,6 +44,7 @@ from protocol.events import (
     TellLinks,
     TellProgress,
     TellReports,
+    TellSettled,
     TellStream,
     Tick,
     ToChild,
@@ -86,6 +87,7 @@ from protocol.ranks import Ranks
 from protocol.reporting import Reporting
 from protocol.rights import Rights, claimed, links_without, named, without
 from protocol.settling import Settling
+from protocol.stranded import Stranded
 from protocol.trust import Guard, Signer, Untrusted
 from protocol.uplink import Uplink
 
@@ -134,6 +136,7 @@ class Relay:
         self._folding = Folding()
         self._reporting = Reporting()
         self._rights = Rights(plan.below)
+        self._stranded = Stranded()
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
         #: The version that was agreed on with each of them.
@@ -148,6 +151,8 @@ class Relay:
         self._untold: dict[int, Link] = {}
         self._effects: list[Effect] = []
         self._was_reachable: Ranks = ranks.NONE
+        #: Whom each push that is not settled is for, as far as it was sent on from here.
+        self._audience: dict[int, Ranks] = {}
         self._settling: Settling | None = None
         if root is not None:
             self._settling = Settling(
@@ -170,7 +175,7 @@ class Relay:
 
     def next_wakeup(self) -> float:
         """When `handle(Tick())` must be called at the latest."""
-        due = min(self._beat_at, self._silence_at, self._clock_at)
+        due = min(self._beat_at, self._silence_at, self._clock_at, self._stranded.due)
         uplink = self._uplink
         times: list[float | None] = [self._reporting.due]
         if self._settling is not None:
@@ -217,6 +222,10 @@ class Relay:
         """How many bytes of outcomes wait here to go up, about."""
         return self._folding.held
 
+    def may_ask(self, child: int, id_: int) -> bool:
+        """Whether push `id_` is for anybody who is reached through this child: nobody else is given its chunks."""
+        return bool(self._audience.get(id_, ranks.NONE) & self.routed_through(child))
+
     def routed_through(self, child: int) -> Ranks:
         """The ranks that are reached through this child."""
         return self._picture.routes.get(child, ranks.NONE)
@@ -230,6 +239,7 @@ class Relay:
                 self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in self._plan.below)))
                 if self._uplink is not None:
                     self._uplink.begin(now)
+                    self._stranded.begin(now)
                 if self._settling is not None:
                     self._settling.begin(ranks.union(self._rights.planned), now)
             case Tick():
@@ -260,6 +270,8 @@ class Relay:
                 assert_never(event)
 
     def _emit(self, effect: Effect) -> None:
+        if isinstance(effect, TellSettled):
+            self._audience.pop(effect.id, None)
         self._effects.append(effect)
 
     def _rank(self) -> int:
@@ -295,9 +307,9 @@ class Relay:
     def _parent_lost(self, why: str, now: float) -> None:
         if self._uplink is None:
             raise RuntimeError("the root has no parent")
-        self._uplink_changed(self._uplink.lost(why, now))
+        self._uplink_changed(self._uplink.lost(why, now), now)
 
-    def _uplink_changed(self, effects: list[Effect]) -> None:
+    def _uplink_changed(self, effects: list[Effect], now: float) -> None:
         """The parent is gone, or the next one is tried.
 
         What is held for it stays; who is to answer will be said again.
@@ -306,6 +318,7 @@ class Relay:
         if effects:
             self._folding.expect_nobody()
             self._clock_at = inf
+            self._stranded.begin(now)
         if any(isinstance(effect, Connect) for effect in effects):
             self._untold = {}
             self._effects.append(ToParent(self._attachment()))
@@ -319,6 +332,7 @@ class Relay:
         if self._untold:
             self._up(Links(tuple(self._untold[rank] for rank in sorted(self._untold))))
             self._untold = {}
+        self._stranded.end()
         self._clock_pause = CLOCK_RETRY
         self._ask_clock(now)
         self._effects.append(Arrived())
@@ -382,6 +396,8 @@ class Relay:
 
     def _pass_on(self, delivery: Deliver, targets: Ranks) -> Ranks:
         """Send the command to each child whose subtree has targets; returns those that it was sent to."""
+        if delivery.manner is Manner.BULK:
+            self._audience[delivery.id] = self._audience.get(delivery.id, ranks.NONE) | targets
         sent = ranks.NONE
         for child, mask in sorted(self._picture.routes.items()):
             share = targets & mask
@@ -410,6 +426,8 @@ class Relay:
             if isinstance(command.body, Quiet):
                 if isinstance(command.body, Settled):
                     self._folding.settled(command.body.ids)
+                    for id_ in command.body.ids:
+                        self._audience.pop(id_, None)
                 effects, outcomes = duty.quiet(command, now)
                 self._effects += effects
                 for id_, settled in outcomes:
@@ -458,6 +476,7 @@ class Relay:
         before = self._uplink.attached
         self._uplink.replan(plan.ancestors, now)
         if before and not self._uplink.attached:
+            self._stranded.begin(now)
             self._folding.expect_nobody()
             self._clock_at = inf
 
@@ -554,6 +573,7 @@ class Relay:
             return
         self._heard_at[rank] = now
         self._rights.begin(rank, now)
+        self._stranded.came(rank, now)
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._versions[rank] = version
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
@@ -649,6 +669,7 @@ class Relay:
         self._silence_at = now + SILENT_AFTER if self._heard_at else inf
         if self._uplink is not None:
             self._uplink.doubt(now)
+            self._stranded.doubt(now)
         if self._settling is not None:
             self._settling.doubt(now)
         self._expected = now
@@ -657,7 +678,11 @@ class Relay:
         if now >= self._silence_at:
             self._expire_children(now)
         if self._uplink is not None:
-            self._uplink_changed(self._uplink.advance(now))
+            self._uplink_changed(self._uplink.advance(now), now)
+            for rank in self._stranded.advance(now, self._heard_at):
+                why = "there is no way up from here: look for another"
+                self._effects.append(ToChild(rank, Rejected(why)))
+                self._child_lost(rank, why, now)
         if self._duty is not None:
             self._effects += self._duty.advance(now, childless=not self._heard_at)
         if now >= self._beat_at:
