@@ -71,6 +71,11 @@ RETRY_MOST = 5.0
 LOST_AFTER = 5.0
 #: The same after the service itself was away: agents try again every RETRY_MOST seconds by then, and half as much more.
 RETURN_WITHIN = 15.0
+#: A relay that has found no way up for so long lets a child look for one: longer than orphans need, and than a service
+#: takes to begin anew.
+STRANDED_AFTER = 15.0
+#: So long that child may be away before it is taken to have found one: five ancestors, ATTACH_WITHIN and a pause each.
+PROBED_WITHIN = 20.0
 #: What an agent ends gets a polite signal, and after this the certain one.
 KILL_AFTER = 2.0
 #: A host's outcome may come this long after the deadline before the root says that it did not: the signals' time, and

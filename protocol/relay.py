@@ -41,10 +41,10 @@ from protocol.events import (
     Replan,
     SavePlan,
     Submit,
-    TellSettled,
     TellLinks,
     TellProgress,
     TellReports,
+    TellSettled,
     TellStream,
     Tick,
     ToChild,
@@ -87,6 +87,7 @@ from protocol.ranks import Ranks
 from protocol.reporting import Reporting
 from protocol.rights import Rights, claimed, links_without, named, without
 from protocol.settling import Settling
+from protocol.stranded import Stranded
 from protocol.trust import Guard, Signer, Untrusted
 from protocol.uplink import Uplink
 
@@ -135,6 +136,7 @@ class Relay:
         self._folding = Folding()
         self._reporting = Reporting()
         self._rights = Rights(plan.below)
+        self._stranded = Stranded()
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
         #: The version that was agreed on with each of them.
@@ -173,7 +175,7 @@ class Relay:
 
     def next_wakeup(self) -> float:
         """When `handle(Tick())` must be called at the latest."""
-        due = min(self._beat_at, self._silence_at, self._clock_at)
+        due = min(self._beat_at, self._silence_at, self._clock_at, self._stranded.due)
         uplink = self._uplink
         times: list[float | None] = [self._reporting.due]
         if self._settling is not None:
@@ -237,6 +239,7 @@ class Relay:
                 self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in self._plan.below)))
                 if self._uplink is not None:
                     self._uplink.begin(now)
+                    self._stranded.begin(now)
                 if self._settling is not None:
                     self._settling.begin(ranks.union(self._rights.planned), now)
             case Tick():
@@ -304,9 +307,9 @@ class Relay:
     def _parent_lost(self, why: str, now: float) -> None:
         if self._uplink is None:
             raise RuntimeError("the root has no parent")
-        self._uplink_changed(self._uplink.lost(why, now))
+        self._uplink_changed(self._uplink.lost(why, now), now)
 
-    def _uplink_changed(self, effects: list[Effect]) -> None:
+    def _uplink_changed(self, effects: list[Effect], now: float) -> None:
         """The parent is gone, or the next one is tried.
 
         What is held for it stays; who is to answer will be said again.
@@ -315,6 +318,7 @@ class Relay:
         if effects:
             self._folding.expect_nobody()
             self._clock_at = inf
+            self._stranded.begin(now)
         if any(isinstance(effect, Connect) for effect in effects):
             self._untold = {}
             self._effects.append(ToParent(self._attachment()))
@@ -328,6 +332,7 @@ class Relay:
         if self._untold:
             self._up(Links(tuple(self._untold[rank] for rank in sorted(self._untold))))
             self._untold = {}
+        self._stranded.end()
         self._clock_pause = CLOCK_RETRY
         self._ask_clock(now)
         self._effects.append(Arrived())
@@ -471,6 +476,7 @@ class Relay:
         before = self._uplink.attached
         self._uplink.replan(plan.ancestors, now)
         if before and not self._uplink.attached:
+            self._stranded.begin(now)
             self._folding.expect_nobody()
             self._clock_at = inf
 
@@ -567,6 +573,7 @@ class Relay:
             return
         self._heard_at[rank] = now
         self._rights.begin(rank, now)
+        self._stranded.came(rank, now)
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._versions[rank] = version
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
@@ -662,6 +669,7 @@ class Relay:
         self._silence_at = now + SILENT_AFTER if self._heard_at else inf
         if self._uplink is not None:
             self._uplink.doubt(now)
+            self._stranded.doubt(now)
         if self._settling is not None:
             self._settling.doubt(now)
         self._expected = now
@@ -670,7 +678,11 @@ class Relay:
         if now >= self._silence_at:
             self._expire_children(now)
         if self._uplink is not None:
-            self._uplink_changed(self._uplink.advance(now))
+            self._uplink_changed(self._uplink.advance(now), now)
+            for rank in self._stranded.advance(now, self._heard_at):
+                why = "there is no way up from here: look for another"
+                self._effects.append(ToChild(rank, Rejected(why)))
+                self._child_lost(rank, why, now)
         if self._duty is not None:
             self._effects += self._duty.advance(now, childless=not self._heard_at)
         if now >= self._beat_at:

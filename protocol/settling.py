@@ -110,7 +110,10 @@ class Settling:
     # --- the tree changes ---------------------------------------------------------------------------------------------
 
     def note_restarts(self, news: tuple[Link, ...]) -> None:
-        """An agent began anew: what its predecessor was given and did not report is lost, and never given again."""
+        """An agent began anew: what its predecessor was given and did not report is lost, and never given again.
+
+        What had not gone out to it yet goes out to its successor, which refuses what is from before its time.
+        """
         reborn = ranks.union(
             link.rank for link in news if self._incarnations.get(link.rank, link.incarnation) < link.incarnation
         )
@@ -118,7 +121,7 @@ class Settling:
         for id_ in sorted(self._accounts) if reborn else ():
             account = self._accounts[id_]
             if not account.again:
-                self._settle(id_, account.lose(account.missing & reborn, "its agent restarted"))
+                self._settle(id_, account.lose(account.missing & account.sent & reborn, "its agent restarted"))
 
     def changed(self, news: tuple[Link, ...], gone: Ranks, back: Ranks, now: float) -> None:
         """These links changed, and by them `gone` went out of reach and `back` came."""

@@ -159,9 +159,9 @@ class Performance:
         last = tree.broadcast()
         for command in [*self._commands, last]:
             tree.settle(command, _SETTLED_WITHIN)
-        lost = {
-            rank: outcome for rank, outcome in tree.outcomes(last).items() if not isinstance(outcome, Exited | Killed)
-        }
+        # Who was asked to leave, and given up, may do so now.
+        stay = {rank: outcome for rank, outcome in tree.outcomes(last).items() if not tree.nodes[rank].departed}
+        lost = {rank: outcome for rank, outcome in stay.items() if not isinstance(outcome, Exited | Killed)}
         assert not lost, f"all faults are mended and the tree has formed, and yet {lost}"
         tree.run_for(_FORGOTTEN_WITHIN)
         tree.check()

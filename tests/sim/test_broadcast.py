@@ -311,6 +311,45 @@ def test_a_dead_host_is_known_at_the_root_within_ten_seconds_and_a_dead_process_
     tree.run_until(lambda: not ranks.holds(tree.root.reachable, 28), within=10.0)
 
 
+def test_children_of_a_relay_that_was_taken_out_of_the_fleet_while_away_find_another_way() -> None:
+    tree = _rested(4, parents={0: None, 1: 0, 2: 0, 3: None})
+    tree.cut(0, None)
+    tree.run_for(_LONG)
+    tree.replan({1: None, 2: None, 3: None})
+    tree.heal(0, None)
+    tree.form(within=_LONG)
+    assert set(tree.settle(tree.broadcast()).values()) == {Exited(0)}
+
+
+def test_children_of_a_relay_that_is_cut_off_from_the_root_go_to_the_root_themselves() -> None:
+    tree = _rested(13, fanout=3)
+    tree.cut(0, None)
+    tree.run_until(lambda: tree.root.reachable == tree.living() & ~1, within=_LONG, what="all others to come back")
+
+
+def test_while_the_service_is_away_its_tree_stays_together() -> None:
+    tree = _rested(60, fanout=6)
+    tree.kill(None)
+    tree.run_for(2 * _LONG)
+    moved = 0
+    for rank, parent in tree.parents.items():
+        moved += tree.nodes[rank].relay.parent_name not in (None, tree.members[parent].name)
+    assert moved == 0
+    homeless = [r for r, up in tree.parents.items() if up is not None and tree.nodes[r].relay.parent_name is None]
+    assert len(homeless) <= 6, "each child of the root lets go of one at a time"
+    tree.restart_root()
+    tree.form()
+
+
+def test_a_command_that_never_went_out_to_a_host_is_not_lost_with_its_predecessor() -> None:
+    tree = _rested(3, parents={0: None, 1: 0, 2: 0})
+    tree.kill(2)
+    tree.run_for(0.1)
+    tree.restart(2)
+    command = tree.broadcast([2])
+    assert tree.settle(command) == {2: Exited(0)}
+
+
 def test_a_service_that_begins_anew_finds_its_tree_again() -> None:
     tree = _rested(40, fanout=4)
     tree.cut(None)

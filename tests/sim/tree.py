@@ -148,6 +148,7 @@ class Tree:
         self.leaving: set[int] = set()
         plans = self._present_plans = self._plans(self.parents)
         self.nodes: dict[int | None, Node] = {}
+        self._members = ranks.union(self.parents)
         self.witness.planned(self.parents)
         self._boot_root(1)
         for rank in range(hosts):
@@ -625,6 +626,7 @@ class Tree:
     def replan(self, parents: Mapping[int, int | None]) -> None:
         """Give everybody a new plan whom it concerns, parents before children."""
         self.parents = dict(parents)
+        self._members = ranks.union(self.parents)
         self.witness.planned(self.parents)
         self._version += 1
         before, plans = self._present_plans, self._plans(self.parents)
@@ -655,16 +657,22 @@ class Tree:
         command = self.submit(Leave(), ranks.only(rank))
         self.leaving.add(command)
 
+        def settled() -> None:
+            if command in self.settled:
+                self.at(self.now + _LEAVES_WITHIN, gone)
+            else:
+                self.at(self.now + SETTLED_EVERY, settled)
+
         def gone() -> None:
-            if command not in self.settled or not self.nodes[None].alive:
-                self.at(self.now + 1.0, gone)
+            if not self.nodes[None].alive:
+                self.at(self.now + SETTLED_EVERY, gone)
                 return
             self.leaving.discard(command)
             if rank in self.parents and not ranks.holds(self.root.reachable, rank):
                 up = self.parents[rank]
                 self.replan({r: up if parent == rank else parent for r, parent in self.parents.items() if r != rank})
 
-        self.at(self.now + _LEAVES_WITHIN, gone)
+        settled()
         return command
 
     def random_parents(self, chooser: random.Random) -> dict[int, int | None]:
@@ -698,7 +706,7 @@ class Tree:
 
     def living(self) -> int:
         """Those who are planned and whose process lives, as a set of ranks."""
-        return self._living & ranks.union(self.parents) if self._wanted else self._living
+        return self._living & self._members
 
     def outcomes(self, id_: int) -> dict[int, Outcome]:
         """Each host's outcome of the command, as far as the root has told."""
