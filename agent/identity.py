@@ -167,10 +167,10 @@ class HostDirectory:
         return fd
 
 
-def is_running(directory: Path) -> bool:
-    """Whether an agent holds the lock of this directory."""
+def is_running(directory: Path, lock: str = "lock") -> bool:
+    """Whether somebody holds the lock of this directory: its agent."""
     try:
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(directory / lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
+from agent.identity import is_running, write_atomically
+from agent.version import VERSION
 from controller.session import Session
 from controller.status import CtlError, ExitStatus
 
@@ -17,28 +21,43 @@ _WITHIN = 20.0
 _LOOK_EVERY = 0.03
 
 
+class _Addresses(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the service listens, and what hosts are told; None leaves it to the service."""
+
+    listen: str | None = None
+    advertised: str | None = None
+
+
 def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: str | None = None) -> Session:
-    """A session with the fleet's service, which is started where none runs. Raises CtlError."""
+    """A session with the fleet's service: it is started where none runs, and again where another version runs.
+
+    `listen` and `advertised` are kept for later starts. Raises CtlError.
+    """
     session = Session(fleet)
+    directory = session.directory
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        session.status()
-        return session
+        if session.status().version == VERSION:
+            return session
+        # Agents keep what is under way, and attach again by themselves.
+        session.shutdown()
+        _wait_until_gone(directory)
     except CtlError as error:
         if error.status != ExitStatus.NO_SERVICE:
             raise
-    directory = session.directory
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    addresses = _remember(directory, listen, advertised)
     argv = [sys.executable, "-m", "controller.service", "--dir", str(directory)]
-    if listen is not None:
-        argv += ["--listen", listen]
-    if advertised is not None:
-        argv += ["--address", advertised]
+    if addresses.listen is not None:
+        argv += ["--listen", addresses.listen]
+    if addresses.advertised is not None:
+        argv += ["--address", addresses.advertised]
     log = directory / "service.log"
     process = start_detached(argv, log)
     deadline = time.monotonic() + _WITHIN
     while True:
         try:
             session.status()
+            disown(process)
             return session
         except CtlError as error:
             if error.status != ExitStatus.NO_SERVICE:
@@ -49,6 +68,33 @@ def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: 
             process.kill()
             raise CtlError(f"the service did not answer within {_WITHIN:g} s: see {log}")
         time.sleep(_LOOK_EVERY)
+
+
+def _remember(directory: Path, listen: str | None, advertised: str | None) -> _Addresses:
+    """The addresses to start with: what is given now, else what was given before, which is kept."""
+    file = directory / "addresses.json"
+    try:
+        before = msgspec.json.decode(file.read_bytes(), type=_Addresses)
+    except FileNotFoundError:
+        before = _Addresses()
+    now = _Addresses(listen=listen or before.listen, advertised=advertised or before.advertised)
+    if now != before:
+        write_atomically(file, msgspec.json.encode(now))
+    return now
+
+
+def _wait_until_gone(directory: Path) -> None:
+    """Wait until a service that was told to end has let go of its lock. Raises CtlError."""
+    deadline = time.monotonic() + _WITHIN
+    while is_running(directory, "service.lock"):
+        if time.monotonic() > deadline:
+            raise CtlError(f"the old service did not end within {_WITHIN:g} s: see {directory / 'service.log'}")
+        time.sleep(_LOOK_EVERY)
+
+
+def disown(process: subprocess.Popen[bytes]) -> None:
+    """A process that outlives this one is nobody's to wait for; without this, Popen warns of it when it is collected."""
+    process.returncode = 0
 
 
 def start_detached(argv: list[str], log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from agent.identity import HostDirectory, is_running, write_atomically
 from agent.links import to_text
 from agent.version import VERSION
 from controller import api
-from controller.launch import ensure_service, last_line, start_detached
+from controller.launch import disown, ensure_service, last_line, start_detached
 from controller.session import Session
 from controller.status import CtlError
 
@@ -77,7 +77,7 @@ def _start(session: Session, name: str, directory: HostDirectory, site: str, lib
     argv = [sys.executable, "-m", "agent", "run", "--dir", str(directory.path)]
     uri = libvirt or f"qemu:///embed?root={hypervisor_directory(session, name)}"
     argv += ["--libvirt", uri.replace("{dir}", str(directory.path))]
-    start_detached(argv, directory.path / "agent.log", {"CANOPY_HOST": name})
+    disown(start_detached(argv, directory.path / "agent.log", {"CANOPY_HOST": name}))
 
 
 def wait_until_gone(session: Session, names: Sequence[str], within: float) -> list[str]:
