@@ -93,7 +93,7 @@ def _wait_until_gone(directory: Path) -> None:
 
 
 def disown(process: subprocess.Popen[bytes]) -> None:
-    """A process that outlives this one is nobody's to wait for; without this, Popen warns of it when it is collected."""
+    """A process that outlives this one is nobody's to wait for; else Popen warns of it when it is collected."""
     process.returncode = 0
 
 
