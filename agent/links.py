@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,14 +91,19 @@ class _Reader:
     def look(self) -> None:
         """Read on the next turn of the loop, if there is anything."""
         if not self._scheduled and not self._closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self.schedule()
+
+    def schedule(self) -> None:
+        """Read on the next turn of the loop."""
+        if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.read)
 
     def read(self) -> None:
         """Read now, and go on later where there is more."""
         self._scheduled = False
-        if not self._closed:
-            self._drain()
+        if not self._closed and self._drain():
+            self.schedule()
         self.look()
 
     def close(self) -> None:
@@ -247,6 +253,8 @@ class Downlink:
         self._peers: dict[bytes, _Peer] = {}
         self._current: dict[int, _Peer] = {}
         self._intake = Intake(keyring.count)
+        #: Messages that were read and not heard yet.
+        self._ahead: deque[list[zmq.Frame]] = deque()
         self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.ROUTER)
         self._socket.linger = 0
         self._socket.curve_server = True
@@ -300,13 +308,39 @@ class Downlink:
 
     def _drain(self) -> bool:
         for _ in range(_TURN):
-            try:
-                parts: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            parts = self._next()
+            if parts is None:
                 self._intake.judge()
                 return False
             self._take(parts)
         return True
+
+    def _next(self) -> list[zmq.Frame] | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        try:
+            parts: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return parts
+
+    def _hear_out(self, ended: set[bytes]) -> None:
+        """Hear what these connections sent before they ended, though the news of their end overtook it.
+
+        Heard after it, an outcome would be thrown away, and a dead connection be taken for its host's latest.
+        """
+        others: list[list[zmq.Frame]] = []
+        for _ in range(_UNHEARD * (len(self._peers) + 1)):  # libzmq holds no more of each
+            parts = self._next()
+            if parts is None:
+                break
+            if parts[0].bytes in ended:
+                self._take(parts)
+            else:
+                others.append(parts)
+        self._ahead.extendleft(reversed(others))
+        if self._ahead:
+            self._reader.schedule()
 
     def _take(self, parts: list[zmq.Frame]) -> None:
         if len(parts) < 2:  # a connection's id and at least one frame
@@ -334,7 +368,8 @@ class Downlink:
         # A descriptor's number is used again: hear of the old connection's end before the new one's first message.
         self._monitor.drain()
         previous = self._current.get(rank)
-        if previous is not None:  # perhaps its host lost power, and TCP would hold the old connection for ever
+        if previous is not None and previous.fd != fd:
+            # Perhaps its host lost power, and TCP would hold the old connection for ever.
             shut_down(previous.fd)
         peer = _Peer(rank, route, fd)
         self._peers[route] = self._current[rank] = peer
@@ -346,7 +381,10 @@ class Downlink:
             self._look.start()
         elif event == zmq.Event.DISCONNECTED:
             self._intake.closed(value)
-            for peer in [peer for peer in self._peers.values() if peer.fd == value]:
+            ended = [peer for peer in self._peers.values() if peer.fd == value]
+            if ended:
+                self._hear_out({peer.route for peer in ended})
+            for peer in ended:
                 if self._forget(peer):
                     self._lost(peer.rank, _LOST_EVENTS[event])
 
