@@ -94,6 +94,8 @@ class Tree:
         self.witness = Witness()
         #: Called with each event and the effects that it had, for whoever tells the story.
         self.watch: Callable[[Node, events.Event, list[events.Effect]], None] | None = None
+        #: The same for what befalls them from outside.
+        self.note: Callable[[str], None] = lambda _text: None
         self._living = ranks.NONE
         self.trace: list[str] | None = [] if keep_trace else None
         #: Over the same lines as `trace`.
@@ -406,6 +408,7 @@ class Tree:
 
     def kill(self, rank: int | None) -> None:
         """The process dies; the other ends of its connections notice."""
+        self.note(f"{self.members[rank].name} is killed")
         node = self.nodes[rank]
         node.alive = False
         self.witness.harmed(rank)
@@ -424,6 +427,7 @@ class Tree:
         node = self.nodes[rank]
         if node.alive:
             self.kill(rank)
+        self.note(f"{self.members[rank].name} is started again")
         self._boot(rank, node.plan, node.life + 1)
 
     def restart_root(self) -> None:
@@ -435,6 +439,7 @@ class Tree:
             # A plan is not taken up again: those who have not answered for it are sent the present one.
             del self._open[id_], self.told[id_], self.targets[id_]
         self._plan_open.clear()
+        self.note("the service is started again")
         self._boot_root(node.life + 1)
         for id_ in sorted(self._open):
             delivery, body, deadline = self._open[id_]
@@ -446,11 +451,13 @@ class Tree:
 
     def freeze(self, rank: int | None) -> None:
         """The process is not run (SIGSTOP); its kernel keeps its connections, and its commands run on."""
+        self.note(f"{self.members[rank].name} is frozen")
         self.nodes[rank].frozen = True
         self.witness.harmed(rank)
 
     def thaw(self, rank: int | None) -> None:
         """The process is run again, and finds all that came meanwhile."""
+        self.note(f"{self.members[rank].name} is thawed")
         node = self.nodes[rank]
         node.frozen = False
         inbox, node.inbox = node.inbox, []
@@ -462,6 +469,7 @@ class Tree:
     def cut(self, rank: int | None, other: int | str | None = "all") -> None:
         """Pull the cable of a host, or take away the way between two."""
         if isinstance(other, str):
+            self.note(f"{self.members[rank].name}'s cable is pulled")
             self.witness.harmed(rank)
             self.network.isolate(rank)
         else:
@@ -473,6 +481,7 @@ class Tree:
         for rank in (sender, receiver):
             if rank is not None:  # it is the agent's own way that is gone, not the root's to everybody
                 self.witness.harmed(rank)
+        self.note(f"nothing passes from {self.members[sender].name} to {self.members[receiver].name}")
         self.network.cut(sender, receiver)
 
     def slow(self, rank: int, most: float) -> None:
@@ -482,6 +491,7 @@ class Tree:
 
     def heal(self, rank: int | None, other: int | str | None = "all") -> None:
         """Undo `cut`; what was sent meanwhile arrives."""
+        self.note(f"{self.members[rank].name} is reached again")
         if isinstance(other, str):
             self.network.heal(rank)
         else:
