@@ -33,6 +33,11 @@ DEADLINE_S = 40.0
 MARK = "CANOPY_TEST_FLEET"
 
 
+def own_address() -> str:
+    """An address of 127.0.0.0/8, all of which is this machine's: fleets of one moment may draw the same ports."""
+    return f"127.{'.'.join(str(random.SystemRandom().randint(1, 254)) for _ in range(3))}"
+
+
 def start_python(
     arguments: Iterable[str],
     log: Path,
@@ -92,8 +97,7 @@ class LocalFleet:
         """`python` runs the agents, with their code in `path`, by default this checkout."""
         self._python, self._path = python, path or ROOT
         self.mark = uuid.uuid4().hex
-        # Of 127.0.0.0/8, which is all this machine's own: fleets that are made at the same time draw the same ports.
-        self.address = f"127.{'.'.join(str(random.SystemRandom().randint(1, 254)) for _ in range(3))}"
+        self.address = own_address()
         self.names = tuple(names)
         self.session = Session(FLEET)
         self.service: subprocess.Popen[bytes] | None = None
