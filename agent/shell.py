@@ -28,6 +28,7 @@ from protocol.messages import (
     Deliver,
     Message,
     NoChunk,
+    Rejected,
 )
 from protocol.relay import Relay
 from protocol.transfer import Role, Transfers
@@ -90,6 +91,8 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._bulk_timer: asyncio.TimerHandle | None = None
         self._parent: Member | None = None
+        #: What was logged of parents that could not be had, since the last that could.
+        self._complaints: set[str] = set()
         self._up: Uplink | None = None
         self._bulk_up: Uplink | None = None
         #: The versions that were agreed on with the parent and with each child.
@@ -168,6 +171,8 @@ class Shell:
             case events.Depart(leave):
                 self.worker.depart(leave)
             case events.Arrived():
+                self._complaints.clear()
+                log.info("attached to %s", self._parent.name if self._parent is not None else "nobody")
                 self.worker.arrived()
                 self._transfers.source_changed(self._loop.time())
                 self._advance_transfers()
@@ -191,8 +196,20 @@ class Shell:
             member.control_port,
             member.key,
             heard=self._from_parent,
-            lost=lambda why: self.feed(events.ParentLost(why)),
+            lost=self._parent_lost,
         )
+
+    def _parent_lost(self, why: str) -> None:
+        self._complain(why)
+        self.feed(events.ParentLost(why))
+
+    def _complain(self, why: str) -> None:
+        """Log why there is no way up, once for as long as nothing else is the matter: the agent tries for ever."""
+        if self._parent is not None:
+            text = f"{self._parent.name} ({self._parent.address}:{self._parent.control_port}): {why}"
+            if text not in self._complaints:
+                self._complaints.add(text)
+                log.warning("%s", text)
 
     def _disconnect(self) -> None:
         for link in (self._up, self._bulk_up):
@@ -206,8 +223,10 @@ class Shell:
             if type(message) not in DOWNWARDS:
                 raise MalformedMessage(f"a parent does not send {type(message).__name__}")
         except MalformedMessage as error:
-            self.feed(events.ParentLost(f"it sent a malformed message: {error}"))
+            self._parent_lost(f"it sent a malformed message: {error}")
             return
+        if isinstance(message, Rejected):
+            self._complain(f"rejected: {message.why}")
         if isinstance(message, Attached) and VERSION_MIN <= message.version <= VERSION_MAX:
             self._up_version = message.version
         self.feed(events.FromParent(message))
