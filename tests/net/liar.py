@@ -52,10 +52,18 @@ M = TypeVar("M", bound=Message)
 
 
 class Keys:
-    """A CURVE key pair, raw."""
+    """A CURVE key pair, raw, by default a fresh one."""
 
-    def __init__(self) -> None:
-        self.public, self.secret = new_keys()
+    def __init__(self, pair: tuple[bytes, bytes] | None = None) -> None:
+        self.public, self.secret = pair or new_keys()
+
+
+_epochs = itertools.count(1)
+
+
+def new_epoch() -> int:
+    """A number for an attachment, later than all before."""
+    return next(_epochs)
 
 
 def _curve(sock: zmq.Socket[bytes], keys: Keys) -> None:
@@ -114,20 +122,22 @@ class _Node:
 
 
 class Child(_Node):
-    """Somebody who connects to the agent. `rank` is whose key it has, if anybody's."""
+    """Somebody who connects. `rank` is whose key it has, if anybody's, and `above` the rank of whom it connects to."""
 
-    def __init__(self, stage: Stage, keys: Keys, rank: int = -1, *, bulk: bool = False, route: bytes = b"") -> None:
-        sock = stage.context.socket(zmq.DEALER)
+    def __init__(
+        self, context: zmq.Context[Any], where: str, server: bytes, keys: Keys, rank: int, *,
+        above: int | None = AGENT, route: bytes = b"",
+    ) -> None:  # fmt: skip
+        """`where` is an endpoint and `server` the key that is expected there."""
+        sock = context.socket(zmq.DEALER)
         if route:
             sock.setsockopt(zmq.ROUTING_ID, route)
         sock.setsockopt(zmq.RECONNECT_IVL, -1)
-        sock.curve_serverkey = to_text(stage.identity.public).encode()
+        sock.curve_serverkey = to_text(server).encode()
         _curve(sock, keys)
         super().__init__(sock)
-        self.rank = rank
-        self._stage = stage
-        port = stage.identity.bulk_port if bulk else stage.identity.control_port
-        sock.connect(endpoint(stage.address, port))
+        self.rank, self._above = rank, above
+        sock.connect(where)
 
     def send(self, message: Message, blob: bytes | None = None) -> None:
         """Send a message as the codec writes it."""
@@ -138,9 +148,10 @@ class Child(_Node):
         with suppress(zmq.Again):
             self.socket.send_multipart(frames, zmq.NOBLOCK)
 
-    def attach(self, *below: Link, rank: int | None = None, parent: int | None = AGENT) -> None:
-        """Attach, as oneself or as `rank`."""
-        own = Link(self.rank if rank is None else rank, parent, 1, self._stage.new_epoch(), True)
+    def attach(self, *below: Link, rank: int | None = None, parent: int | None = -1) -> None:
+        """Attach, as oneself or as `rank`, to whom one is connected to or to `parent`."""
+        above = self._above if parent == -1 else parent
+        own = Link(self.rank if rank is None else rank, above, 1, new_epoch(), True)
         self.send(Attach(1, 1, (own, *below)))
 
 
@@ -232,7 +243,6 @@ class Stage:
         self._parent_keys = Keys()
         self._nodes: list[_Node] = []
         self._next = 1_000
-        self._epoch = 0
         self._mark = os.urandom(8).hex()
         self.process: subprocess.Popen[bytes] | None = None
         self.parent = Parent(self, self._parent_keys, self._ports)
@@ -281,11 +291,6 @@ class Stage:
             below=tuple(Below(rank, parent, self.keys[rank].public) for rank, parent in sorted(self.below.items())),
         )
 
-    def new_epoch(self) -> int:
-        """A number for an attachment, later than all before."""
-        self._epoch += 1
-        return self._epoch
-
     def new_id(self) -> int:
         """A number that no command has yet."""
         self._next += 1
@@ -328,9 +333,11 @@ class Stage:
         """Connect with the key of that rank."""
         return self.stranger(self.keys[rank], rank, **options)
 
-    def stranger(self, keys: Keys, rank: int = -1, **options: Any) -> Child:
+    def stranger(self, keys: Keys, rank: int = -1, *, bulk: bool = False, route: bytes = b"") -> Child:
         """Connect with any key."""
-        child = Child(self, keys, rank, **options)
+        port = self.identity.bulk_port if bulk else self.identity.control_port
+        where = endpoint(self.address, port)
+        child = Child(self.context, where, self.identity.public, keys, rank, route=route)
         self._nodes.append(child)
         return child
 

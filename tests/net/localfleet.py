@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.identity import HostDirectory
+from agent.identity import HostDirectory, write_atomically
 from agent.links import to_text
 from controller import Session, api
 from controller.local import host_directory
@@ -163,7 +163,7 @@ class LocalFleet:
                 facts={},
             )
         )
-        (directory.path / "welcome").write_bytes(welcome)
+        write_atomically(directory.path / "welcome", welcome)
 
     def start(self, name: str) -> None:
         """Start the agent's process."""

@@ -52,7 +52,7 @@ from protocol.transfer import BAD_MOST, chunk_count, digest_chunks
 from protocol.trust import Signer
 from tests.bench.idle import resident_kib
 from tests.net.curve import RawCurve, frame, greeting
-from tests.net.liar import AGENT, DEADLINE_S, Child, Keys, Stage, monitor
+from tests.net.liar import AGENT, DEADLINE_S, Child, Keys, Stage, monitor, new_epoch
 from tests.net.localfleet import own_address
 from tests.waiting import wait_until
 
@@ -484,7 +484,7 @@ def test_whoever_begins_a_handshake_and_stops_is_hung_up_on(stage: Stage, rank: 
 
 def _attach_raw(stage: Stage, raw: RawCurve, rank: int) -> bytes:
     """Attach as anybody does; returns what was sent."""
-    header, body = codec.encode(Attach(1, 1, (Link(rank, AGENT, 1, stage.new_epoch(), True),)))
+    header, body = codec.encode(Attach(1, 1, (Link(rank, AGENT, 1, new_epoch(), True),)))
     heard = len(stage.parent.heard)
     sealed = raw.sealed(header, more=True) + raw.sealed(body, more=False)
     raw.socket.sendall(sealed)
