@@ -18,6 +18,8 @@ HEALED_WITHIN = 3 * (SILENT_AFTER + LOST_AFTER + 2 * RETRY_MOST)
 _SETTLED_WITHIN = 60.0
 #: And forgotten: the word of it goes out each second, and to whoever attached meanwhile.
 _FORGOTTEN_WITHIN = 15.0
+#: A link may be so slow, in seconds each way, and still be none that beats don't get through.
+SLOWEST = 2.0
 _MOST_HOSTS = 2_000
 
 #: What commands end in, by themselves.
@@ -156,6 +158,8 @@ class Performance:
         tree.mend()
         tree.run_until(lambda: not tree.leaving, _SETTLED_WITHIN, "those who leave")
         tree.form(HEALED_WITHIN)
+        # An agent takes its start for as much later as its question for the time was under way.
+        tree.run_for(SLOWEST)
         last = tree.broadcast()
         for command in [*self._commands, last]:
             tree.settle(command, _SETTLED_WITHIN)
@@ -204,7 +208,7 @@ class Performance:
             "heal": ((True, lambda: tree.heal(rank)), (True, lambda: tree.heal(rank, up))),
             "freeze": ((node.alive, lambda: tree.freeze(rank)),),
             "thaw": ((node.frozen and node.alive, lambda: tree.thaw(rank)),),
-            "slow": ((True, lambda: tree.slow(rank, chooser.choice((0.05, 0.5, 2.0)))),),
+            "slow": ((True, lambda: tree.slow(rank, chooser.choice((0.05, 0.5, SLOWEST)))),),
             "freeze the service": ((True, lambda: tree.freeze(None)),),
             "restart the service": ((True, tree.restart_root),),
             "kill the service": ((True, lambda: tree.kill(None)),),

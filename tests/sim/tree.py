@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -34,6 +35,9 @@ from protocol.topology import Seat, ancestors, below, children_of, even_fanout, 
 from protocol.trust import Guard, Signer
 from tests.sim.network import Connection, Network
 from tests.sim.witness import Witness
+
+if TYPE_CHECKING:
+    from tests.sim.bulk import Bulk
 
 FLEET = "sim"
 #: The root's clock at virtual time zero, in seconds since 1970; any number does that no monotonic clock shows.
@@ -96,6 +100,9 @@ class Tree:
         self.watch: Callable[[Node, events.Event, list[events.Effect]], None] | None = None
         #: The same for what befalls them from outside.
         self.note: Callable[[str], None] = lambda _text: None
+        #: The same for what one of them does beside its relay.
+        self.say: Callable[[int | None, str], None] = lambda _rank, _text: None
+        self.bulk: Bulk | None = None
         self._living = ranks.NONE
         self.trace: list[str] | None = [] if keep_trace else None
         #: Over the same lines as `trace`.
@@ -121,7 +128,7 @@ class Tree:
         self.dropped: list[tuple[int | None, int, str]] = []
         #: Pushes whose chunks relays carry that are no targets.
         self.carried: set[int] = set()
-        self._next_id = 1
+        self.next_id = 1
         self._unsettled: set[int] = set()
         self._settling = False
         self._formed = False
@@ -182,7 +189,7 @@ class Tree:
         plan = self._present_plans[None]
         relay = Relay(plan=plan, incarnation=life, draw=self.random.random, nonce=self._nonce, root=root)
         self.nodes[None] = Node(None, relay, plan, clock, life=life)
-        self._feed(None, events.Begin())
+        self.feed(None, events.Begin())
 
     def _boot(self, rank: int, plan: Plan, incarnation: int) -> None:
         clock = self.random.uniform(1e3, 1e6)
@@ -191,7 +198,7 @@ class Tree:
         relay = Relay(plan=plan, incarnation=incarnation, draw=self.random.random, nonce=self._nonce, guard=guard)
         self.nodes[rank] = Node(rank, relay, plan, clock, life=incarnation)
         self._living |= ranks.only(rank)
-        self._feed(rank, events.Begin())
+        self.feed(rank, events.Begin())
 
     # --- virtual time -------------------------------------------------------------------------------------------------
 
@@ -219,7 +226,8 @@ class Tree:
         self.now, _, call = heapq.heappop(self._heap)
         call()
 
-    def _feed(self, rank: int | None, event: events.Event) -> None:
+    def feed(self, rank: int | None, event: events.Event) -> None:
+        """This happens to it now."""
         node = self.nodes[rank]
         if not node.alive:
             return
@@ -254,7 +262,7 @@ class Tree:
             current = self.nodes[node.rank]
             if current.life == life and current.timer == due:
                 current.timer = None
-                self._feed(node.rank, events.Tick())
+                self.feed(node.rank, events.Tick())
 
         self.at(due, tick)
 
@@ -299,7 +307,8 @@ class Tree:
             case events.Warn(text):
                 self.warnings.append(f"{node.rank}: {text}")
             case events.Arrived() | events.Carry() | events.Forget():
-                pass
+                if self.bulk is not None:
+                    self.bulk.perform(node, effect)
             case _:
                 self._serve(effect)
 
@@ -307,16 +316,20 @@ class Tree:
         assert node.rank is not None
         self.executions[node.rank, id_] += 1
         self.witness.began(node.rank, id_)
-        duration, outcome, output = self.work(node.rank, id_, body)
         node.running.add(id_)
-        self._finish_later(node, id_, duration, outcome, output)
+        if isinstance(body, Push) and self.bulk is not None:
+            self.bulk.begin(node, id_, body)
+            return
+        duration, outcome, output = self.work(node.rank, id_, body)
+        self.finish_later(node, id_, duration, outcome, output)
 
     def _stop(self, node: Node, id_: int, *, hard: bool) -> None:
         self.witness.stopped(node.rank, id_)
         if hard or node.rank not in self.stubborn:
-            self._finish_later(node, id_, _DIES_AFTER, Killed(9 if hard else 15), NO_OUTPUT)
+            self.finish_later(node, id_, _DIES_AFTER, Killed(9 if hard else 15), NO_OUTPUT)
 
-    def _finish_later(self, node: Node, id_: int, after: float, outcome: Outcome, output: Output) -> None:
+    def finish_later(self, node: Node, id_: int, after: float, outcome: Outcome, output: Output) -> None:
+        """Let the work end so, unless it has ended or the process is another by then."""
         life = node.life
 
         def finish() -> None:
@@ -324,7 +337,7 @@ class Tree:
             if current.alive and current.life == life and id_ in current.running:
                 current.running.discard(id_)
                 self.witness.ended(current.rank, id_, outcome, output)
-                self._feed(node.rank, events.Finished(id_, outcome, output))
+                self.feed(node.rank, events.Finished(id_, outcome, output))
 
         self.at(self.now + after, finish)
 
@@ -374,12 +387,12 @@ class Tree:
                 child = self.nodes[connection.child]
                 if child.up is connection:
                     child.up = None
-                    self._feed(connection.child, events.ParentLost(why))
+                    self.feed(connection.child, events.ParentLost(why))
             else:
                 parent = self.nodes[connection.parent]
                 if parent.down.get(connection.child) is connection:
                     del parent.down[connection.child]
-                    self._feed(connection.parent, events.ChildLost(connection.child, why))
+                    self.feed(connection.parent, events.ChildLost(connection.child, why))
 
         self.network.travel(connection, not at_child, noticed)
 
@@ -398,9 +411,9 @@ class Tree:
             to = connection.parent if upwards else connection.child
             self.received[to, type(message).__name__] += 1
             if upwards:
-                self._feed(to, events.FromChild(connection.child, received))
+                self.feed(to, events.FromChild(connection.child, received))
             else:
-                self._feed(to, events.FromParent(received))
+                self.feed(to, events.FromParent(received))
 
         self.network.travel(connection, upwards, arrive)
 
@@ -445,7 +458,7 @@ class Tree:
             delivery, body, deadline = self._open[id_]
             ttl_ms = None if deadline is None else max(0, round((deadline - self.now) * 1000))
             missing = self.targets[id_] & ~ranks.union(self.told[id_])
-            self._feed(None, events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl_ms), body, missing))
+            self.feed(None, events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl_ms), body, missing))
         self._unsettled |= self.settled
         self._settle_soon()
 
@@ -463,8 +476,8 @@ class Tree:
         inbox, node.inbox = node.inbox, []
         node.timer = None
         for event in inbox:
-            self._feed(rank, event)
-        self._feed(rank, events.Tick())
+            self.feed(rank, event)
+        self.feed(rank, events.Tick())
 
     def cut(self, rank: int | None, other: int | str | None = "all") -> None:
         """Pull the cable of a host, or take away the way between two."""
@@ -553,7 +566,7 @@ class Tree:
         for rank in ranks.each(self.root.reachable):
             is_open = self._plan_open.get(rank) in self._open
             if rank in self.parents and self.planned.get(rank, 1) < self._wanted.get(rank, 1) and not is_open:
-                self._plan_open[rank] = self._next_id
+                self._plan_open[rank] = self.next_id
                 self.submit(self._present_plans[rank], ranks.only(rank))
 
     def _settle_soon(self) -> None:
@@ -578,7 +591,7 @@ class Tree:
     def sign(self, body: Body, targets: int, *, ttl: float | None = None, id_: int | None = None) -> Deliver:
         """A command as the root's service makes it."""
         if id_ is None:
-            id_, self._next_id = self._next_id, self._next_id + 1
+            id_, self.next_id = self.next_id, self.next_id + 1
         issued = round((self.now + _EPOCH) * 1000)
         command = Command(
             fleet=FLEET,
@@ -608,7 +621,7 @@ class Tree:
             self.witness.given(delivery.id, body, has_deadline=ttl is not None, formed=self._formed)
         if isinstance(body, Plan):
             self._plan_versions[delivery.id] = body.version
-        self._feed(None, events.Submit(delivery, body))
+        self.feed(None, events.Submit(delivery, body))
         return delivery.id
 
     def broadcast(self, targets: Iterable[int] | None = None, *, ttl: float | None = None, stream: bool = False) -> int:
@@ -623,15 +636,15 @@ class Tree:
 
     def wrote(self, rank: int, id_: int, offset: int, data: bytes) -> None:
         """The command writes to its standard output there."""
-        self._feed(rank, events.Wrote(id_, 1, offset, data))
+        self.feed(rank, events.Wrote(id_, 1, offset, data))
 
     def advanced(self, rank: int, id_: int, done: int) -> None:
         """A push gets on there."""
-        self._feed(rank, events.Advanced(id_, done))
+        self.feed(rank, events.Advanced(id_, done))
 
     def observed(self, rank: int) -> None:
         """The host looks at itself."""
-        self._feed(rank, events.Observed(None, (), whole=True))
+        self.feed(rank, events.Observed(None, (), whole=True))
 
     def replan(self, parents: Mapping[int, int | None]) -> None:
         """Give everybody a new plan whom it concerns, parents before children."""
@@ -641,7 +654,7 @@ class Tree:
         self._version += 1
         before, plans = self._present_plans, self._plans(self.parents)
         self._present_plans = plans
-        self._feed(None, events.Replan(plans[None]))
+        self.feed(None, events.Replan(plans[None]))
         self.nodes[None].plan = plans[None]
         for rank in below(children_of(self.parents), None):
             old, new = before.get(rank), plans[rank]
@@ -678,7 +691,8 @@ class Tree:
                 self.at(self.now + SETTLED_EVERY, gone)
                 return
             self.leaving.discard(command)
-            if rank in self.parents and not ranks.holds(self.root.reachable, rank):
+            departed = self.nodes[rank].departed or not ranks.holds(self.root.reachable, rank)
+            if rank in self.parents and departed:
                 up = self.parents[rank]
                 self.replan({r: up if parent == rank else parent for r, parent in self.parents.items() if r != rank})
 
@@ -706,8 +720,10 @@ class Tree:
     def _is_known(self) -> bool:
         if self.root.reachable != self.living():
             return False
-        if any(self.planned.get(rank, 1) < wanted for rank, wanted in self._wanted.items() if rank in self.parents):
-            return False
+        for rank, wanted in self._wanted.items():
+            # Who was asked to leave and given up may have left, and is planned all the same.
+            if self.planned.get(rank, 1) < wanted and rank in self.parents and not self.nodes[rank].departed:
+                return False
         for rank in ranks.each(self.living()):
             link, node = self.root.links[rank], self.nodes[rank]
             if link.incarnation != node.life or node.relay.parent_name != self.members[link.parent].name:

@@ -36,6 +36,7 @@ class Story:
         self.lines: list[str] = []
         tree.watch = self._watch
         tree.note = self._note
+        tree.say = lambda rank, text: self._line(_name(rank), text)
 
     def _note(self, text: str) -> None:
         self._line("", f"*** {text}")
@@ -146,7 +147,7 @@ class Story:
             case Outcomes(id=id_, folds=folds):
                 return f"command {id_}: {_folds(folds)}"
             case Ask(id=id_, indices=indices):
-                return f"asks for chunks {', '.join(map(str, indices))} of push {id_}"
+                return f"asks for chunk {', '.join(map(str, indices))} of push {id_}"
             case Chunk(id=id_, index=index):
                 return f"chunk {index} of push {id_}"
             case NoChunk(id=id_, index=index, why=why):
