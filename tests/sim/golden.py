@@ -184,8 +184,8 @@ def push_of_three_chunks_through_a_relay() -> Story:
 
 
 def host_joins_a_live_fleet() -> Story:
-    """A new host is planned below h0. The root admits it, h0 is told by its new part of the plan, the host
-    attaches, and gets the next command."""
+    """A new host is planned below h1 and comes before word of that: it is not admitted yet. Those above it get their
+    new parts of the plan, the host tries again, is attached, and gets the next command."""
     tree = _tree(_RELAY)
     story = Story(tree)
     rank = tree.join(fanout=1)

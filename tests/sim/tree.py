@@ -749,7 +749,7 @@ class Tree:
         assert not twice, f"run more than once: {twice}"
         for id_ in self.settled:
             assert ranks.union(self.told[id_]) == self.targets[id_]
-        given = len(self.told)
+        given = self.next_id - 1
         for rank, node in self.nodes.items():
             # A command is kept as what is owed below, and as what was done here.
             assert node.relay.kept() <= 2 * given, f"{rank} keeps {node.relay.kept()} of {given} commands"
