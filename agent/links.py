@@ -17,6 +17,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -460,7 +461,8 @@ class Uplink:
     def send(self, frames: Sequence[bytes]) -> None:
         """Send to the parent. What a broken connection swallows, the protocol asks for again."""
         if not self._over:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            with suppress(zmq.Again):  # the connection has ended, and the news of it is on its way
+                self._socket.send_multipart(frames, zmq.NOBLOCK)
             self._reader.look()
 
     def _drain(self) -> bool:
