@@ -86,6 +86,7 @@ class _Node:
         self.socket = sock
         self.socket.linger = 0
         self.heard: list[Message] = []
+        self.chunks: dict[tuple[int, int], bytes] = {}
         self.ended = False
         self.connected = False
         self._monitor = monitor(sock)
@@ -109,7 +110,10 @@ class _Node:
                     self.ended = True
 
     def _take(self, frames: list[bytes]) -> None:
-        self.heard.append(codec.decode(frames)[0])
+        message, blob = codec.decode(frames)
+        self.heard.append(message)
+        if isinstance(message, Chunk) and blob is not None:
+            self.chunks[message.id, message.index] = blob
 
     def all(self, kind: type[M]) -> list[M]:
         """Everything of one kind that was heard."""

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,11 +45,15 @@ def start_python(
     *,
     python: str = sys.executable,
     path: Path = ROOT,
+    before: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a module of `path`. It dies with this process, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
+    """Start a module of `path`. It dies with this process, however that ends (prctl(2), PR_SET_PDEATHSIG).
+
+    `before` is a program that executes the rest of its arguments, after it has done what the test wants.
+    """
     with log.open("ab") as file:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", python, *arguments],
+            ["setpriv", "--pdeathsig", "KILL", *before, python, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -102,6 +106,8 @@ class LocalFleet:
         self.session = Session(FLEET)
         self.service: subprocess.Popen[bytes] | None = None
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
+        #: What is executed before an agent, by name (see start_python).
+        self.before: dict[str, Sequence[str]] = {}
 
     def begin(self, fanout: int) -> None:
         """Start all of it, and wait until every agent is in the tree."""
@@ -174,6 +180,7 @@ class LocalFleet:
             {MARK: self.mark, "CANOPY_HOST": name},
             python=self._python,
             path=self._path,
+            before=self.before.get(name, ()),
         )
 
     def pid(self, name: str) -> int:
@@ -243,12 +250,19 @@ class LocalFleet:
 
 @contextlib.contextmanager
 def local_fleet(
-    home: Path, names: Iterable[str], fanout: int, *, python: str = sys.executable, path: Path | None = None
+    home: Path,
+    names: Iterable[str],
+    fanout: int,
+    *,
+    python: str = sys.executable,
+    path: Path | None = None,
+    before: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[LocalFleet]:
     """A fleet in `home` that ends with the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CANOPY_HOME", str(home))
         fleet = LocalFleet(names, python=python, path=path)
+        fleet.before |= before or {}
         with ended(fleet.mark):
             try:
                 fleet.begin(fanout)

@@ -1,0 +1,614 @@
+"""Where a pushed file goes: where it was sent and nowhere else, whole or not at all, whoever else is at work there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from agent.files import BadDestination, put
+from controller.session import Result
+from protocol.commands import Cancel, Push
+from protocol.limits import CHUNK, MAX_INLINE
+from protocol.messages import Ask, Manner
+from protocol.outcomes import Cancelled, Exited, FailedToStart, Outcome, Refused
+from protocol.transfer import digest_chunks
+from tests.net.liar import AGENT, Stage
+from tests.net.localfleet import LocalFleet, local_fleet, own_address
+from tests.waiting import wait_until
+
+DEADLINE_S = 30.0
+OTHER_UID = 65_534
+#: The three sizes that take different ways: in the command, in one chunk, in several of which the last is short.
+SIZES = (1_000, MAX_INLINE + 1, 3 * CHUNK + 17)
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and be another user")
+
+#: A mount namespace of its own, with a file system that can't be written and one that is small.
+_MOUNTS = """
+mount -t tmpfs -o size=1m,mode=755 none "$0/small"
+mount --bind "$0/ro" "$0/ro"
+mount -o remount,bind,ro "$0/ro"
+exec "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mounts of the middle host's own are."""
+    made = tmp_path_factory.mktemp("place")
+    for name in ("ro", "small"):
+        (made / name).mkdir()
+    (made / "ro" / "old").write_bytes(b"old")
+    return made
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[LocalFleet]:
+    """A chain of three agents; the one in the middle has file systems that are full or can't be written."""
+    before: dict[str, list[str]] = {}
+    if os.geteuid() == 0:
+        before["h1"] = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _MOUNTS, str(place)]
+    with local_fleet(tmp_path_factory.mktemp("fleet"), ["h0", "h1", "h2"], 1, before=before) as started:
+        parents = {host.name: host.parent for host in started.hosts().values()}
+        assert parents == {"h0": None, "h1": "h0", "h2": "h1"}
+        yield started
+
+
+@pytest.fixture(params=SIZES, ids=["inline", "one chunk", "chunks"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of each size."""
+    file = tmp_path_factory.mktemp("source") / "source"
+    file.write_bytes(os.urandom(request.param))
+    file.chmod(0o640)
+    os.utime(file, ns=(1_000_000_007, 1_000_000_007))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _clean(fleet: LocalFleet, tmp_path: Path) -> Iterator[None]:
+    """No test leaves a temporary file, on whichever way it ended."""
+    yield
+    wait_until(lambda: not left_over(tmp_path), DEADLINE_S, "temporary files to be gone")
+    wait_until(
+        lambda: not [note for name in fleet.names for note in fleet.directory(name).parts.iterdir()],
+        DEADLINE_S,
+        "the notes of temporary files to be gone",
+    )
+
+
+def left_over(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".canopy-*") if not path.is_symlink()]
+
+
+def pushed(fleet: LocalFleet, file: Path, where: str | Path, hosts: list[str] | None = None) -> dict[str, Result]:
+    """Push to each host by itself, since all of them see the same files; results by host."""
+    found: dict[str, Result] = {}
+    for host in hosts or ["h2"]:
+        for result in fleet.session.push(file, str(where), [host]).results():
+            found |= dict.fromkeys(result.hosts, result)
+    return found
+
+
+def push_one(fleet: LocalFleet, file: Path, where: str | Path, host: str = "h2") -> Outcome:
+    return pushed(fleet, file, where, [host])[host].outcome
+
+
+def refusal(fleet: LocalFleet, file: Path, where: str | Path) -> str:
+    """Why a push is refused."""
+    outcome = push_one(fleet, file, where)
+    assert isinstance(outcome, Refused), outcome
+    assert not outcome.trust
+    return outcome.why
+
+
+# --- what arrives -----------------------------------------------------------------------------------------------------
+
+
+def test_content_mode_and_time_arrive(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert push_one(fleet, source, target) == Exited(0)
+    info = target.lstat()
+    assert target.read_bytes() == source.read_bytes()
+    assert stat.S_IMODE(info.st_mode) == 0o640
+    assert info.st_mtime_ns == 1_000_000_007
+    assert info.st_uid == os.geteuid()
+
+
+def test_a_file_goes_to_many_hosts_at_once(fleet: LocalFleet, source: Path) -> None:
+    (result,) = fleet.session.push(source, "@/arrived").results()
+    assert (result.hosts, result.outcome, result.stdout) == (fleet.names, Exited(0), b"pushed")
+    for name in fleet.names:
+        assert (fleet.directory(name).path / "arrived").read_bytes() == source.read_bytes()
+
+
+def test_hosts_that_share_a_directory_do_not_disturb_one_another(
+    fleet: LocalFleet, source: Path, tmp_path: Path
+) -> None:
+    results = fleet.session.push(source, str(tmp_path / "target")).results()
+    assert all(result.ok for result in results), results
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_an_empty_file_arrives(fleet: LocalFleet, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "target").write_bytes(b"old")
+    assert push_one(fleet, tmp_path / "empty", tmp_path / "target") == Exited(0)
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o4755, 0o1777, 0o400])
+def test_every_mode_is_kept(fleet: LocalFleet, source: Path, tmp_path: Path, mode: int) -> None:
+    source.chmod(mode)
+    assert push_one(fleet, source, tmp_path / "target") == Exited(0)
+    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é\n 'x'", "-rf", ".canopy", "a\\b"])
+def test_any_name_will_do(fleet: LocalFleet, source: Path, tmp_path: Path, name: str) -> None:
+    assert push_one(fleet, source, f"{tmp_path}/{name}") == Exited(0)
+    assert (tmp_path / name).read_bytes() == source.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_destination_that_ends_in_a_slash_is_a_directory(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    assert push_one(fleet, source, f"{tmp_path}/") == Exited(0)
+    assert (tmp_path / "source").read_bytes() == source.read_bytes()
+
+
+def test_what_is_there_already_is_not_written_again(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert pushed(fleet, source, target)["h2"].stdout == b"pushed"
+    before = target.stat()
+    (result,) = pushed(fleet, source, target).values()
+    assert (result.outcome, result.stdout) == (Exited(0), b"unchanged")
+    after = target.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
+    # A mode that differs is put right, and that is all.
+    target.chmod(0o600)
+    assert pushed(fleet, source, target)["h2"].stdout == b"unchanged"
+    assert (target.stat().st_ino, stat.S_IMODE(target.stat().st_mode)) == (before.st_ino, 0o640)
+
+
+def test_one_changed_byte_is_enough_to_be_written_again(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    data = source.read_bytes()
+    target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert pushed(fleet, source, target)["h2"].stdout == b"pushed"
+    assert target.read_bytes() == data
+
+
+def test_another_name_of_the_old_file_keeps_the_old_content(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    os.link(tmp_path / "target", tmp_path / "other")
+    assert push_one(fleet, source, tmp_path / "target") == Exited(0)
+    assert (tmp_path / "other").read_bytes() == b"old"
+
+
+def test_an_image_goes_into_the_store_under_its_digest(fleet: LocalFleet, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(os.urandom(SIZES[2]))
+    for said in (b"pushed", b"unchanged"):
+        (result,) = fleet.session.push(tmp_path / "image", "", image=True).results()
+        assert (result.hosts, result.outcome, result.stdout) == (fleet.names, Exited(0), said)
+    for name in fleet.names:
+        (image,) = fleet.directory(name).images.iterdir()
+        assert image.read_bytes() == (tmp_path / "image").read_bytes()
+        assert stat.S_IMODE(image.stat().st_mode) == 0o444
+        assert len(image.name) == 64
+        image.unlink()
+
+
+# --- where it does not go ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("{0}/sub/../target", "'..'"),
+        ("{0}/../../../../../../etc/target", "'..'"),
+        ("@/../target", "'..'"),
+        ("@/.", "is a directory"),
+        ("{0}/.", "must name a file"),
+        ("/.", "must name a file"),
+        ("target", "absolute"),
+        ("~/target", "absolute"),
+        ("{0}/missing/target", "missing does not exist"),
+        ("{0}/file/target", "file is not a directory"),
+        ("{0}/sub", "is a directory"),
+        ("{0}/fifo", "no regular file"),
+        ("{0}/socket", "no regular file"),
+        ("/dev/null", "no regular file"),
+        ("{0}/nul\0byte", "NUL"),
+    ],
+)
+def test_a_destination_that_is_none_is_refused(
+    fleet: LocalFleet, source: Path, tmp_path: Path, path: str, why: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "file").write_bytes(b"old")
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as sock:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        sock.bind(f"/proc/self/fd/{folder}/socket")  # the path itself may be longer than a socket's may be
+        os.close(folder)
+    before = sorted(tmp_path.rglob("*"))
+    assert why in refusal(fleet, source, path.format(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_name_that_is_too_long_fails_with_its_reason(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    outcome = push_one(fleet, source, f"{tmp_path}/{'x' * 256}")
+    assert isinstance(outcome, FailedToStart)
+    assert "File name too long" in outcome.why
+
+
+@pytest.mark.parametrize("dangling", [False, True], ids=["to a file", "to nothing"])
+def test_a_link_at_the_destination_is_replaced_and_not_followed(
+    fleet: LocalFleet, source: Path, tmp_path: Path, dangling: bool
+) -> None:
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_bytes(b"precious")
+    (tmp_path / "target").symlink_to(victim)
+    assert push_one(fleet, source, tmp_path / "target") == Exited(0)
+    assert not (tmp_path / "target").is_symlink()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+    assert victim.exists() != dangling
+    assert dangling or victim.read_bytes() == b"precious"
+
+
+def test_a_link_to_a_directory_at_the_destination_is_replaced(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "target").symlink_to(tmp_path / "inside")
+    assert push_one(fleet, source, tmp_path / "target") == Exited(0)
+    assert list((tmp_path / "inside").iterdir()) == []
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_directories_are_found_through_links_of_ones_own(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "absolute").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "relative").symlink_to("../absolute/./deep")
+    assert push_one(fleet, source, f"{tmp_path}/absolute/relative/target") == Exited(0)
+    assert (tmp_path / "real" / "deep" / "target").read_bytes() == source.read_bytes()
+
+
+def test_links_that_lead_in_a_circle_are_refused(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert "symbolic link" in refusal(fleet, source, tmp_path / "a" / "target")
+
+
+@as_root
+def test_a_link_of_another_user_is_not_followed(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    os.lchown(tmp_path / "link", OTHER_UID, OTHER_UID)
+    assert "symbolic link of another user" in refusal(fleet, source, tmp_path / "link" / "target")
+    # Nor where a link of one's own leads to it.
+    (tmp_path / "mine").symlink_to(tmp_path / "link")
+    assert "symbolic link of another user" in refusal(fleet, source, tmp_path / "mine" / "target")
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+# --- who else is at work there ----------------------------------------------------------------------------------------
+
+#: Swaps a directory for a link to another, and back, for as long as it may.
+_SWAP = """
+import os, sys
+os.chdir(sys.argv[1])
+while True:
+    os.rename("a", "b")
+    os.symlink(sys.argv[2], "link")
+    os.rename("link", "a")
+    os.unlink("a")
+    os.rename("b", "a")
+"""
+
+
+def inline(data: bytes, path: Path) -> Push:
+    digests, digest = digest_chunks(lambda index: data[index * CHUNK : (index + 1) * CHUNK], len(data), CHUNK)
+    return Push(
+        path=str(path), size=len(data), mode=0o644, mtime_ns=0, chunk=CHUNK, digests=digests, digest=digest, inline=data
+    )
+
+
+@as_root
+def test_no_directory_is_swapped_for_a_link_while_nobody_looks(
+    fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    for folder in (home, *home.parents):
+        if folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
+            folder.chmod(0o755)
+    playground, victim, notes = home / "playground", home / "victim", home / "notes"
+    for folder in (playground, playground / "a", victim, notes):
+        folder.mkdir()
+    for folder in (playground, playground / "a"):
+        os.chown(folder, OTHER_UID, OTHER_UID)
+    swapper = subprocess.Popen(
+        ["/usr/bin/python3", "-c", _SWAP, str(playground), str(victim)],
+        user=OTHER_UID, group=OTHER_UID, extra_groups=[], env={}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    outcomes: dict[str, int] = {}
+    try:
+        wait_until(lambda: not (playground / "a").is_dir() or (playground / "a").is_symlink(), DEADLINE_S, "a swap")
+        deadline = time.monotonic() + DEADLINE_S
+        while (outcomes.get("put", 0) < 50 or outcomes.get("link", 0) < 50) and time.monotonic() < deadline:
+            for number in range(100):
+                try:
+                    put(number, inline(os.urandom(20), playground / "a" / "target"), home, notes)
+                    what = "put"
+                except BadDestination as error:
+                    what = "link" if "symbolic link" in str(error) else "gone"
+                except OSError:
+                    what = "gone"
+                outcomes[what] = outcomes.get(what, 0) + 1
+        # And some the whole way, through an agent.
+        (home / "source").write_bytes(b"pushed")
+        for _ in range(20):
+            push_one(fleet, home / "source", playground / "a" / "target")
+        assert swapper.poll() is None, swapper.communicate()
+    finally:
+        swapper.kill()
+        swapper.communicate()
+    assert list(victim.iterdir()) == []
+    # The race was run: both sides of it were met often.
+    assert outcomes["put"] >= 50, outcomes
+    assert outcomes["link"] >= 50, outcomes
+    assert list(notes.iterdir()) == []
+    assert not [path for path in playground.rglob("*") if path.name.startswith(".canopy-")]
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(fleet: LocalFleet, tmp_path: Path) -> None:
+    versions = [os.urandom(size) for size in (2_000_000, 1_500_000, 40_000)]
+    for number, data in enumerate(versions):
+        (tmp_path / f"source{number}").write_bytes(data)
+    target = tmp_path / "target"
+    target.write_bytes(versions[0])
+    whole = {hashlib.sha256(data).digest() for data in versions}
+    seen: dict[bytes, int] = {}
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            digest = hashlib.sha256(target.read_bytes()).digest()
+            seen[digest] = seen.get(digest, 0) + 1
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in [1, 2, 0] * 7:
+            assert push_one(fleet, tmp_path / f"source{number}", target) == Exited(0)
+    finally:
+        over.set()
+        reader.join()
+    assert set(seen) <= whole
+    assert len(seen) >= 2
+    assert sum(seen.values()) > 20
+
+
+def test_two_pushes_to_one_place_leave_one_of_the_files(fleet: LocalFleet, tmp_path: Path) -> None:
+    versions = [os.urandom(1_000_000) for _ in range(4)]
+    for number, data in enumerate(versions):
+        (tmp_path / f"source{number}").write_bytes(data)
+    jobs = [fleet.session.push(tmp_path / f"source{number}", str(tmp_path / "target"), ["h2"]) for number in range(4)]
+    for job in jobs:
+        assert all(result.ok for result in job.results())
+    assert (tmp_path / "target").read_bytes() in versions
+
+
+# --- no room, no right ------------------------------------------------------------------------------------------------
+
+
+@as_root
+def test_a_file_system_that_can_not_be_written_fails_with_its_reason(
+    fleet: LocalFleet, source: Path, place: Path
+) -> None:
+    for name in ("new", "old"):
+        outcome = push_one(fleet, source, place / "ro" / name, "h1")
+        assert isinstance(outcome, FailedToStart)
+        assert "Read-only file system" in outcome.why
+    assert fleet.answers(["ls", "-A", f"{place}/ro"], ["h1"]) == {"h1": b"old\n"}
+    # What is right already needs no writing.
+    (place / "same").write_bytes(b"old")
+    (place / "same").chmod(stat.S_IMODE((place / "ro" / "old").stat().st_mode))
+    assert pushed(fleet, place / "same", place / "ro" / "old", ["h1"])["h1"].stdout == b"unchanged"
+
+
+@as_root
+def test_a_full_disk_fails_with_its_reason_and_keeps_the_old_file(
+    fleet: LocalFleet, tmp_path: Path, place: Path
+) -> None:
+    for size in (SIZES[0], 3_000_000):
+        (tmp_path / "source").write_bytes(os.urandom(size))
+        # Full to the last byte for the small one, which the other then finds as well.
+        fleet.answers(f"cd {place}/small; echo old > target; cat /dev/zero > filler 2> /dev/null || true", ["h1"])
+        outcome = push_one(fleet, tmp_path / "source", place / "small" / "target", "h1")
+        assert isinstance(outcome, FailedToStart)
+        assert "No space left" in outcome.why
+        listing = fleet.answers(f"cd {place}/small; cat target; rm filler; ls -A", ["h1"])
+        assert listing == {"h1": b"old\ntarget\n"}
+
+
+@as_root
+def test_a_relay_that_has_no_room_gives_the_file_on(fleet: LocalFleet, tmp_path: Path, place: Path) -> None:
+    data = os.urandom(3_000_000)
+    (tmp_path / "source").write_bytes(data)
+    results = fleet.session.push(tmp_path / "source", str(place / "small" / "target")).results()
+    outcomes = {host: result.outcome for result in results for host in result.hosts}
+    assert isinstance(outcomes.pop("h1"), FailedToStart)
+    assert outcomes == {"h0": Exited(0), "h2": Exited(0)}
+    assert (place / "small" / "target").read_bytes() == data
+    (place / "small" / "target").unlink()
+
+
+def test_a_source_that_changes_in_mid_push_is_not_put_anywhere(fleet: LocalFleet, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(40 * CHUNK))
+    os.kill(fleet.pid("h0"), signal.SIGSTOP)
+    try:
+        job = fleet.session.push(source, str(tmp_path / "target"), ["h2"])
+        with source.open("r+b") as file:
+            file.seek(20 * CHUNK)
+            file.write(b"changed")
+    finally:
+        os.kill(fleet.pid("h0"), signal.SIGCONT)
+    (result,) = job.results()
+    assert isinstance(result.outcome, FailedToStart)
+    assert "changed while it was pushed" in result.outcome.why
+    assert not (tmp_path / "target").exists()
+
+
+# --- in the middle ----------------------------------------------------------------------------------------------------
+
+
+#: A child of the agent that the push is for as well.
+CHILD = 10
+
+
+class HalfPushed:
+    """An agent that was told of a push and has two chunks of eight."""
+
+    def __init__(self, stage: Stage, target: Path) -> None:
+        self.stage = stage
+        self.data = os.urandom(8 * CHUNK)
+        digests, digest = digest_chunks(self.chunk, len(self.data), CHUNK)
+        push = Push(
+            path=str(target), size=len(self.data), mode=0o600, mtime_ns=0, chunk=CHUNK, digests=digests, digest=digest
+        )
+        delivery = stage.delivery(push, to=[AGENT, CHILD], targets=[AGENT, CHILD], manner=Manner.BULK)
+        self.id = delivery.id
+        stage.parent.send(delivery)
+        self.given = 0
+        stage.until(lambda: len(self._asked()) >= 2, "the agent to ask")
+        self._give(2)
+        (part,) = stage.until(lambda: left_over(target.parent), "the temporary file")
+        stage.until(lambda: part.read_bytes()[: 2 * CHUNK] == self.data[: 2 * CHUNK], "two chunks to be stored")
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600
+
+    def chunk(self, index: int) -> bytes:
+        return self.data[index * CHUNK : (index + 1) * CHUNK]
+
+    def _asked(self) -> list[int]:
+        asks = [ask for ask in self.stage.parent.bulk_heard if isinstance(ask, Ask) and ask.id == self.id]
+        return [index for ask in asks for index in ask.indices]
+
+    def _give(self, most: int) -> None:
+        for index in self._asked()[self.given : most]:
+            self.stage.parent.send_chunk(self.id, index, self.chunk(index))
+            self.given += 1
+
+    def go_on(self) -> None:
+        """Give whatever else was asked for."""
+        self._give(len(self._asked()))
+
+
+@contextmanager
+def half_pushed(tmp_path: Path) -> Iterator[tuple[Stage, HalfPushed]]:
+    stage = Stage(tmp_path / "stage", own_address(), [CHILD], {})
+    try:
+        stage.start()
+        yield stage, HalfPushed(stage, tmp_path / "target")
+    finally:
+        stage.close()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "old file there"])
+def test_an_agent_killed_in_mid_push_leaves_no_half_file(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "target").write_bytes(b"old")
+    with half_pushed(tmp_path) as (stage, _):
+        stage.kill()
+        assert left_over(tmp_path)  # what a killed process can't remove, the next one does
+        stage.start()
+        assert not left_over(tmp_path)
+        assert list(stage.directory.parts.iterdir()) == []
+    assert (tmp_path / "target").exists() == there
+    assert not there or (tmp_path / "target").read_bytes() == b"old"
+
+
+def test_a_push_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    with half_pushed(tmp_path) as (stage, push):
+        stage.parent.send(stage.delivery(Cancel(of=push.id), manner=Manner.QUIET))
+        outcomes = stage.until(lambda: stage.parent.outcomes(push.id).get(AGENT), "an outcome")
+        assert outcomes == [Cancelled(ran=True)]
+        stage.until(lambda: not left_over(tmp_path), "the temporary file to be gone")
+        stage.until(lambda: not list(stage.directory.parts.iterdir()), "its note to be gone")
+    assert (tmp_path / "target").read_bytes() == b"old"
+
+
+def test_an_agent_that_ends_in_mid_push_leaves_nothing(tmp_path: Path) -> None:
+    with half_pushed(tmp_path) as (stage, _):
+        assert stage.process is not None
+        stage.process.send_signal(signal.SIGTERM)
+        stage.process.wait(DEADLINE_S)
+        assert not left_over(tmp_path)
+        assert list(stage.directory.parts.iterdir()) == []
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_relay_that_fails_in_mid_push_gives_the_file_on(tmp_path: Path) -> None:
+    with half_pushed(tmp_path) as (stage, push):
+        assert stage.process is not None
+        resource.prlimit(stage.process.pid, resource.RLIMIT_FSIZE, (3 * CHUNK, 3 * CHUNK))
+        stage.attached(CHILD)
+        child = stage.child(CHILD, bulk=True)
+        child.send(Ask(push.id, (0, 1, 2, 3)))
+
+        def half() -> bool:
+            push.go_on()
+            return len(child.chunks) == 4
+
+        stage.until(half, "the child to have the first half")
+        child.send(Ask(push.id, (4, 5, 6, 7)))
+
+        def whole() -> bool:
+            push.go_on()
+            return len(child.chunks) == 8
+
+        stage.until(whole, "the child to have the rest")
+        assert b"".join(child.chunks[push.id, index] for index in range(8)) == push.data
+        outcome = stage.until(lambda: stage.parent.outcomes(push.id).get(AGENT), "an outcome")[0]
+        assert isinstance(outcome, FailedToStart)
+        assert "File too large" in outcome.why
+        stage.until(lambda: not left_over(tmp_path), "the temporary file to be gone")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_restarted_agent_removes_only_what_it_left(tmp_path: Path) -> None:
+    with half_pushed(tmp_path) as (stage, _):
+        stage.kill()
+        for name in ("precious", ".canopy-precious"):
+            (tmp_path / name).write_bytes(b"precious")
+        # A note that leads elsewhere, through another user's link or to what is no temporary file, does no harm.
+        (tmp_path / "link").symlink_to(tmp_path)
+        with suppress(PermissionError):
+            os.lchown(tmp_path / "link", OTHER_UID, OTHER_UID)
+        (stage.directory.parts / "1").write_bytes(os.fsencode(tmp_path / "precious"))
+        (stage.directory.parts / "2").write_bytes(os.fsencode(tmp_path / "link" / ".canopy-precious"))
+        (stage.directory.parts / "3").write_bytes(os.fsencode(tmp_path / "missing" / ".canopy-x"))
+        (stage.directory.parts / "4").write_bytes(b"")
+        stage.start()
+        assert list(stage.directory.parts.iterdir()) == []
+        assert (tmp_path / "precious").exists()
+        assert os.geteuid() != 0 or (tmp_path / ".canopy-precious").exists()
+        (tmp_path / ".canopy-precious").unlink(missing_ok=True)
