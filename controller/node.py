@@ -17,6 +17,7 @@ from agent.identity import HostDirectory, Identity, Welcome, write_atomically
 from agent.links import Keyring
 from agent.shell import Shell
 from controller import api
+from controller.homing import may_go_home
 from controller.jobs import Job, translation
 from controller.known import Known
 from controller.members import Members
@@ -340,8 +341,10 @@ class RootNode:
                 self._tidied.pop(rank, None)
             elif host.parent is None or ranks.holds(reachable, host.parent):
                 due, pause = self._tidied.get(rank, (0.0, _TIDY_FIRST))
-                parent_since = now if host.parent is None else self.known.linked_at.get(host.parent, now)
-                if now >= due and (host.parent is None or now - parent_since >= _TIDY_EVERY):
+                linked_at = self.known.linked_at
+                if now >= due and (
+                    host.parent is None or may_go_home(now, linked_at.get(rank, now), linked_at.get(host.parent, now))
+                ):
                     self._tidied[rank] = (now + pause, min(pause * 2, _TIDY_MOST))
                     self.members.renew(rank)
                     self.plan_soon()

@@ -171,9 +171,10 @@ class Soak:
             return
         self.counts[f"fault: {kind}"] += 1
         self.note(f"{kind} {victim}")
-        hosts, lasts, undo = self.begin_fault(kind, victim, whole)
-        self.note(f"{kind} {' '.join(hosts)}: done")
-        self.faults.append(Fault(kind, hosts, time.monotonic() + lasts, undo, silent))
+        with self._lock:  # whoever is struck must not be taken for back before the fault is known
+            hosts, lasts, undo = self.begin_fault(kind, victim, whole)
+            self.note(f"{kind} {' '.join(hosts)}: done")
+            self.faults.append(Fault(kind, hosts, time.monotonic() + lasts, undo, silent))
 
     def begin_fault(
         self, kind: str, victim: str, whole: list[str]
@@ -237,10 +238,11 @@ class Soak:
 
     def recover_once(self) -> None:
         """The same, once. Raises CtlError while there is no service."""
-        struck = self.struck()
+        with self._lock:
+            struck = self.struck()
+            busy = {host for fault in self.faults for host in fault.hosts}
         if not struck:
             return
-        busy = {host for fault in list(self.faults) for host in fault.hosts}
         runs = set(self.fleet.agents())
         dead = tuple(sorted(struck - busy - runs))
         if dead:
@@ -248,9 +250,10 @@ class Soak:
             self.note(f"up {' '.join(dead)}")
             up(UpOptions(hosts=dead, ssh_config=self.fleet.hosts.ssh_config, fanout=FANOUT, connect_timeout=3))
             runs = set(self.fleet.agents())
-        back = self.fleet.in_tree() & runs & struck - busy
+        now_up = self.fleet.in_tree()
         with self._lock:
             now = time.monotonic()
+            back = now_up & runs & struck - busy - {host for fault in self.faults for host in fault.hosts}
             for host in back:
                 self.strikes[host][-1].ended = now
         if back:
