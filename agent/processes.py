@@ -137,7 +137,7 @@ class Process:
         self._spool = spool
         self._over = False
         self._ended = False
-        self._stopped = False
+        self._stopped = self._killed = False
         self._loop = asyncio.get_running_loop()
         self._pipes: list[int] = []
         try:
@@ -198,21 +198,25 @@ class Process:
         """Signal the whole process group: SIGTERM, or SIGKILL with `hard`."""
         if not self._over:
             self._stopped = True
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL if hard else signal.SIGTERM)
+            self._killed |= hard
+            self._signal(signal.SIGKILL if hard else signal.SIGTERM)
+            if hard and self._ended:
+                self._loop.call_later(_LINGER, self._finish)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._ended = True
-        if self._stopped:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
         for stream in self._streams:
             stream.drain()
         if not self._over:
             self._perhaps_done()
-        if not self._over:
+        # Where it was stopped, what it left has the same time to end as it had itself, until the certain signal.
+        if not self._over and (self._killed or not self._stopped):
             self._loop.call_later(_LINGER, self._finish)
 
     def _perhaps_done(self) -> None:
@@ -223,6 +227,8 @@ class Process:
         if self._over or not self._ended:
             return
         self._over = True
+        if self._stopped:
+            self._signal(signal.SIGKILL)
         # Reaped at last: until here nobody else could have the number of its group, and a `stop` hit nobody else.
         _, status = os.waitpid(self.pid, 0)
         for stream in self._streams:

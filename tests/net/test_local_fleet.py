@@ -259,6 +259,18 @@ def test_a_deadline_ends_whole_process_groups(fleet: LocalFleet, tmp_path: Path,
     wait_until(lambda: not any(is_running(pid) for pid in pids), DEADLINE_S, "their processes to be gone")
 
 
+def test_a_cancel_asks_the_whole_group_before_it_kills_it(fleet: LocalFleet, tmp_path: Path) -> None:
+    # The shell is gone at once, and what it left in the background still has the time to clean up.
+    cleaning = (
+        'trap "sleep 0.3; echo cleaned > $CANOPY_HOST.clean; exit" TERM; echo > $CANOPY_HOST.ready; sleep 60 & wait'
+    )
+    job = fleet.session.run(f"cd {tmp_path}; ({cleaning}) & wait")
+    wait_until(lambda: len(list(tmp_path.glob("*.ready"))) == len(HOSTS), DEADLINE_S, "all to run")
+    job.cancel()
+    assert outcomes(job) == dict.fromkeys(HOSTS, Cancelled(ran=True))
+    assert {path.name for path in tmp_path.glob("*.clean")} == {f"{name}.clean" for name in HOSTS}
+
+
 def test_a_client_that_goes_away_cancels_its_command(fleet: LocalFleet, tmp_path: Path) -> None:
     job = fleet.session.run(_WITH_CHILD.format(folder=tmp_path, long=LONG))
     pids = pids_in(tmp_path, 2 * len(HOSTS))
