@@ -261,14 +261,23 @@ def test_a_deadline_ends_whole_process_groups(fleet: LocalFleet, tmp_path: Path,
 
 def test_a_cancel_asks_the_whole_group_before_it_kills_it(fleet: LocalFleet, tmp_path: Path) -> None:
     # The shell is gone at once, and what it left in the background still has the time to clean up.
-    cleaning = (
-        'trap "sleep 0.3; echo cleaned > $CANOPY_HOST.clean; exit" TERM; echo > $CANOPY_HOST.ready; sleep 60 & wait'
-    )
-    job = fleet.session.run(f"cd {tmp_path}; ({cleaning}) & wait")
+    clean_up = 'trap "sleep 0.3; echo > $CANOPY_HOST.clean; exit" TERM; echo > $CANOPY_HOST.ready; sleep 60 & wait'
+    job = fleet.session.run(f"cd {tmp_path}; ({clean_up}) & wait")
     wait_until(lambda: len(list(tmp_path.glob("*.ready"))) == len(HOSTS), DEADLINE_S, "all to run")
     job.cancel()
     assert outcomes(job) == dict.fromkeys(HOSTS, Cancelled(ran=True))
     assert {path.name for path in tmp_path.glob("*.clean")} == {f"{name}.clean" for name in HOSTS}
+
+
+def test_what_left_its_group_delays_no_outcome(fleet: LocalFleet, tmp_path: Path) -> None:
+    # A daemon has a session of its own, and holds the command's pipes: it is not the command's any more.
+    daemon = f"setsid sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/h3; exec sleep {LONG}' & "
+    job = fleet.session.run(f"{daemon} trap '' TERM; wait; sleep {LONG}", ["h3"])
+    (pid,) = pids_in(tmp_path, 1)
+    job.cancel()
+    assert outcomes(job) == {"h3": Cancelled(ran=True)}
+    assert is_running(pid)
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_client_that_goes_away_cancels_its_command(fleet: LocalFleet, tmp_path: Path) -> None:
