@@ -79,6 +79,8 @@ class Soak:
     outcomes: Counter[str] = field(default_factory=Counter)
     strikes: dict[str, list[Strike]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    #: From then on the service lives, so that its memory can be judged.
+    spare_service_from: float = 0.0
     over: threading.Event = field(default_factory=threading.Event)
     #: By pid: what it is, when it was first seen, its size then, when it had settled, and now, in KiB.
     sizes: dict[int, list[float]] = field(default_factory=dict)
@@ -162,6 +164,8 @@ class Soak:
         kind = chooser.choices(
             ("kill", "kill a quarter", "kill the service", "pause", "cut", "power", "disk"), (8, 1, 1, 5, 5, 3, 3)
         )[0]
+        if kind == "kill the service" and time.monotonic() >= self.spare_service_from:
+            return
         if kind == "disk":
             victim = chooser.choice(self.small_disks)
         if kind in ("disk", "power") and (victim in self.small_disks) != (kind == "disk"):
@@ -302,6 +306,7 @@ class Soak:
         for thread in threads:
             thread.start()
         ends, told = time.monotonic() + seconds, time.monotonic()
+        self.spare_service_from = ends - seconds / 2
         while time.monotonic() < ends:
             with contextlib.suppress(CtlError):  # the service is one of the victims
                 self.mend()
