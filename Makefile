@@ -25,6 +25,14 @@ test: setup ## run all tests: unit, sim, net and e2e (root makes the test hosts;
 test-unit: venv ## run the quick tests: no root, no network, no processes
 	$(PY) -m pytest $(wildcard tests/unit tests/sim) $(ARGS)
 
+.PHONY: sim
+sim: venv ## play 10,000 seeded schedules of faults on simulated trees (ARGS="--schedules 100 --first 7")
+	$(PY) -m tests.sim $(ARGS)
+
+.PHONY: sim-mutants
+sim-mutants: venv ## plant faults in protocol/, one at a time, and see that the simulator finds each (ARGS="--only cancel")
+	$(PY) -m tests.sim.mutants $(ARGS)
+
 .PHONY: check
 check: venv ## lint, formatting, strict types (3.11, and 3.10 for agent and protocol), layers
 	$(VENV)/bin/ruff check .
