@@ -37,7 +37,7 @@ class _Stream:
     def __init__(self, fd: int, limit: int, spool: Path, told: Callable[[int, bytes], None] | None) -> None:
         self._fd = fd
         self._limit = limit
-        self._spool = spool
+        self.spool = spool
         self._told = told
         self._file: int | None = None
         self.kept = bytearray()
@@ -76,7 +76,7 @@ class _Stream:
             return
         if self._file is None and not self._full:
             with suppress(OSError):
-                self._file = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._file = os.open(self.spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._write(bytes(self.kept))
         self.kept += data[: max(0, room)]
         self._write(data)
@@ -106,6 +106,14 @@ class _Stream:
         self.discarding = True
         self._close_spool()
 
+    def is_whole(self) -> bool:
+        """Whether the spool holds all that was written. One that does not is removed: nobody is told of it."""
+        if self.spooled == self.total:
+            return self.total > 0
+        if self.spooled:
+            self.spool.unlink(missing_ok=True)
+        return False
+
     def close(self) -> None:
         if not self.closed:
             self.closed = True
@@ -134,7 +142,6 @@ class Process:
         """Starts it. `spool` is the path that spool files' names begin with; `wrote(stream, offset, data)` gets its
         output as it comes."""
         self._finished = finished
-        self._spool = spool
         self._over = False
         self._ended = False
         self._stopped = self._killed = False
@@ -235,6 +242,6 @@ class Process:
             stream.discard()
         code = os.waitstatus_to_exitcode(status)
         out, err = self._streams
-        spool = f"{self._spool}.out, .err" if out.spooled or err.spooled else ""
+        spool = ", ".join(str(stream.spool) for stream in self._streams if stream.is_whole())
         output = Output(bytes(out.kept), bytes(err.kept), out.total, err.total, spool)
         self._finished(Exited(code) if code >= 0 else Killed(-code), output)

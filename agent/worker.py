@@ -15,6 +15,7 @@ from agent import files
 from agent.health import EVERY, Health
 from agent.identity import HostDirectory
 from agent.processes import Process
+from agent.spool import trim
 from protocol import events
 from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
 from protocol.messages import Deliver
@@ -82,7 +83,7 @@ class AgentWorker:
             self._end_push(id_, _STOPPED)
 
     def forget(self, ids: tuple[int, ...]) -> None:
-        """The root has these outcomes: spools may go, and pushes need no longer be served."""
+        """The root has these outcomes: pushes need no longer be served."""
         for id_ in ids:
             self._shell.end_transfer(id_)
             incoming = self._incoming.pop(id_, None)
@@ -111,6 +112,8 @@ class AgentWorker:
         def finished(outcome: Outcome, output: Output) -> None:
             self._processes.pop(id_, None)
             self._finish(id_, outcome, output)
+            if output.spool:
+                self._disk.submit(trim, self._directory.spool)
 
         def wrote(stream: int, offset: int, data: bytes) -> None:
             self._shell.feed(events.Wrote(id_, stream, offset, data))

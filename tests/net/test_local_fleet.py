@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -194,10 +195,39 @@ def test_what_goes_beyond_the_budget_stays_in_the_hosts_spool(fleet: LocalFleet)
         assert (result.stderr, result.output.err_total) == (b"short\n", 6)
         (host,) = result.hosts
         spool = fleet.directory(host).spool / f"{job.id}.out"
-        assert result.output.spool.startswith(str(spool))
+        assert result.output.spool == str(spool)
         assert spool.read_bytes() == whole
         assert spool.stat().st_mode & 0o777 == 0o600
         assert not spool.with_suffix(".err").exists()
+
+
+def test_a_flood_that_a_command_leaves_in_the_background_holds_up_nobody(fleet: LocalFleet, tmp_path: Path) -> None:
+    job = fleet.session.run(f"yes & echo $! > {tmp_path}/h3; echo said >&2", ["h3"])
+    try:
+        (result,) = job.results()
+        assert (result.outcome, result.stderr) == (Exited(0), b"said\n")
+        assert fleet.answers("echo $CANOPY_HOST", ["h3"]) == {"h3": b"h3\n"}
+    finally:
+        os.kill(pids_in(tmp_path, 1)[0], signal.SIGKILL)
+
+
+def test_an_agent_without_descriptors_fails_to_start_commands_and_lives(fleet: LocalFleet) -> None:
+    pid = fleet.pid("h3")
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    for spare in range(6):  # it runs out at another point each time
+        free = min(set(range(100)) - {int(entry) for entry in os.listdir(f"/proc/{pid}/fd")})
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + spare, before[1]))
+        try:
+            (result,) = fleet.session.run(["true"], ["h3"]).results()
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        if isinstance(result.outcome, FailedToStart):
+            assert result.outcome.why == "true: Too many open files"
+        else:
+            assert result.outcome == Exited(0)
+        if spare == 0:
+            assert isinstance(result.outcome, FailedToStart)
+    assert fleet.answers("echo $CANOPY_HOST", ["h3"]) == {"h3": b"h3\n"}
 
 
 def test_a_stream_comes_in_order_and_whole(fleet: LocalFleet) -> None:
