@@ -91,9 +91,9 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "the root's time is asked for once",
+        "the root's time is not asked for",
         "relay.py",
-        "        self._clock_at = now + self._clock_pause\n",
+        "        self._clock_pause = CLOCK_RETRY\n        self._ask_clock(now)\n",
         "",
     ),
     Mutant(
@@ -141,14 +141,14 @@ MUTANTS = (
     Mutant(
         "the deadline is kept by the agent alone",
         "settling.py",
-        "            if account.deadline is not None and now >= account.deadline + DEADLINE_SLACK:",
-        "            if False:",
+        "        deadline = None if delivery.ttl_ms is None else now + delivery.ttl_ms / 1000",
+        "        deadline = None",
     ),
     Mutant(
         "an agent does not keep the deadline",
         "duty.py",
-        "            if task.deadline is not None and now >= task.deadline:",
-        "            if False:",
+        "        task = _Task(command.body, None if ttl is None else now + ttl)",
+        "        task = _Task(command.body, None)",
     ),
     Mutant(
         "who has just left is lost at once",
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "hosts that find back to a new service are lost at once",
         "settling.py",
-        "            self._expect_back(absent, now)\n            return",
-        "            pass",
+        "        self._expect_back(ranks.union(self._incarnations) & planned, now)\n",
+        "",
     ),
     Mutant(
         "down does not beat up at equal numbers",
@@ -189,14 +189,14 @@ MUTANTS = (
     Mutant(
         "a silent parent is kept",
         "uplink.py",
-        "        if self.phase is Phase.ATTACHED and now >= self.heard + SILENT_AFTER:",
-        "        if False:",
+        '            return self.lost(f"silent for {SILENT_AFTER:g} s", now)\n',
+        "            self.heard = now\n",
     ),
     Mutant(
         "a silent child is kept",
         "relay.py",
         '            self._child_lost(rank, f"silent for {SILENT_AFTER:g} s", now)\n',
-        "            pass\n",
+        "            self._heard_at[rank] = now\n",
     ),
     Mutant(
         "a process that slept does not doubt itself",

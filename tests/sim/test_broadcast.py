@@ -341,6 +341,14 @@ def test_while_the_service_is_away_its_tree_stays_together() -> None:
     tree.form()
 
 
+def test_a_command_given_to_a_service_that_has_just_begun_reaches_those_who_are_on_their_way_back() -> None:
+    tree = _rested(20, fanout=4)
+    tree.kill(None)
+    tree.run_for(3.0)
+    tree.restart_root()
+    assert set(tree.settle(tree.broadcast()).values()) == {Exited(0)}
+
+
 def test_a_command_that_never_went_out_to_a_host_is_not_lost_with_its_predecessor() -> None:
     tree = _rested(3, parents={0: None, 1: 0, 2: 0})
     tree.kill(2)

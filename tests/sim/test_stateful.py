@@ -114,7 +114,7 @@ class Agent(RuleBasedStateMachine):
             self.asked = message
         if isinstance(message, Outcomes):
             for fold in message.folds:
-                if ranks.holds(ranks.unpack(fold.ranks), ME):
+                if ranks.holds(ranks.unpack(fold.ranks), ME) and message.id not in self.over:
                     known = self.answers.setdefault(message.id, fold.outcome)
                     assert known == fold.outcome, f"two answers for command {message.id}: {known}, {fold.outcome}"
 
@@ -174,6 +174,12 @@ class Agent(RuleBasedStateMachine):
         self.next_quiet += 1
         self.over.add(id_)
         self.feed(events.FromParent(_delivery(self.next_quiet, Settled(ids=(id_,)), ranks.only(ME), self.now)))
+
+    @precondition(lambda self: self.attached and self.over)
+    @rule(data=st.data())
+    def what_is_over_comes_late(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.over)))
+        self.feed(events.FromParent(self.given.setdefault(id_, _delivery(id_, RUN, ranks.only(ME), self.now))))
 
     @precondition(lambda self: self.attached)
     @rule(id_=IDS)

@@ -44,6 +44,8 @@ FLEET = "sim"
 _EPOCH = 1_700_000_000.0
 #: From a process's creation to its first event, in seconds: a Python interpreter and its imports.
 _STARTS_IN = 0.15
+#: Calls at one moment; more are a relay that does not get on. All of the largest tree may begin or be healed at once.
+_AT_ONCE = 50_000
 #: Reaction of made-up processes to SIGTERM.
 _DIES_AFTER = 0.01
 
@@ -94,6 +96,7 @@ class Tree:
         self._with_codec = with_codec
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
+        self._at_once = 0
         self.network = Network(self.at, lambda: self.now, self.random)
         self.witness = Witness()
         #: Called with each event and the effects that it had, for whoever tells the story.
@@ -223,7 +226,10 @@ class Tree:
         self.now = end
 
     def _step(self) -> None:
+        before = self.now
         self.now, _, call = heapq.heappop(self._heap)
+        self._at_once = self._at_once + 1 if self.now == before else 0
+        assert self._at_once < _AT_ONCE, "time stands still: somebody wants to be called again and again"
         call()
 
     def feed(self, rank: int | None, event: events.Event) -> None:
