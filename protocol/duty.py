@@ -17,16 +17,18 @@ from protocol.limits import KILL_AFTER, MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver
 from protocol.outcomes import (
     NO_OUTPUT,
+    RESTARTED,
     Cancelled,
     Exited,
     Killed,
+    Lost,
     Outcome,
     Output,
     Refused,
     TimedOut,
     fitting,
 )
-from protocol.trust import Guard, Untrusted
+from protocol.trust import FromBefore, Guard, Untrusted
 
 #: How long a departing relay waits for its children to depart before it.
 DEPART_AFTER = 5.0
@@ -87,7 +89,9 @@ class Duty:
         except Untrusted as error:
             # Only its number is kept, for whoever replays old commands would have them all kept else.
             self._see(command, now)
-            return [Warn(f"command {command.id} refused: {error}")], (Refused(str(error), trust=True), NO_OUTPUT)
+            # Only the root can give what is from before this agent again, and then it is lost; a replay tells nobody.
+            outcome = Lost(RESTARTED) if isinstance(error, FromBefore) else Refused(str(error), trust=True)
+            return [Warn(f"command {command.id} refused: {error}")], (outcome, NO_OUTPUT)
         if isinstance(command.body, Leave):
             self._leave = (command.id, command.body)
             return [], self._take(command, task, Exited(0))

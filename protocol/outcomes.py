@@ -71,6 +71,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 NO_OUTPUT = Output()
+#: Why a command is lost that was given to an agent's predecessor, whoever says so.
+RESTARTED = "its agent restarted"
 
 
 class Fold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

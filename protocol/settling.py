@@ -16,7 +16,7 @@ from protocol.events import Effect, Tell, TellSettled
 from protocol.ledger import Absence, Account
 from protocol.limits import DEADLINE_SLACK, LOST_AFTER, RETURN_WITHIN
 from protocol.messages import Deliver, Link
-from protocol.outcomes import Fold, sentence
+from protocol.outcomes import RESTARTED, Fold, sentence
 from protocol.picture import Picture
 from protocol.ranks import Ranks
 
@@ -121,7 +121,7 @@ class Settling:
         for id_ in sorted(self._accounts) if reborn else ():
             account = self._accounts[id_]
             if not account.again:
-                self._settle(id_, account.lose(account.missing & account.sent & reborn, "its agent restarted"))
+                self._settle(id_, account.lose(account.missing & account.sent & reborn, RESTARTED))
 
     def changed(self, news: tuple[Link, ...], gone: Ranks, back: Ranks, now: float) -> None:
         """These links changed, and by them `gone` went out of reach and `back` came."""

@@ -37,6 +37,10 @@ class Untrusted(ValueError):
     """The document must not be acted on; the text says why."""
 
 
+class FromBefore(Untrusted):
+    """The command is older than this agent: whether its predecessor ran it, nobody here can say."""
+
+
 class Signer:
     """The fleet's private key. `seed` is 32 random bytes, drawn by the caller."""
 
@@ -178,6 +182,6 @@ class Guard:
         if isinstance(command.body, Plan | Cancel | Settled):
             return
         if command.issued_ms / 1000 < self.time.at(self.started):
-            raise Untrusted("it was issued before this agent began")
+            raise FromBefore("it was issued before this agent began")
         if command.expires_ms / 1000 < self.time.at(now):
             raise Untrusted("it has expired")

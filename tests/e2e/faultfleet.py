@@ -19,7 +19,7 @@ from controller.session import Result
 from controller.status import CtlError
 from controller.up import UpOptions, UpReport, up
 from deploy.testhosts import TestHosts
-from protocol.outcomes import Exited, Lost, Outcome, Refused, TimedOut
+from protocol.outcomes import Exited, Lost, Outcome, TimedOut
 from tests.net.localfleet import is_running
 from tests.waiting import wait_until
 
@@ -31,9 +31,6 @@ SMALL_DISK = "64m"
 #: What a host may take to come back by itself, in seconds: an agent tries its ancestors every 7.5 s at the slowest, one
 #: after another, 3 s each.
 RETURN_S = 40.0
-
-#: What an agent says to a command that was given while it was down, and reached it when it had begun again.
-_TOO_LATE = Refused("it was issued before this agent began", trust=True)
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def faults_of(broadcast: Broadcast, marks: dict[str, list[str]], disturbed: Coll
                 wrong.append(f"{broadcast.tag}: {host} said that it ran it, and left {ran} marks")
         elif host not in disturbed:
             wrong.append(f"{broadcast.tag}: {host} was not struck, and yet: {outcome}")
-        elif not isinstance(outcome, Lost | TimedOut) and outcome != _TOO_LATE:
+        elif not isinstance(outcome, Lost | TimedOut):
             wrong.append(f"{broadcast.tag}: {host} was struck, and yet: {outcome}")
         if host not in disturbed and at - broadcast.began > broadcast.timeout:
             wrong.append(f"{broadcast.tag}: {host} answered after {at - broadcast.began:.1f} s")

@@ -12,10 +12,12 @@ from protocol.limits import KILL_AFTER, MAX_OUTPUT, MAX_TEXT, MAX_WAITING_FOR_CL
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import (
     NO_OUTPUT,
+    RESTARTED,
     Cancelled,
     Exited,
     FailedToStart,
     Killed,
+    Lost,
     Outcome,
     Output,
     Refused,
@@ -179,7 +181,7 @@ def test_a_refusal_for_age_is_final() -> None:
     effects, answer = duty.deliver(_command(issued=-1.0), None, 2.0)
     assert not any(isinstance(effect, Start) for effect in effects)
     assert answer is not None
-    assert isinstance(answer[0], Refused)
+    assert answer[0] == Lost(RESTARTED)
     known, again = duty.known(1)
     assert known
     assert again is not None
