@@ -122,6 +122,34 @@ class _Reader:
         self._loop.remove_reader(self._fd)
 
 
+class _Rounds:
+    """Calls everybody who is in it every intake.EVERY seconds: one timer for all, since each wakes the process up."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._who: dict[Callable[[], None], None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, who: Callable[[], None]) -> None:
+        """Call `who` from now on."""
+        self._who[who] = None
+        if self._timer is None:
+            self._timer = self._loop.call_later(EVERY, self._run)
+
+    def leave(self, who: Callable[[], None]) -> None:
+        """Call `who` no more."""
+        self._who.pop(who, None)
+
+    def _run(self) -> None:
+        self._timer = self._loop.call_later(EVERY, self._run) if self._who else None
+        for who in list(self._who):
+            who()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Keyring:
     """This process's key pair, and the keys that may connect. One ZeroMQ context and one ZAP handler for all its
     sockets."""
@@ -130,6 +158,7 @@ class Keyring:
         self.public = to_text(public).encode()
         self.secret = to_text(secret).encode()
         self.context: zmq.Context[Any] = zmq.Context()
+        self.rounds = _Rounds()
         self._admitted: dict[str, int] = {}
         self._barred: dict[str, float] = {}
         self._auth = zmq.auth.Authenticator(self.context)
@@ -178,6 +207,7 @@ class Keyring:
 
     def close(self) -> None:
         """Close the ZAP handler and the context; every socket must be closed before."""
+        self.rounds.stop()
         self._zap.close()
         self._auth.stop()
         self.context.destroy(linger=0)
@@ -207,28 +237,6 @@ class _Monitor:
         self._reader.close()
         self._watched.disable_monitor()
         self._pair.close(0)
-
-
-class _Repeated:
-    """Calls `do` every intake.EVERY seconds, from `start` on until it returns false."""
-
-    def __init__(self, do: Callable[[], bool]) -> None:
-        self._do = do
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(EVERY, self._run)
-
-    def _run(self) -> None:
-        self._timer = None
-        if self._do():
-            self.start()
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -290,7 +298,6 @@ class Downlink:
             raise OSError(error.errno, f"can't listen at {endpoint(address, port)}: {error.strerror}") from error
         self._monitor = _Monitor(self._socket, _SERVER_EVENTS, self._event)
         self._reader = _Reader(self._socket, self._drain)
-        self._look = _Repeated(self._inspect)
 
     def send(self, rank: int, frames: Sequence[bytes]) -> bool:
         """Send to a child; false where there is no connection to it."""
@@ -388,7 +395,7 @@ class Downlink:
     def _event(self, event: zmq.Event, value: int) -> None:
         if event == zmq.Event.ACCEPTED:
             self._intake.opened(value, time.monotonic())
-            self._look.start()
+            self._keyring.rounds.join(self._inspect)
         elif event == zmq.Event.DISCONNECTED:
             self._intake.closed(value)
             ended = [peer for peer in self._peers.values() if peer.fd == value]
@@ -407,14 +414,16 @@ class Downlink:
         del self._current[peer.rank]
         return True
 
-    def _inspect(self) -> bool:
+    def _inspect(self) -> None:
+        # Before a descriptor is closed, its end is told: none of those that are left is another's.
         self._monitor.drain()
         self._intake.sample(time.monotonic())
         self._reader.read()
-        return len(self._intake) > 0
+        if not self._intake:
+            self._keyring.rounds.leave(self._inspect)
 
     def close(self) -> None:
-        self._look.stop()
+        self._keyring.rounds.leave(self._inspect)
         self._reader.close()
         self._monitor.close()
         self._socket.close()
@@ -436,6 +445,7 @@ class Uplink:
         """Begins to connect. `lost(why)` is called once, when the connection fails or ends."""
         self._heard, self._lost = heard, lost
         self._over = False
+        self._rounds = keyring.rounds
         self._fd: int | None = None
         self._intake = Intake(lambda: 1)
         self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.DEALER)
@@ -455,7 +465,6 @@ class Uplink:
             self._socket.setsockopt(option, value)
         self._monitor = _Monitor(self._socket, _CLIENT_EVENTS, self._event)
         self._reader = _Reader(self._socket, self._drain)
-        self._look = _Repeated(self._inspect)
         self._socket.connect(endpoint(address, port))
 
     def send(self, frames: Sequence[bytes]) -> None:
@@ -486,26 +495,26 @@ class Uplink:
         if event == zmq.Event.CONNECTED:
             self._fd = value
             self._intake.opened(value, time.monotonic())
-            self._look.start()
+            self._rounds.join(self._inspect)
         elif event in _LOST_EVENTS:
             self._end(_LOST_EVENTS[event])
 
     def _end(self, why: str) -> None:
         if not self._over:
             self._over = True
-            self._look.stop()
+            self._rounds.leave(self._inspect)
             self._lost(why)
 
-    def _inspect(self) -> bool:
+    def _inspect(self) -> None:
+        self._monitor.drain()
         if not self._over:
             self._intake.sample(time.monotonic())
             self._reader.read()
-        return not self._over
 
     def close(self, linger_ms: int = 0) -> None:
         """Leave the parent; what is still queued gets `linger_ms` milliseconds to go."""
         self._over = True
-        self._look.stop()
+        self._rounds.leave(self._inspect)
         self._reader.close()
         self._monitor.close()
         self._socket.close(linger_ms)

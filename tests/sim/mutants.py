@@ -312,14 +312,15 @@ def planted(mutant: Mutant, text: str) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
-def caught_by(mutant: Mutant, schedules: int) -> str | None:
-    """What finds the mutant: a seed, or a test's name; None where it survives."""
+def caught_by(mutant: Mutant | None, schedules: int) -> str | None:
+    """What finds the mutant: a seed, or a test's name; None where it survives. Without a mutant: what finds nothing."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         directory = Path(name)
         for package in ("protocol", "tests/sim"):
             shutil.copytree(_ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
-        target = directory / "protocol" / mutant.file
-        target.write_text(planted(mutant, target.read_text(encoding="utf-8")), encoding="utf-8")
+        if mutant is not None:
+            target = directory / "protocol" / mutant.file
+            target.write_text(planted(mutant, target.read_text(encoding="utf-8")), encoding="utf-8")
         seeds = _run(
             directory, "tests.sim", "--schedules", str(schedules), "--most", str(_MOST), "--jobs", "1", "--no-shrink"
         )
@@ -356,6 +357,10 @@ def main() -> int:
     parser.add_argument("--only", default="", help="those with this in their name")
     options = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    wrong = caught_by(None, options.schedules)
+    if wrong is not None:
+        print(f"Without any fault planted this fails, so that it tells nothing: {wrong}")
+        return 1
     width = max(len(mutant.name) for mutant in chosen)
     survivors = 0
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -24,6 +24,8 @@ RUN = Run(argv=("true",), output_limit=0)
 #: The agent under test, and those below it.
 ME, CHILDREN = 1, (2, 3)
 IDS = st.integers(1, 6)
+#: Commands from this number on are none of the fleet's, and from the next on quiet ones.
+_FORGED, _QUIET = 100, 1_000
 _BOUNDED = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
@@ -69,7 +71,7 @@ class Agent(RuleBasedStateMachine):
         self.done: dict[int, Outcome] = {}
         self.answers: dict[int, Outcome] = {}
         self.over: set[int] = set()
-        self.next_quiet = 1_000
+        self.next_quiet = _QUIET
 
     def _nonce(self) -> bytes:
         self.nonces += 1
@@ -91,6 +93,7 @@ class Agent(RuleBasedStateMachine):
                     assert rank in self.children, "a command goes to attached children alone"
                     assert ranks.unpack(delivery.targets) == ranks.only(rank)
                 case events.Start(id_):
+                    assert id_ < _FORGED, "nobody signed it"
                     assert id_ not in self.begun, f"command {id_} is begun twice"
                     assert id_ not in self.over, f"command {id_} is begun after it was over"
                     self.begun.add(id_)
@@ -184,9 +187,8 @@ class Agent(RuleBasedStateMachine):
     @precondition(lambda self: self.attached)
     @rule(id_=IDS)
     def relay_above_forges(self, id_: int) -> None:
-        good = _delivery(id_ + 100, RUN, ranks.only(ME), self.now)
-        self.over.add(id_ + 100)
-        forged = Deliver(id_ + 100, good.targets, None, good.manner, good.payload, bytes(64))
+        good = _delivery(_FORGED + id_, RUN, ranks.only(ME), self.now)
+        forged = Deliver(good.id, good.targets, None, good.manner, good.payload, bytes(64))
         self.feed(events.FromParent(forged))
 
     # --- from below, and here -----------------------------------------------------------------------------------------
