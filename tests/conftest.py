@@ -7,8 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.testhosts import HostSpec, TestHosts, missing_requirements
+
+# Every run tries the same examples, and none fails because the machine is busy.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 MakeTestHosts = Callable[[Sequence[HostSpec | str]], TestHosts]
 
