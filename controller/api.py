@@ -12,7 +12,7 @@ import msgspec
 
 from protocol.messages import HostHealth
 from protocol.outcomes import Fold
-from protocol.vms import VmResult, VmSpec, VmState
+from protocol.vms import Action, VmResult, VmSpec, VmState
 
 #: A request or reply is at most this long: a deployment of 10,240 VMs is about 5 MB.
 MAX_LENGTH = 64 << 20
@@ -116,6 +116,21 @@ class DestroyOn(_Struct, frozen=True, kw_only=True, tag="destroy"):
     timeout_ms: int
 
 
+class ActOn(_Struct, frozen=True, kw_only=True, tag="act"):
+    """Start, stop, reboot, suspend, resume or snapshot VMs of a deployment (None: all of them). Answered like CreateOn.
+
+    Only VMs on `hosts` are meant where they are given. `hard` and `label` as in protocol.commands.VmAction.
+    """
+
+    deployment: str
+    names: tuple[str, ...] | None
+    action: Action
+    hosts: tuple[str, ...] | None = None
+    hard: bool = False
+    label: str | None = None
+    timeout_ms: int
+
+
 class GetDeployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     """What is on record of a deployment. Answered by Deployment."""
 
@@ -173,6 +188,7 @@ Request: TypeAlias = (
     | CreateOn
     | ProbeOn
     | DestroyOn
+    | ActOn
     | GetDeployment
     | SendNames
     | DownOn

@@ -9,7 +9,7 @@ import msgspec
 
 from controller import api
 from protocol import ranks
-from protocol.commands import Body, CreateVms, DestroyVms, ProbeVms
+from protocol.commands import Body, CreateVms, DestroyVms, ProbeVms, VmAction
 from protocol.outcomes import Exited, Fold
 from protocol.vms import VmResult
 
@@ -48,7 +48,7 @@ def as_vms_reached(name: Callable[[int], str]) -> Translate:
 
 def translation(body: Body, name: Callable[[int], str]) -> Translate:
     """How the outcomes of such a command are told to clients."""
-    if isinstance(body, CreateVms | DestroyVms):
+    if isinstance(body, CreateVms | DestroyVms | VmAction):
         return as_vms_done(name)
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,21 +13,17 @@ import msgspec
 from agent.links import to_text
 from agent.version import VERSION
 from controller import api
-from controller.deployment import names_file
-from controller.jobs import Job, as_vms_done, as_vms_reached, translation
+from controller.jobs import Job, translation
 from controller.node import RootNode
 from controller.state import Host, Record, Vm
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
-from protocol.commands import CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
+from protocol.commands import Leave, Push, Run
 from protocol.limits import MAX_INLINE
 from protocol.outcomes import Lost, TimedOut, succeeded
 from protocol.transfer import chunk_for, digest_chunks
 from protocol.trust import open_command
-from protocol.vms import VmChange
 
-#: The name -> IP file, in each agent's own directory.
-NAMES_PATH = "@/vms.hosts"
 #: How long departing agents may take until they are gone from the tree, in seconds: children go before their parents.
 _DEPART_WITHIN = 15.0
 #: Lost outcomes that are told of a host.
@@ -38,9 +33,8 @@ _LOST_SHOWN = 5
 class Requests:
     """Answers to requests. Methods that begin a command return its Job and the hosts that it went to, by rank."""
 
-    def __init__(self, node: RootNode, directory: Path) -> None:
+    def __init__(self, node: RootNode) -> None:
         self._node = node
-        self._directory = directory
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -135,17 +129,6 @@ class Requests:
             memory_mib=vm.memory_mib,
             state=None if heard is None else heard.state,
             age_s=None if heard is None else now - heard.at,
-        )
-
-    def deployment(self, name: str) -> api.Deployment:
-        """What is on record of a deployment."""
-        vms = self._node.state.vms()
-        mine = [vm for vm in vms if vm.deployment == name]
-        return api.Deployment(
-            name=name,
-            hosts={vm.name: vm.host for vm in mine},
-            addresses={vm.name: vm.ip for vm in mine},
-            taken=tuple(vm.ip for vm in vms if vm.deployment != name),
         )
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -271,11 +254,12 @@ class Requests:
     async def push(self, request: api.PushTo, uid: int) -> tuple[Job, dict[int, str]]:
         """Push a file: digest it first, in a thread."""
         hosts = self._node.members.ranks_of(request.hosts)
-        return await self._push(hosts, Path(request.source), request.path, request.mode, uid, image=request.image)
+        return await self.push_file(hosts, Path(request.source), request.path, request.mode, uid, image=request.image)
 
-    async def _push(
+    async def push_file(
         self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
     ) -> tuple[Job, dict[int, str]]:
+        """Push `source` to `path`, or into the image store, on hosts by rank. Raises CtlError."""
         node = self._node
         try:
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -295,104 +279,6 @@ class Requests:
             node.give(job, hosts, body, uid=uid, what=what, source=fd)
         job.seal()
         return job, hosts
-
-    def create(self, request: api.CreateOn, uid: int) -> tuple[Job, dict[int, str]]:
-        """Make VMs. Raises CtlError before anything is done where an address is another VM's."""
-        node = self._node
-        hosts = node.members.ranks_of(request.slices)
-        vms = [
-            Vm(
-                deployment=request.deployment,
-                name=spec.name,
-                host=host,
-                ip=spec.ip,
-                mac=spec.mac,
-                vcpus=spec.vcpus,
-                memory_mib=spec.memory_mib,
-            )
-            for host, specs in request.slices.items()
-            for spec in specs
-        ]
-        elsewhere = {vm.name: vm.host for vm in node.state.vms() if vm.deployment == request.deployment}
-        moved = [f"{vm.name} is on {elsewhere[vm.name]}" for vm in vms if elsewhere.get(vm.name, vm.host) != vm.host]
-        against = moved or node.state.put_vms(vms)
-        if against:
-            raise CtlError(
-                f"{request.deployment} can't be made as planned: {'; '.join(against[:10])}"
-                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"
-            )
-        job = Job(as_vms_done(node.members.name))
-        what = msgspec.json.encode(["create vms", request.deployment]).decode()
-        for rank, name in hosts.items():
-            body = CreateVms(deployment=request.deployment, specs=request.slices[name])
-            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
-        job.seal()
-        return job, hosts
-
-    def _placed(self, deployment: str, names: tuple[str, ...] | None) -> dict[str, list[str]]:
-        """VM names on record, by host. Raises CtlError for those that are not."""
-        mine = {vm.name: vm.host for vm in self._node.state.vms() if vm.deployment == deployment}
-        strangers = [name for name in names or () if name not in mine]
-        if strangers or not mine:
-            what = ", ".join(strangers) or f"any VM of {deployment}"
-            raise CtlError(f"not on record: {what}; `ctl get vms` lists them", ExitStatus.NO_TARGET)
-        placed: dict[str, list[str]] = {}
-        for name in mine if names is None else names:
-            placed.setdefault(mine[name], []).append(name)
-        return placed
-
-    def probe(self, request: api.ProbeOn, uid: int) -> tuple[Job, dict[int, str]]:
-        """Wait until VMs answer ping."""
-        node = self._node
-        placed = self._placed(request.deployment, request.names)
-        hosts = node.members.ranks_of(placed)
-        job = Job(as_vms_reached(node.members.name))
-        what = msgspec.json.encode(["probe vms", request.deployment]).decode()
-        for rank, name in hosts.items():
-            body = ProbeVms(deployment=request.deployment, names=tuple(placed[name]))
-            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
-        job.seal()
-        return job, hosts
-
-    def destroy(self, request: api.DestroyOn, uid: int) -> tuple[Job, dict[int, str]]:
-        """Remove VMs; what their hosts say is gone is forgotten, and its address is free."""
-        node = self._node
-        placed = self._placed(request.deployment, request.names)
-        hosts = node.members.ranks_of(placed)
-        job = Job(self._forgetting(request.deployment, as_vms_done(node.members.name)))
-        what = msgspec.json.encode(["destroy vms", request.deployment]).decode()
-        for rank, name in hosts.items():
-            body = DestroyVms(deployment=request.deployment, names=tuple(placed[name]))
-            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
-        job.seal()
-        return job, hosts
-
-    def _forgetting(self, deployment: str, translate: Callable[..., object]) -> Callable[..., list[api.Reply]]:
-        def inner(fold: object) -> list[api.Reply]:
-            replies: list[api.Reply] = list(translate(fold))  # type: ignore[call-overload]
-            for reply in replies:
-                if isinstance(reply, api.VmsDone):
-                    gone = [
-                        result.name for result in reply.results if result.change in (VmChange.REMOVED, VmChange.ABSENT)
-                    ]
-                    self._node.state.drop_vms(deployment, gone)
-                    for name in gone:
-                        self._node.known.vms.pop((deployment, name), None)
-            return replies
-
-        return inner
-
-    async def send_names(self, uid: int) -> tuple[Job, dict[int, str]]:
-        """Bring the name -> IP file to every host that is in the tree."""
-        node = self._node
-        reachable = {
-            rank: host.name for rank, host in node.members.present.items() if ranks.holds(node.relay.reachable, rank)
-        }
-        if not reachable:
-            raise CtlError("no host is in the tree: see `ctl status`", ExitStatus.NO_TARGET)
-        source = self._directory / "vms.hosts"
-        source.write_text(names_file({vm.name: vm.ip for vm in node.state.vms()}))
-        return await self._push(reachable, source, NAMES_PATH, 0o644, uid)
 
     def down(self, request: api.DownOn, uid: int) -> tuple[Job, dict[int, str]]:
         """End agents. Those that said yes and are gone are no members any more."""

@@ -19,6 +19,7 @@ from controller.jobs import Job
 from controller.node import RootNode
 from controller.requests import Requests, open_source
 from controller.status import CtlError, ExitStatus
+from controller.vm_requests import VmRequests
 
 log = logging.getLogger("canopy")
 
@@ -30,7 +31,8 @@ class Service:
 
     def __init__(self, node: RootNode, directory: Path) -> None:
         self._node = node
-        self._requests = Requests(node, directory)
+        self._requests = Requests(node)
+        self._vms = VmRequests(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,14 +98,14 @@ class Service:
     async def _answer(  # noqa: PLR0911  one line a request
         self, request: api.Request, uid: int
     ) -> api.Reply | tuple[Job, dict[int, str]]:
-        requests = self._requests
+        requests, vms = self._requests, self._vms
         match request:
             case api.GetStatus():
                 return requests.status()
             case api.GetHost(name=name):
                 return requests.host(name)
             case api.GetDeployment(name=name):
-                return requests.deployment(name)
+                return vms.deployment(name)
             case api.Begin(hosts=hosts, fanout=fanout):
                 self._node.members.expect(hosts, fanout)
                 return api.Done()
@@ -116,13 +118,15 @@ class Service:
             case api.PushTo():
                 return await requests.push(request, uid)
             case api.CreateOn():
-                return requests.create(request, uid)
+                return vms.create(request, uid)
             case api.ProbeOn():
-                return requests.probe(request, uid)
+                return vms.probe(request, uid)
             case api.DestroyOn():
-                return requests.destroy(request, uid)
+                return vms.destroy(request, uid)
+            case api.ActOn():
+                return vms.act(request, uid)
             case api.SendNames():
-                return await requests.send_names(uid)
+                return await vms.send_names(uid)
             case api.DownOn():
                 return requests.down(request, uid)
             case api.GetJobs(most=most):

@@ -19,7 +19,7 @@ from protocol.limits import (
     MAX_PATH,
     MAX_RANK,
 )
-from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, VmSpec
+from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, VmSpec
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_COMMAND_TEXT)]
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH)]
@@ -71,6 +71,20 @@ class DestroyVms(msgspec.Struct, frozen=True, kw_only=True, tag="destroy vms", f
 
     deployment: Name
     names: tuple[Name, ...] | None = None
+
+
+class VmAction(msgspec.Struct, frozen=True, kw_only=True, tag="vm action", forbid_unknown_fields=True):
+    """Do something to a deployment's VMs on this host, all of them where `names` is None. Answers with VmResults.
+
+    A VM that is in the wanted state already is `unchanged`. `hard` stops and reboots without asking the guest.
+    `label` names a snapshot.
+    """
+
+    deployment: Name
+    names: tuple[Name, ...] | None = None
+    action: Action
+    hard: bool = False
+    label: Name | None = None
 
 
 class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbid_unknown_fields=True):
@@ -137,7 +151,7 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unkno
     vms: bool = False
 
 
-Work: TypeAlias = Run | Push | CreateVms | DestroyVms | ProbeVms | Plan | Leave
+Work: TypeAlias = Run | Push | CreateVms | DestroyVms | VmAction | ProbeVms | Plan | Leave
 #: Commands that end in no outcome, for they are about other commands.
 Quiet: TypeAlias = Cancel | Settled
 Body: TypeAlias = Work | Quiet

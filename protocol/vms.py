@@ -89,6 +89,17 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     network: Network = Network()
 
 
+class Action(str, Enum):
+    """What can be done to a VM that is there."""
+
+    START = "start"
+    STOP = "stop"
+    REBOOT = "reboot"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    SNAPSHOT = "snapshot"
+
+
 class VmChange(str, Enum):
     """What an agent did for one VM of a request."""
 
@@ -96,8 +107,13 @@ class VmChange(str, Enum):
     STARTED = "started"  # it was defined already and only had to be started
     UNCHANGED = "unchanged"
     DIFFERS = "differs"  # it is there and is not what the plan says; left as it is
+    STOPPED = "stopped"
+    REBOOTED = "rebooted"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
+    SNAPSHOT = "snapshot"  # one was taken
     REMOVED = "removed"
-    ABSENT = "absent"  # asked to remove, and was not there
+    ABSENT = "absent"  # asked to remove or to act on, and was not there
     FAILED = "failed"
 
 

@@ -1,0 +1,176 @@
+"""What clients of the service ask about VMs, each request turned into commands of the tree or an answer from what is
+on record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from controller import api
+from controller.deployment import names_file
+from controller.jobs import Job, as_vms_done, as_vms_reached
+from controller.node import RootNode
+from controller.state import Vm
+from controller.status import CtlError, ExitStatus
+from protocol import ranks
+from protocol.commands import CreateVms, DestroyVms, ProbeVms, VmAction
+from protocol.vms import VmChange
+
+#: The name -> IP file, in each agent's own directory.
+NAMES_PATH = "@/vms.hosts"
+
+
+class PushFile(Protocol):
+    """Requests.push_file."""
+
+    def __call__(
+        self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
+    ) -> Awaitable[tuple[Job, dict[int, str]]]: ...
+
+
+class VmRequests:
+    """Answers to requests about VMs. Methods that begin a command return its Job and the hosts that it went to, by
+    rank."""
+
+    def __init__(self, node: RootNode, directory: Path, push_file: PushFile) -> None:
+        self._node = node
+        self._directory = directory
+        self._push_file = push_file
+
+    def deployment(self, name: str) -> api.Deployment:
+        """What is on record of a deployment."""
+        vms = self._node.state.vms()
+        mine = [vm for vm in vms if vm.deployment == name]
+        return api.Deployment(
+            name=name,
+            hosts={vm.name: vm.host for vm in mine},
+            addresses={vm.name: vm.ip for vm in mine},
+            taken=tuple(vm.ip for vm in vms if vm.deployment != name),
+        )
+
+    def create(self, request: api.CreateOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Make VMs. Raises CtlError before anything is done where an address is another VM's."""
+        node = self._node
+        hosts = node.members.ranks_of(request.slices)
+        vms = [
+            Vm(
+                deployment=request.deployment,
+                name=spec.name,
+                host=host,
+                ip=spec.ip,
+                mac=spec.mac,
+                vcpus=spec.vcpus,
+                memory_mib=spec.memory_mib,
+            )
+            for host, specs in request.slices.items()
+            for spec in specs
+        ]
+        elsewhere = {vm.name: vm.host for vm in node.state.vms() if vm.deployment == request.deployment}
+        moved = [f"{vm.name} is on {elsewhere[vm.name]}" for vm in vms if elsewhere.get(vm.name, vm.host) != vm.host]
+        against = moved or node.state.put_vms(vms)
+        if against:
+            raise CtlError(
+                f"{request.deployment} can't be made as planned: {'; '.join(against[:10])}"
+                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"
+            )
+        job = Job(as_vms_done(node.members.name))
+        what = msgspec.json.encode(["create vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = CreateVms(deployment=request.deployment, specs=request.slices[name])
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def _placed(self, deployment: str, names: tuple[str, ...] | None) -> dict[str, list[str]]:
+        """VM names on record, by host. Raises CtlError for those that are not."""
+        mine = {vm.name: vm.host for vm in self._node.state.vms() if vm.deployment == deployment}
+        strangers = [name for name in names or () if name not in mine]
+        if strangers or not mine:
+            what = ", ".join(strangers) or f"any VM of {deployment}"
+            raise CtlError(f"not on record: {what}; `ctl get vms` lists them", ExitStatus.NO_TARGET)
+        placed: dict[str, list[str]] = {}
+        for name in mine if names is None else names:
+            placed.setdefault(mine[name], []).append(name)
+        return placed
+
+    def probe(self, request: api.ProbeOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Wait until VMs answer ping."""
+        node = self._node
+        placed = self._placed(request.deployment, request.names)
+        hosts = node.members.ranks_of(placed)
+        job = Job(as_vms_reached(node.members.name))
+        what = msgspec.json.encode(["probe vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = ProbeVms(deployment=request.deployment, names=tuple(placed[name]))
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def destroy(self, request: api.DestroyOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Remove VMs; what their hosts say is gone is forgotten, and its address is free."""
+        node = self._node
+        placed = self._placed(request.deployment, request.names)
+        hosts = node.members.ranks_of(placed)
+        job = Job(self._forgetting(request.deployment, as_vms_done(node.members.name)))
+        what = msgspec.json.encode(["destroy vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = DestroyVms(deployment=request.deployment, names=tuple(placed[name]))
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def act(self, request: api.ActOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Start, stop, … VMs. Raises CtlError where none is meant."""
+        node = self._node
+        placed = self._placed(request.deployment, request.names)
+        if request.hosts is not None:
+            placed = {host: names for host, names in placed.items() if host in set(request.hosts)}
+            if not placed:
+                raise CtlError(
+                    f"none of these VMs of {request.deployment} is on these hosts: see `ctl get map`",
+                    ExitStatus.NO_TARGET,
+                )
+        hosts = node.members.ranks_of(placed)
+        job = Job(as_vms_done(node.members.name))
+        what = msgspec.json.encode([f"{request.action.value} vms", request.deployment]).decode()
+        for rank, name in hosts.items():
+            body = VmAction(
+                deployment=request.deployment,
+                names=tuple(placed[name]),
+                action=request.action,
+                hard=request.hard,
+                label=request.label,
+            )
+            node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
+        job.seal()
+        return job, hosts
+
+    def _forgetting(self, deployment: str, translate: Callable[..., object]) -> Callable[..., list[api.Reply]]:
+        def inner(fold: object) -> list[api.Reply]:
+            replies: list[api.Reply] = list(translate(fold))  # type: ignore[call-overload]
+            for reply in replies:
+                if isinstance(reply, api.VmsDone):
+                    gone = [
+                        result.name for result in reply.results if result.change in (VmChange.REMOVED, VmChange.ABSENT)
+                    ]
+                    self._node.state.drop_vms(deployment, gone)
+                    for name in gone:
+                        self._node.known.vms.pop((deployment, name), None)
+            return replies
+
+        return inner
+
+    async def send_names(self, uid: int) -> tuple[Job, dict[int, str]]:
+        """Bring the name -> IP file to every host that is in the tree."""
+        node = self._node
+        reachable = {
+            rank: host.name for rank, host in node.members.present.items() if ranks.holds(node.relay.reachable, rank)
+        }
+        if not reachable:
+            raise CtlError("no host is in the tree: see `ctl status`", ExitStatus.NO_TARGET)
+        source = self._directory / "vms.hosts"
+        source.write_text(names_file({vm.name: vm.ip for vm in node.state.vms()}))
+        return await self._push_file(reachable, source, NAMES_PATH, 0o644, uid)
