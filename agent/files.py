@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.identity import write_atomically
 from protocol.commands import Push
-from protocol.transfer import chunk_count, chunk_size, is_right
+from protocol.stream import chunk_size, count_of, is_right
 
 #: Symbolic links that one path may lead through: Linux's own limit (path_resolution(7)).
 _LINKS_MOST = 40
@@ -91,7 +91,7 @@ class Incoming:
         `notes` is the directory where an agent that comes up again learns which temporary files to remove.
         """
         self.push = push
-        path = str(images / push.digest) if push.image else push.path
+        path = str(images / push.stream.digest) if push.image else push.path
         if path.startswith(OWN):
             path = str(images.parent / path.removeprefix(OWN))
         self._folder, self._name = open_parent(path)
@@ -110,8 +110,8 @@ class Incoming:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 self._fd = os.open(self._part, flags, 0o600, dir_fd=self._folder)
                 self._began = True
-                if push.size:
-                    os.posix_fallocate(self._fd, 0, push.size)  # a full disk is known now, not in the middle
+                if push.stream.size:
+                    os.posix_fallocate(self._fd, 0, push.stream.size)  # a full disk is known now, not in the middle
         except BaseException:
             self.close()
             raise
@@ -137,9 +137,10 @@ class Incoming:
         fd = os.open(self._name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._folder)
         self._fd = fd
         info = os.fstat(fd)
-        count = chunk_count(self.push.size, self.push.chunk)
-        same = (stat.S_ISREG(info.st_mode), info.st_size) == (True, self.push.size) and all(
-            is_right(self.push, index, os.pread(fd, chunk_size(self.push, index), index * self.push.chunk))
+        stream = self.push.stream
+        count = count_of(stream)
+        same = (stat.S_ISREG(info.st_mode), info.st_size) == (True, stream.size) and all(
+            is_right(stream, index, os.pread(fd, chunk_size(stream, index), index * stream.chunk))
             for index in range(count)
         )
         if not same:
@@ -173,7 +174,7 @@ class Incoming:
     def write(self, index: int, blob: bytes) -> None:
         """Store a chunk."""
         with self._in_use() as fd:
-            offset = index * self.push.chunk
+            offset = index * self.push.stream.chunk
             view = memoryview(blob)
             while view:
                 written = os.pwrite(fd, view, offset)
@@ -182,7 +183,7 @@ class Incoming:
     def read(self, index: int) -> bytes:
         """A chunk that was stored before."""
         with self._in_use() as fd:
-            return os.pread(fd, chunk_size(self.push, index), index * self.push.chunk)
+            return os.pread(fd, chunk_size(self.push.stream, index), index * self.push.stream.chunk)
 
     def finish(self) -> None:
         """Put the file in its place: mode, time, to disk, rename."""
@@ -225,10 +226,10 @@ def put(id_: int, push: Push, images: Path, notes: Path) -> bool:
     try:
         if incoming.unchanged:
             return False
-        data = push.inline or b""
-        for index in range(chunk_count(push.size, push.chunk)):
-            blob = data[index * push.chunk : (index + 1) * push.chunk]
-            if not is_right(push, index, blob):
+        data = push.stream.inline or b""
+        for index in range(count_of(push.stream)):
+            blob = data[index * push.stream.chunk : (index + 1) * push.stream.chunk]
+            if not is_right(push.stream, index, blob):
                 raise BadDestination("the bytes in the command do not match its digests")
             incoming.write(index, blob)
         incoming.finish()

@@ -14,7 +14,7 @@ from agent.intake import allow_descriptors
 from agent.links import Downlink, Keyring, Uplink
 from protocol import codec, events, transfer
 from protocol.codec import MalformedMessage
-from protocol.commands import Body, Leave, Member, Push
+from protocol.commands import Body, Leave, Member, Stream
 from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.messages import (
     BULK_DOWNWARDS,
@@ -56,6 +56,9 @@ class Worker(Protocol):
 
     def store(self, id_: int, index: int, blob: bytes) -> None:
         """Write a chunk, and say `was_stored`, or Finished where that failed."""
+
+    def headed(self, id_: int) -> None:
+        """The head of a push's stream is stored: look at it, and say `was_headed`."""
 
     def complete(self, id_: int) -> None:
         """All chunks of a push are there."""
@@ -163,7 +166,7 @@ class Shell:
             case events.Stop(id_, hard):
                 self.worker.stop(id_, hard=hard)
             case events.Carry(id_, push):
-                self.transfer_effects(self._transfers.begin(id_, push, Role.CARRIER))
+                self.transfer_effects(self._transfers.begin(id_, push.stream, Role.CARRIER))
             case events.Forget(ids):
                 self.worker.forget(ids)
             case events.SavePlan(delivery):
@@ -259,9 +262,9 @@ class Shell:
 
     # --- bulk links ---------------------------------------------------------------------------------------------------
 
-    def begin_transfer(self, id_: int, push: Push, role: Role, have: int = 0) -> None:
+    def begin_transfer(self, id_: int, stream: Stream, role: Role, have: int = 0) -> None:
         """This host takes part in a push."""
-        self.transfer_effects(self._transfers.begin(id_, push, role, have))
+        self.transfer_effects(self._transfers.begin(id_, stream, role, have))
 
     def end_transfer(self, id_: int) -> None:
         """This host no longer does."""
@@ -284,6 +287,10 @@ class Shell:
         done = self._transfers.stored_bytes(id_) if effects or self._transfers.knows(id_) else None
         self.transfer_effects(effects)
         return done
+
+    def was_headed(self, id_: int, have: int) -> None:
+        """The worker looked at a stream's head: the chunks in `have` (bit i: chunk i) are here already."""
+        self.transfer_effects(self._transfers.was_headed(id_, have))
 
     def _bulk_from_child(self, rank: int, frames: list[bytes]) -> None:
         message = self._decoded(rank, frames, BULK_UPWARDS)
@@ -358,6 +365,8 @@ class Shell:
                     self.worker.read(id_, index)
                 case transfer.Store(id_, index, blob):
                     self.worker.store(id_, index, blob)
+                case transfer.Headed(id_):
+                    self.worker.headed(id_)
                 case transfer.Complete(id_):
                     self.worker.complete(id_)
                 case transfer.Broken(id_, why):

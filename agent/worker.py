@@ -20,7 +20,8 @@ from protocol import events
 from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
-from protocol.transfer import Role, is_consistent
+from protocol.stream import is_consistent
+from protocol.transfer import Role
 from protocol.vms import VmChange, VmResult, VmState
 
 if TYPE_CHECKING:
@@ -129,11 +130,11 @@ class AgentWorker:
     # --- pushes -------------------------------------------------------------------------------------------------------
 
     async def _push(self, id_: int, push: Push) -> None:
-        if not is_consistent(push):
+        if not is_consistent(push.stream):
             self._finish(id_, Refused("the push's sizes and digests do not agree"))
             return
         try:
-            if push.inline is not None:
+            if push.stream.inline is not None:
                 changed = await self._on_disk(
                     lambda: files.put(id_, push, self._directory.images, self._directory.parts)
                 )
@@ -141,15 +142,15 @@ class AgentWorker:
                 return
             incoming = await self._open(id_, push)
         except files.BadDestination as error:
-            self._shell.begin_transfer(id_, push, Role.CARRIER)
+            self._shell.begin_transfer(id_, push.stream, Role.CARRIER)
             self._finish(id_, Refused(str(error)))
             return
         except OSError as error:
-            self._shell.begin_transfer(id_, push, Role.CARRIER)
+            self._shell.begin_transfer(id_, push.stream, Role.CARRIER)
             self._finish(id_, FailedToStart(_sentence(error)))
             return
         self._incoming[id_] = incoming
-        self._shell.begin_transfer(id_, push, Role.TARGET, incoming.have)
+        self._shell.begin_transfer(id_, push.stream, Role.TARGET, incoming.have)
 
     async def _open(self, id_: int, push: Push) -> files.Incoming:
         opening = self._loop.run_in_executor(
@@ -206,6 +207,10 @@ class AgentWorker:
                 self._shell.feed(events.Advanced(id_, done))
 
         self._in_background(lambda: incoming.write(index, blob), then)
+
+    def headed(self, id_: int) -> None:
+        """The head is stored: a single file has none."""
+        self._shell.was_headed(id_, 0)
 
     def complete(self, id_: int) -> None:
         """The last chunk is stored: into place with it. The transfer goes on, for the hosts below."""

@@ -23,12 +23,13 @@ from controller.known import Known
 from controller.members import Members
 from controller.state import Record, State
 from protocol import events, ranks
-from protocol.commands import Body, Cancel, Command, Leave, Push, Settled
+from protocol.commands import Body, Cancel, Command, Leave, Push, Settled, Stream
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Exited
 from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
+from protocol.stream import chunk_size
 from protocol.transfer import Role
 from protocol.trust import SEED_BYTES, Signer, open_command
 
@@ -79,7 +80,7 @@ class RootNode:
         self.shell = Shell(keyring, self.relay, listen, self.identity.control_port, self.identity.bulk_port)
         self.shell.worker = self
         self._sources: dict[int, int] = {}
-        self._pushes: dict[int, Push] = {}
+        self._streams: dict[int, Stream] = {}
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._to_settle: dict[int, Ranks] = {}
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -129,8 +130,8 @@ class RootNode:
         manner = Manner.WORK
         if isinstance(body, Push) and source is not None:
             manner = Manner.BULK
-            self._sources[id_], self._pushes[id_] = source, body
-            self.shell.begin_transfer(id_, body, Role.SOURCE)
+            self._sources[id_], self._streams[id_] = source, body.stream
+            self.shell.begin_transfer(id_, body.stream, Role.SOURCE)
         delivery = self._delivery(id_, who, body, manner, timeout_ms)
         now_ms = self.clock_ms(self.loop.time())
         self.state.command_begins(
@@ -166,8 +167,8 @@ class RootNode:
             if delivery.manner is Manner.BULK and isinstance(body, Push):
                 try:
                     self._sources[record.id] = open_source(record, body)
-                    self._pushes[record.id] = body
-                    self.shell.begin_transfer(record.id, body, Role.SOURCE)
+                    self._streams[record.id] = body.stream
+                    self.shell.begin_transfer(record.id, body.stream, Role.SOURCE)
                 except OSError as error:
                     log.warning("push %d can't go on: %s", record.id, error)
             now = self.loop.time()
@@ -223,9 +224,9 @@ class RootNode:
                     piece = api.Streamed(rank=rank, stream=stream, offset=offset, data=data)
                     self.jobs[id_].say(piece)
             case events.TellProgress(id_, done):
-                push = self._pushes.get(id_)
-                if id_ in self.jobs and push is not None:
-                    self.jobs[id_].say(api.Advanced(size=push.size, done=dict(done)))
+                pushed = self._streams.get(id_)
+                if id_ in self.jobs and pushed is not None:
+                    self.jobs[id_].say(api.Advanced(size=pushed.size, done=dict(done)))
             case events.TellReports(reports):
                 self.known.reports(reports, now)
             case events.TellLinks(links):
@@ -252,7 +253,7 @@ class RootNode:
             self._disk.submit(os.close, self._sources.pop(id_))
             # Whoever carried its chunks may forget them too.
             self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | self.relay.reachable
-            del self._pushes[id_]
+            del self._streams[id_]
         else:
             self._to_settle.setdefault(id_, ranks.NONE)
         self._settle_soon()
@@ -388,18 +389,21 @@ class RootNode:
 
     def read(self, id_: int, index: int) -> None:
         """A chunk of a file that is being pushed."""
-        push, source = self._pushes[id_], self._sources[id_]
-        size = min(push.chunk, push.size - index * push.chunk)
+        stream, source = self._streams[id_], self._sources[id_]
+        size = chunk_size(stream, index)
 
         def done(future: asyncio.Future[bytes]) -> None:
             if not future.cancelled():
                 self.shell.was_read(id_, index, None if future.exception() else future.result())
 
-        reading = self.loop.run_in_executor(self._disk, os.pread, source, size, index * push.chunk)
+        reading = self.loop.run_in_executor(self._disk, os.pread, source, size, index * stream.chunk)
         reading.add_done_callback(done)
 
     def store(self, id_: int, index: int, blob: bytes) -> None:
         """The root stores nothing."""
+
+    def headed(self, id_: int) -> None:
+        """The root has its files."""
 
     def complete(self, id_: int) -> None:
         """The root has its files."""

@@ -19,9 +19,8 @@ from controller.state import Host, Record, Vm
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.commands import Leave, Push, Run
-from protocol.limits import MAX_INLINE
 from protocol.outcomes import Lost, TimedOut, succeeded
-from protocol.transfer import chunk_for, digest_chunks
+from protocol.stream import chunk_for, stream_of
 from protocol.trust import open_command
 
 #: How long departing agents may take until they are gone from the tree, in seconds: children go before their parents.
@@ -272,7 +271,7 @@ class Requests:
             raise CtlError(f"{source}: {error}") from error
         job = Job()
         what = msgspec.json.encode(["push", str(source), "image store" if image else path]).decode()
-        if body.inline is not None:
+        if body.stream.inline is not None:
             os.close(fd)
             node.give(job, hosts, body, uid=uid, what=what)
         else:
@@ -306,16 +305,11 @@ def _manifest(fd: int, path: str, mode: int | None, image: bool) -> Push:
     if not stat.S_ISREG(info.st_mode):
         raise ValueError("only regular files can be pushed")
     chunk = chunk_for(info.st_size)
-    digests, digest = digest_chunks(lambda index: os.pread(fd, chunk, index * chunk), info.st_size, chunk)
     return Push(
         path=path,
-        size=info.st_size,
         mode=stat.S_IMODE(info.st_mode) if mode is None else mode,
         mtime_ns=max(0, info.st_mtime_ns),
-        chunk=chunk,
-        digests=digests,
-        digest=digest,
-        inline=os.pread(fd, info.st_size, 0) if info.st_size <= MAX_INLINE else None,
+        stream=stream_of(lambda index: os.pread(fd, chunk, index * chunk), info.st_size),
         image=image,
     )
 
@@ -324,7 +318,7 @@ def open_source(record: Record, push: Push) -> int:
     """The file of a push that was given before the service began anew. Raises OSError where it is not what it was."""
     path = msgspec.json.decode(record.what, type=list[str])[1]
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if os.fstat(fd).st_size != push.size:
+    if os.fstat(fd).st_size != push.stream.size:
         os.close(fd)
         raise OSError(f"{path} has another size now")
     return fd

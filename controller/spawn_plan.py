@@ -23,7 +23,7 @@ from controller.infra import Infra, InfraError, load_infra
 from controller.placement import MemoryUnit, Placement, PlacementError, place
 from controller.status import CtlError, ExitStatus
 from controller.text_problems import Notice, some
-from protocol.transfer import chunk_for, digest_chunks
+from protocol.stream import chunk_for, digest_chunks
 from protocol.vms import NAME_PATTERN, Bridge, DirectBoot, Disk, Network, VmSpec
 
 #: A qcow2 file's first bytes (QEMU, docs/interop/qcow2.rst, "Header").
@@ -259,7 +259,7 @@ def _boot(options: SpawnOptions, *, digest: bool) -> tuple[DirectBoot | None, Di
 
 
 def image_digest(path: Path) -> str:
-    """The name that an image has in hosts' stores: the digest over its chunks' digests (protocol.commands.Push).
+    """The name that an image has in hosts' stores: the digest over its chunks' digests (protocol.commands.Stream).
 
     Reads all of it. Raises CtlError (USAGE) where it can't be read.
     """

@@ -30,6 +30,8 @@ Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_RANK)]
+#: An IP address, v4 or v6.
+Address = Annotated[str, msgspec.Meta(min_length=1, max_length=45)]
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", forbid_unknown_fields=True):
@@ -40,22 +42,46 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", forbid_unknown_f
     stream: bool = False
 
 
-class Push(msgspec.Struct, frozen=True, kw_only=True, tag="push", forbid_unknown_fields=True):
-    """Put a file of `size` bytes at `path`, or, where `image` is set, into the host's image store under `digest`.
+class Hop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A host that takes part in a push: where it serves chunks, and the key by which it is known."""
+
+    rank: Rank
+    address: Address
+    bulk_port: Port
+    key: Key
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`size` bytes that travel in chunks: all that the bulk path knows of what is pushed.
 
     `digests` holds the SHA-256 of each chunk of `chunk` bytes, one after the other; `digest` is the SHA-256 of
-    `digests`, so that chunk digests vouch for the whole. A small file has its bytes in `inline`.
+    `digests`, so that chunk digests vouch for the whole. A host stores the first `head` chunks (a directory's listing)
+    before it asks for others: only then does it know which it has. A small stream has its bytes in `inline`.
+    `order` names the targets in the order in which chunks pass through them; each asks the one before it, the first
+    the root. The root puts it in when the command is given. `compress` allows chunks to travel compressed.
+    """
+
+    size: Natural
+    chunk: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNK)]
+    digests: Annotated[bytes, msgspec.Meta(max_length=MAX_CHUNKS * 32)]
+    digest: HexDigest
+    head: Annotated[int, msgspec.Meta(ge=0, le=MAX_CHUNKS)] = 0
+    inline: Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None = None
+    order: Annotated[tuple[Hop, ...], msgspec.Meta(max_length=MAX_RANK + 1)] = ()
+    compress: bool = True
+
+
+class Push(msgspec.Struct, frozen=True, kw_only=True, tag="push", forbid_unknown_fields=True):
+    """Put a file with the bytes of `stream` at `path`, or, where `image` is set, into the host's image store under
+    the stream's digest.
+
     `mode` is the permission bits; `mtime_ns` nanoseconds since 1970.
     """
 
     path: Path
-    size: Natural
     mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
     mtime_ns: Natural
-    chunk: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNK)]
-    digests: Annotated[bytes, msgspec.Meta(max_length=MAX_CHUNKS * 32)]
-    digest: HexDigest
-    inline: Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None = None
+    stream: Stream
     image: bool = False
 
 
@@ -98,11 +124,11 @@ class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbi
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One entry of the membership. The root has rank None. `address` is an IP address, v4 or v6."""
+    """One entry of the membership. The root has rank None."""
 
     rank: Rank | None
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
-    address: Annotated[str, msgspec.Meta(min_length=1, max_length=45)]
+    address: Address
     control_port: Port
     bulk_port: Port
     key: Key

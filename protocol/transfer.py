@@ -11,13 +11,13 @@ digest in the signed command before it is stored or given on.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
-from protocol.commands import Push
-from protocol.limits import ASK_WINDOW, CHUNK, CHUNK_CACHE, MAX_CHUNK, MAX_CHUNKS
+from protocol.commands import Stream
+from protocol.limits import ASK_WINDOW, CHUNK_CACHE
+from protocol.stream import count_of, is_right
 
 #: Chunks that may wait for the disk before a host stops asking for more: bounds memory where a disk is slow.
 UNSTORED_MOST = 16
@@ -25,15 +25,6 @@ UNSTORED_MOST = 16
 BAD_MOST = 3
 #: A parent that does not know the push yet will in a moment: its command travels by the other socket.
 ASK_AGAIN = 0.2
-
-_DIGEST = 32
-
-
-def _sha256(data: bytes) -> bytes:
-    # An agent without a push does without libcrypto, which is 3 MB of memory on each host.
-    import hashlib
-
-    return hashlib.sha256(data).digest()
 
 
 class Role(Enum):
@@ -91,6 +82,13 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Headed:
+    """The head of the stream is stored here: say by `was_headed` which of the other chunks this host has."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Complete:
     """All chunks are stored here: put the file in its place."""
 
@@ -113,48 +111,12 @@ class Abuse:
     why: str
 
 
-Effect: TypeAlias = AskUp | Give | Decline | Read | Store | Complete | Broken | Abuse
-
-
-def chunk_for(size: int) -> int:
-    """The chunk size for a file of `size` bytes: CHUNK, or as much more as keeps the manifest within its limit.
-
-    A function of the size alone, so that equal files have equal digests. Raises ValueError for a file that is too
-    large.
-    """
-    chunk = CHUNK
-    while chunk_count(size, chunk) > MAX_CHUNKS:
-        chunk *= 2
-    if chunk > MAX_CHUNK:
-        raise ValueError(f"a file of {size} bytes is above the limit of {MAX_CHUNK * MAX_CHUNKS}")
-    return chunk
-
-
-def chunk_count(size: int, chunk: int) -> int:
-    """How many chunks a file of `size` bytes has."""
-    return -(-size // chunk)
-
-
-def chunk_size(push: Push, index: int) -> int:
-    """The length of chunk `index` in bytes."""
-    return min(push.chunk, push.size - index * push.chunk)
-
-
-def is_right(push: Push, index: int, blob: bytes) -> bool:
-    """Whether `blob` is chunk `index`, by its digest."""
-    want = push.digests[index * _DIGEST : (index + 1) * _DIGEST]
-    return len(blob) == chunk_size(push, index) and _sha256(blob) == want
-
-
-def is_consistent(push: Push) -> bool:
-    """Whether the manifest's sizes and digests agree with each other."""
-    count = chunk_count(push.size, push.chunk)
-    return len(push.digests) == count * _DIGEST and _sha256(push.digests).hex() == push.digest
+Effect: TypeAlias = AskUp | Give | Decline | Read | Store | Headed | Complete | Broken | Abuse
 
 
 @dataclass
 class _Transfer:
-    push: Push
+    stream: Stream
     role: Role
     #: Bit i: chunk i can be read from this host's own copy.
     have: int
@@ -167,11 +129,14 @@ class _Transfer:
     bad: dict[int, int] = field(default_factory=dict)
     cache: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
     retry_at: float | None = None
+    #: Whether the head was told of, and whether it was looked at: until then no more than the head is asked for.
+    told_head: bool = False
+    headed: bool = False
     completed: bool = False
 
     def keep(self, index: int, blob: bytes) -> None:
         self.cache[index] = blob
-        while len(self.cache) * self.push.chunk > CHUNK_CACHE:
+        while len(self.cache) * self.stream.chunk > CHUNK_CACHE:
             self.cache.popitem(last=False)
 
 
@@ -182,16 +147,16 @@ class Transfers:
         self._transfers: dict[int, _Transfer] = {}
         self._credit: dict[tuple[int, int], int] = {}
 
-    def begin(self, id_: int, push: Push, role: Role, have: int = 0) -> list[Effect]:
+    def begin(self, id_: int, stream: Stream, role: Role, have: int = 0) -> list[Effect]:
         """Take part in a push. `have` are the chunks that are on disk here already (bit i: chunk i).
 
         A carrier that turns out to be a target as well becomes one.
         """
         known = self._transfers.get(id_)
-        count = chunk_count(push.size, push.chunk)
+        count = count_of(stream)
         if known is not None and (known.role is not Role.CARRIER or role is Role.CARRIER):
             return []
-        transfer = _Transfer(push, role, have, count)
+        transfer = _Transfer(stream, role, have, count, headed=not stream.head)
         if role is Role.SOURCE:
             transfer.have = (1 << count) - 1
         if known is not None:
@@ -267,7 +232,7 @@ class Transfers:
         if transfer is None or index not in transfer.reading:
             return []
         transfer.reading.discard(index)
-        if blob is not None and is_right(transfer.push, index, blob):
+        if blob is not None and is_right(transfer.stream, index, blob):
             transfer.keep(index, blob)
             return self._give(id_, transfer, index, blob)
         return self._decline_all(id_, transfer, index, "the file changed while it was pushed")
@@ -283,7 +248,7 @@ class Transfers:
         transfer = self._transfers.get(id_)
         if transfer is None or index not in transfer.asked:
             return []
-        if not is_right(transfer.push, index, blob):
+        if not is_right(transfer.stream, index, blob):
             transfer.bad[index] = transfer.bad.get(index, 0) + 1
             if transfer.bad[index] >= BAD_MOST:
                 return self._break(id_, transfer, index, f"chunk {index} does not match its digest")
@@ -305,6 +270,15 @@ class Transfers:
         transfer.unstored.discard(index)
         transfer.have |= 1 << index
         return self._pull(id_, transfer)
+
+    def was_headed(self, id_: int, have: int) -> list[Effect]:
+        """The head was looked at: the chunks in `have` (bit i: chunk i) are here already, beside those of the head."""
+        transfer = self._transfers.get(id_)
+        if transfer is None or not transfer.told_head:
+            return []
+        transfer.have |= have
+        transfer.headed = True
+        return self._serve_waiting(id_, transfer) + self._pull(id_, transfer)
 
     def declined(self, id_: int, index: int, why: str, final: bool, now: float) -> list[Effect]:
         """The parent will not give a chunk: for good, or not yet."""
@@ -359,9 +333,9 @@ class Transfers:
     def stored_bytes(self, id_: int) -> int:
         """How many bytes of the file are on this host's disk, for the progress that people watch."""
         transfer = self._transfers[id_]
-        whole = transfer.have.bit_count() * transfer.push.chunk
+        whole = transfer.have.bit_count() * transfer.stream.chunk
         last_is_here = transfer.count and transfer.have >> (transfer.count - 1) & 1
-        return whole - (transfer.count * transfer.push.chunk - transfer.push.size if last_is_here else 0)
+        return whole - (transfer.count * transfer.stream.chunk - transfer.stream.size if last_is_here else 0)
 
     def _pull(self, id_: int, transfer: _Transfer) -> list[Effect]:
         """Ask for what is next, as far as the credit goes."""
@@ -373,16 +347,21 @@ class Transfers:
             transfer.asked.update(new)
             return [AskUp(id_, tuple(new))] if new else []
         new = []
+        most = transfer.count if transfer.headed else transfer.stream.head
         while len(transfer.asked) < ASK_WINDOW and len(transfer.asked) + len(transfer.unstored) < UNSTORED_MOST:
-            while transfer.next < transfer.count and self._is_here(transfer, transfer.next):
+            while transfer.next < most and self._is_here(transfer, transfer.next):
                 transfer.next += 1
-            if transfer.next >= transfer.count:
+            if transfer.next >= most:
                 break
             transfer.asked.add(transfer.next)
             new.append(transfer.next)
             transfer.next += 1
         effects: list[Effect] = [AskUp(id_, tuple(new))] if new else []
-        if transfer.have == (1 << transfer.count) - 1 and not transfer.completed:
+        head = (1 << transfer.stream.head) - 1
+        if transfer.stream.head and transfer.have & head == head and not transfer.told_head:
+            transfer.told_head = True
+            effects.append(Headed(id_))
+        if transfer.headed and transfer.have == (1 << transfer.count) - 1 and not transfer.completed:
             transfer.completed = True
             effects.append(Complete(id_))
         return effects
@@ -393,9 +372,3 @@ class Transfers:
 
     def __len__(self) -> int:
         return len(self._transfers)
-
-
-def digest_chunks(read: Callable[[int], bytes], size: int, chunk: int) -> tuple[bytes, str]:
-    """The digests of a file's chunks and the digest over them; `read(index)` gives a chunk's bytes."""
-    digests = b"".join(_sha256(read(index)) for index in range(chunk_count(size, chunk)))
-    return digests, _sha256(digests).hex()

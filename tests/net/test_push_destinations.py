@@ -23,7 +23,7 @@ from protocol.commands import Cancel, Push
 from protocol.limits import CHUNK, MAX_INLINE
 from protocol.messages import Ask, Manner
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Outcome, Refused
-from protocol.transfer import digest_chunks
+from protocol.stream import stream_of
 from tests.net.liar import AGENT, Stage
 from tests.net.localfleet import LocalFleet, local_fleet, own_address
 from tests.waiting import wait_until
@@ -324,10 +324,8 @@ while True:
 
 
 def inline(data: bytes, path: Path) -> Push:
-    digests, digest = digest_chunks(lambda index: data[index * CHUNK : (index + 1) * CHUNK], len(data), CHUNK)
-    return Push(
-        path=str(path), size=len(data), mode=0o644, mtime_ns=0, chunk=CHUNK, digests=digests, digest=digest, inline=data
-    )
+    stream = stream_of(lambda index: data[index * CHUNK : (index + 1) * CHUNK], len(data))
+    return Push(path=str(path), mode=0o644, mtime_ns=0, stream=stream)
 
 
 @as_root
@@ -490,10 +488,8 @@ class HalfPushed:
     def __init__(self, stage: Stage, target: Path) -> None:
         self.stage = stage
         self.data = os.urandom(8 * CHUNK)
-        digests, digest = digest_chunks(self.chunk, len(self.data), CHUNK)
-        push = Push(
-            path=str(target), size=len(self.data), mode=0o600, mtime_ns=0, chunk=CHUNK, digests=digests, digest=digest
-        )
+        stream = stream_of(self.chunk, len(self.data))
+        push = Push(path=str(target), mode=0o600, mtime_ns=0, stream=stream)
         delivery = stage.delivery(push, to=[AGENT, CHILD], targets=[AGENT, CHILD], manner=Manner.BULK)
         self.id = delivery.id
         stage.parent.send(delivery)

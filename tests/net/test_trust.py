@@ -48,7 +48,8 @@ from protocol.messages import (
     Streamed,
 )
 from protocol.outcomes import RESTARTED, Cancelled, Exited, FailedToStart, Fold, Lost, Outcome, Refused
-from protocol.transfer import BAD_MOST, chunk_count, digest_chunks
+from protocol.stream import count_of, stream_of
+from protocol.transfer import BAD_MOST
 from protocol.trust import Signer
 from tests.bench.idle import resident_kib
 from tests.net.curve import RawCurve, frame, greeting
@@ -778,8 +779,8 @@ def test_only_the_fleet_says_who_may_connect(stage: Stage) -> None:
 
 def push_of(data: bytes, path: Path, *, chunk: int = CHUNK) -> Push:
     """A push of these bytes, in chunks."""
-    digests, digest = digest_chunks(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk)
-    return Push(path=str(path), size=len(data), mode=0o600, mtime_ns=0, chunk=chunk, digests=digests, digest=digest)
+    stream = stream_of(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk=chunk)
+    return Push(path=str(path), mode=0o600, mtime_ns=0, stream=msgspec.structs.replace(stream, inline=None))
 
 
 class Pushed:
@@ -803,7 +804,7 @@ class Pushed:
 
     def give(self, index: int) -> None:
         """Give the agent the chunk as it is."""
-        chunk = self.push.chunk
+        chunk = self.push.stream.chunk
         self.stage.parent.send_chunk(self.id, index, self.data[index * chunk : (index + 1) * chunk])
 
     def serve(self) -> Outcome:
@@ -914,19 +915,22 @@ def test_chunks_that_nobody_asked_for_are_not_taken(stage: Stage, tmp_path: Path
 
 
 def test_a_manifest_that_contradicts_itself_is_refused(stage: Stage, tmp_path: Path) -> None:
-    good = push_of(os.urandom(CHUNK + 1), tmp_path / "file")
+    push = push_of(os.urandom(CHUNK + 1), tmp_path / "file")
+    good = push.stream
+    small = stream_of(lambda _: b"right", 5)
     for bad in (
         msgspec.structs.replace(good, size=good.size + CHUNK),
         msgspec.structs.replace(good, digests=good.digests[:-32]),
         msgspec.structs.replace(good, digests=altered(good.digests, 3)),
         msgspec.structs.replace(good, digest=hashlib.sha256(b"other").hexdigest()),
         msgspec.structs.replace(good, inline=b"other", size=5, digests=b"", digest=hashlib.sha256(b"").hexdigest()),
-        msgspec.structs.replace(push_of(b"right", tmp_path / "file"), inline=b"wrong"),
+        msgspec.structs.replace(small, inline=b"wrong"),
+        msgspec.structs.replace(good, head=3),
     ):
-        outcome = outcome_of(stage, stage.delivery(bad, manner=Manner.BULK))
+        outcome = outcome_of(stage, stage.delivery(msgspec.structs.replace(push, stream=bad), manner=Manner.BULK))
         assert isinstance(outcome, Refused), bad
     assert list(tmp_path.iterdir()) == []
-    assert chunk_count(good.size, good.chunk) == 2
+    assert count_of(good) == 2
 
 
 def test_a_chunk_above_the_limit_costs_the_parent_the_child(stage: Stage, tmp_path: Path) -> None:

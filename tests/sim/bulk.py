@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from protocol import events, ranks, transfer
 from protocol.commands import Push
 from protocol.limits import MAX_INLINE
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart
+from protocol.stream import stream_of
 from protocol.transfer import Role, Transfers
 from tests.sim.tree import Node, Tree
 
@@ -28,17 +31,17 @@ class Bulk:
     def push(self, data: bytes, chunk: int, targets: list[int]) -> int:
         """The root pushes a file in chunks of so many bytes; returns the command's id."""
         assert chunk * 2 <= MAX_INLINE, "made-up files are small"
-        digests, digest = transfer.digest_chunks(lambda at: data[at * chunk :][:chunk], len(data), chunk)
-        body = Push(path="/f", size=len(data), mode=0o644, mtime_ns=0, chunk=chunk, digests=digests, digest=digest)
+        stream = stream_of(lambda at: data[at * chunk :][:chunk], len(data), chunk=chunk)
+        body = Push(path="/f", mode=0o644, mtime_ns=0, stream=msgspec.structs.replace(stream, inline=None))
         id_ = self._tree.next_id
         self._files[id_] = data, chunk
-        self._perform(None, self._of(self._tree.nodes[None]).begin(id_, body, Role.SOURCE))
+        self._perform(None, self._of(self._tree.nodes[None]).begin(id_, body.stream, Role.SOURCE))
         assert self._tree.submit(body, ranks.union(targets)) == id_
         return id_
 
     def begin(self, node: Node, id_: int, push: Push) -> None:
         """A target begins."""
-        self._perform(node.rank, self._of(node).begin(id_, push, Role.TARGET))
+        self._perform(node.rank, self._of(node).begin(id_, push.stream, Role.TARGET))
 
     def perform(self, node: Node, effect: events.Arrived | events.Carry | events.Forget) -> None:
         """What a relay wants done that concerns chunks."""
@@ -47,7 +50,7 @@ class Bulk:
                 self._of(node).source_changed(self._tree.now)
                 self._tick_later(node)
             case events.Carry(id_, push):
-                self._perform(node.rank, self._of(node).begin(id_, push, Role.CARRIER))
+                self._perform(node.rank, self._of(node).begin(id_, push.stream, Role.CARRIER))
             case events.Forget(ids):
                 for id_ in ids:
                     self._of(node).end(id_)
@@ -72,6 +75,8 @@ class Bulk:
                     self._read(node, id_, index)
                 case transfer.Store(id_, index, blob):
                     self._store(node, id_, index, blob)
+                case transfer.Headed(id_):
+                    self._perform(rank, self._of(node).was_headed(id_, 0))
                 case transfer.Complete(id_):
                     self._tree.say(rank, f"has all of push {id_}, and puts the file in its place")
                     self._tree.finish_later(node, id_, _DISK, Exited(0), NO_OUTPUT)

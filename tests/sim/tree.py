@@ -611,7 +611,7 @@ class Tree:
         manner = Manner.WORK
         if isinstance(body, Quiet):
             manner = Manner.QUIET
-        elif isinstance(body, Push) and body.inline is None:
+        elif isinstance(body, Push) and body.stream.inline is None:
             manner = Manner.BULK
             self.carried.add(id_)
         ttl_ms = None if ttl is None else round(ttl * 1000)

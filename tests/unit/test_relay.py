@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from protocol import ranks
-from protocol.commands import Below, Body, Cancel, Command, Member, Plan, Push, Run, Settled
+from protocol.commands import Below, Body, Cancel, Command, Member, Plan, Push, Run, Settled, Stream
 from protocol.events import (
     Admit,
     Advanced,
@@ -489,7 +489,8 @@ def test_a_widened_command_is_refused_by_those_whom_it_was_not_for() -> None:
 
 
 def test_a_relay_on_the_way_of_a_push_that_is_no_target_carries_its_chunks() -> None:
-    push = Push(path="/f", size=1, mode=0o644, mtime_ns=0, chunk=1, digests=b"d" * 32, digest="0" * 64)
+    stream = Stream(size=1, chunk=1, digests=b"d" * 32, digest="0" * 64)
+    push = Push(path="/f", mode=0o644, mtime_ns=0, stream=stream)
     bench = _agent()
     effects = bench.parent(_delivery({3}, push, manner=Manner.BULK))
     assert Carry(1, push) in effects

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.commands import Push
+from protocol.commands import Stream
 from protocol.limits import ASK_WINDOW, CHUNK, CHUNK_CACHE, MAX_CHUNK, MAX_CHUNKS
+from protocol.stream import chunk_count, chunk_for, is_consistent, is_right, stream_of
 from protocol.transfer import (
     ASK_AGAIN,
     BAD_MOST,
@@ -23,23 +24,18 @@ from protocol.transfer import (
     Decline,
     Effect,
     Give,
+    Headed,
     Read,
     Role,
     Store,
     Transfers,
-    chunk_count,
-    chunk_for,
-    digest_chunks,
-    is_consistent,
-    is_right,
 )
 
 ID = 7
 
 
-def push_of(data: bytes, chunk: int) -> Push:
-    digests, digest = digest_chunks(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk)
-    return Push(path="/f", size=len(data), mode=0o644, mtime_ns=0, chunk=chunk, digests=digests, digest=digest)
+def push_of(data: bytes, chunk: int) -> Stream:
+    return stream_of(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk=chunk)
 
 
 DATA = bytes(range(256)) * 10  # 2,560 bytes: ten chunks of 256
@@ -73,7 +69,7 @@ def test_a_manifest_whose_digests_do_not_fit_its_size_is_inconsistent() -> None:
     assert not is_consistent(_with(digests=PUSH.digests[:-1] + b"x"))
 
 
-def _with(**changes: Any) -> Push:
+def _with(**changes: Any) -> Stream:
     return msgspec.structs.replace(PUSH, **changes)
 
 
@@ -299,3 +295,33 @@ def test_every_target_of_a_tree_gets_the_file_whatever_the_order(
     assert finished == targets
     for rank in targets:
         assert b"".join(files[rank][index] for index in sorted(files[rank])) == data
+
+
+# --- a head -----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_behind_the_head_is_asked_for_before_it_was_looked_at() -> None:
+    transfers = Transfers()
+    stream = msgspec.structs.replace(PUSH, head=2)
+    assert transfers.begin(ID, stream, Role.TARGET) == [AskUp(ID, (0, 1))]
+    for index in (0, 1):
+        assert transfers.arrived(ID, index, blob(index), 0.0) == [Store(ID, index, blob(index))]
+    assert transfers.was_stored(ID, 0) == []
+    assert transfers.was_stored(ID, 1) == [Headed(ID)]
+    assert transfers.was_headed(ID, 0b0000111100) == [AskUp(ID, (6, 7, 8, 9))]
+
+
+def test_who_has_all_that_is_behind_the_head_is_complete() -> None:
+    transfers = Transfers()
+    transfers.begin(ID, msgspec.structs.replace(PUSH, head=1), Role.TARGET)
+    transfers.arrived(ID, 0, blob(0), 0.0)
+    assert transfers.was_stored(ID, 0) == [Headed(ID)]
+    assert transfers.was_headed(ID, (1 << 10) - 2) == [Complete(ID)]
+
+
+def test_a_stream_that_is_all_head_is_complete_once_that_was_looked_at() -> None:
+    transfers = Transfers()
+    transfers.begin(ID, msgspec.structs.replace(push_of(b"x", 256), head=1), Role.TARGET)
+    transfers.arrived(ID, 0, b"x", 0.0)
+    assert transfers.was_stored(ID, 0) == [Headed(ID)]
+    assert transfers.was_headed(ID, 0) == [Complete(ID)]
