@@ -7,6 +7,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from agent import etchosts
+
 _UNITS = Path("/etc/systemd/system")
 
 
@@ -27,6 +29,8 @@ def leave(fleet: str, directory: Path, *, purge: bool, units: Path = _UNITS) -> 
         # Does not wait: it is this very process that systemd ends, and Restart= must not bring it back.
         _systemctl("stop", "--no-block", unit.name)
     if purge:
+        with suppress(etchosts.EtcHostsError):  # who may not change it now has never changed it
+            etchosts.leave(fleet)
         shutil.rmtree(directory, ignore_errors=True)
         if directory.parent.name in ("canopy", ".canopy"):
             with suppress(OSError):  # another fleet's agent has its directory there

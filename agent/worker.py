@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from agent.health import EVERY, Health
 from agent.identity import HostDirectory
 from agent.processes import Process
 from agent.spool import trim
-from protocol import events
+from protocol import events, names
 from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
@@ -27,6 +27,8 @@ from protocol.vms import VmChange, VmResult, VmState
 if TYPE_CHECKING:
     from agent.shell import Shell
     from agent.vms import VmWorker
+
+_T = TypeVar("_T")
 
 log = logging.getLogger("canopy")
 
@@ -136,7 +138,9 @@ class AgentWorker:
         try:
             if push.stream.inline is not None:
                 changed = await self._on_disk(
-                    lambda: files.put(id_, push, self._directory.images, self._directory.parts)
+                    lambda: self._place(
+                        push, lambda: files.put(id_, push, self._directory.images, self._directory.parts)
+                    )
                 )
                 self._finish(id_, Exited(0), _pushed(changed=changed))
                 return
@@ -226,7 +230,16 @@ class AgentWorker:
                 self._finish(id_, Exited(0), _pushed(changed=not unchanged))
 
         unchanged = incoming.unchanged
-        self._in_background(incoming.finish, then)
+        self._in_background(lambda: self._place(incoming.push, incoming.finish), then)
+
+    def _place(self, push: Push, place: Callable[[], _T]) -> _T:
+        """Put a file into its place, and see to what follows from it. Blocks."""
+        result = place()
+        if push.path == names.PATH and not push.image:
+            from agent import etchosts
+
+            etchosts.follow(self._directory.path / "vms.hosts", self._directory.welcome().fleet)
+        return result
 
     def broken(self, id_: int, why: str) -> None:
         """The chunks can't be had."""

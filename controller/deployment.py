@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from uuid import UUID, uuid5
 
 import msgspec
@@ -137,12 +137,6 @@ def make_specs(
     if problems:
         raise DeploymentError(problems)
     return {host: tuple(sorted(specs[host], key=lambda spec: spec.name)) for host in sorted(specs)}
-
-
-def names_file(addresses: Mapping[str, str]) -> str:
-    """Names and IPs in the form of hosts(5), sorted by address: the file that every host gets."""
-    rows = sorted((IPv4Address(ip), name) for name, ip in addresses.items())
-    return "".join(f"{ip}\t{name}\n" for ip, name in rows)
 
 
 class PlannedVm(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,6 +67,7 @@ class Job:
         #: Called when all outcomes are there and before the client hears that they are.
         self.at_end: Callable[[], Awaitable[None]] | None = None
         self._translate = translate
+        self._heard: list[Callable[[Fold], None]] = []
         self.sealed = False
 
     def began(self, id_: int) -> None:
@@ -79,9 +80,15 @@ class Job:
         self.sealed = True
         self._perhaps_end()
 
+    def also(self, heard: Callable[[Fold], None]) -> None:
+        """Call this for each outcome that comes from now on."""
+        self._heard.append(heard)
+
     def folds(self, folds: Iterable[Fold]) -> None:
         """Outcomes came."""
         for fold in folds:
+            for heard in self._heard:
+                heard(fold)
             for reply in self._translate(fold):
                 self.say(reply)
 

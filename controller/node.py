@@ -22,8 +22,9 @@ from controller.jobs import Job, translation
 from controller.known import Known
 from controller.members import Members
 from controller.state import Record, State
+from controller.vm_words import words
 from protocol import events, ranks
-from protocol.commands import Body, Cancel, Command, Leave, Push, Settled, Stream
+from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Leave, Push, Settled, Stream
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Exited
@@ -88,6 +89,11 @@ class RootNode:
         self._tidy_timer: asyncio.TimerHandle | None = None
         self._tidied: dict[int, tuple[float, float]] = {}
         self._plans: dict[int, tuple[int, int]] = {}
+        self._vm_bodies: dict[int, CreateVms | DestroyVms] = {}
+        #: Called when hosts have come into the tree or left it.
+        self.on_links: list[Callable[[], None]] = []
+        #: Called when VMs have come on record or have left it.
+        self.on_vms: list[Callable[[], None]] = []
         self._waiters: set[asyncio.Future[None]] = set()
 
     @staticmethod
@@ -132,6 +138,8 @@ class RootNode:
             manner = Manner.BULK
             self._sources[id_], self._streams[id_] = source, body.stream
             self.shell.begin_transfer(id_, body.stream, Role.SOURCE)
+        if isinstance(body, CreateVms | DestroyVms):
+            self._vm_bodies[id_] = body
         delivery = self._delivery(id_, who, body, manner, timeout_ms)
         now_ms = self.clock_ms(self.loop.time())
         self.state.command_begins(
@@ -161,6 +169,8 @@ class RootNode:
             job = reborn.setdefault(record.job, Job(translation(body, self.members.name)))
             job.began(record.id)
             self.jobs[record.id] = job
+            if isinstance(body, CreateVms | DestroyVms):
+                self._vm_bodies[record.id] = body
             missing = ranks.unpack(delivery.targets)
             for fold in self.state.outcomes_of(record.id):
                 missing &= ~ranks.unpack(fold.ranks)
@@ -212,7 +222,12 @@ class RootNode:
                 if id_ in self._plans:
                     self._plan_answered(id_, all_well=all(fold.outcome == Exited(0) for fold in folds))
                     return
-                self.state.command_outcomes(id_, folds)
+                made, gone = words(self._vm_bodies.get(id_), folds, self.members.name)
+                self.state.command_outcomes(id_, folds, made=made, gone=gone)
+                for deployment, vm, _ in gone:
+                    self.known.vms.pop((deployment, vm), None)
+                if gone:
+                    self.vms_changed()
                 for fold in folds:
                     self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
                 if id_ in self.jobs:
@@ -240,14 +255,22 @@ class RootNode:
                 for waiter in self._waiters:
                     if not waiter.done():
                         waiter.set_result(None)
+                for listener in self.on_links:
+                    listener()
             case _:
                 raise TypeError(f"the root can't {effect}")
+
+    def vms_changed(self) -> None:
+        """VMs came on record, or left it."""
+        for listener in self.on_vms:
+            listener()
 
     def _settled(self, id_: int, now: float) -> None:
         if self._plans.pop(id_, None) is not None:
             return
         self.state.command_settles(id_, self.clock_ms(now))
         job = self.jobs.pop(id_, None)
+        self._vm_bodies.pop(id_, None)
         if id_ in self._sources:
             self.shell.end_transfer(id_)
             self._disk.submit(os.close, self._sources.pop(id_))

@@ -15,8 +15,9 @@ from agent.version import VERSION
 from controller import api
 from controller.jobs import Job, translation
 from controller.node import RootNode
-from controller.state import Host, Record, Vm
+from controller.state import Host, Record
 from controller.status import CtlError, ExitStatus
+from controller.vm_records import Vm
 from protocol import ranks
 from protocol.commands import Leave, Push, Run
 from protocol.outcomes import Lost, TimedOut, succeeded

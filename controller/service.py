@@ -16,6 +16,7 @@ from pathlib import Path
 
 from controller import api
 from controller.jobs import Job
+from controller.names import Names
 from controller.node import RootNode
 from controller.requests import Requests, open_source
 from controller.status import CtlError, ExitStatus
@@ -32,7 +33,8 @@ class Service:
     def __init__(self, node: RootNode, directory: Path) -> None:
         self._node = node
         self._requests = Requests(node)
-        self._vms = VmRequests(node, directory, self._requests.push_file)
+        self._vms = VmRequests(node)
+        self.names = Names(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,7 +128,7 @@ class Service:
             case api.ActOn():
                 return vms.act(request, uid)
             case api.SendNames():
-                return await vms.send_names(uid)
+                return await self.names.send(uid)
             case api.DownOn():
                 return requests.down(request, uid)
             case api.GetJobs(most=most):
@@ -181,6 +183,7 @@ async def serve(directory: Path, listen: str, advertised: str | None) -> None:
     server.close()
     path.unlink(missing_ok=True)
     await asyncio.sleep(0)  # the reply to Shutdown is on its way
+    service.names.close()
     node.close()
 
 

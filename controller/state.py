@@ -6,15 +6,18 @@ Everything else about the fleet can be asked of the agents again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from controller import vm_records
+from controller.vm_records import VmRecords
 from protocol import ranks
 from protocol.limits import MAX_BITMAP, MAX_TEXT
 from protocol.messages import Deliver
 from protocol.outcomes import Fold, Lost
+from protocol.vms import VmSpec
 
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) strict;
@@ -23,9 +26,6 @@ create table if not exists hosts (
     control_port integer not null, bulk_port integer not null, key blob not null unique, parent integer,
     digest text not null, facts text not null, member integer not null default 1,
     incarnation integer not null default 0) strict;
-create table if not exists vms (
-    deployment text not null, name text not null, host text not null, ip text not null unique, mac text not null,
-    vcpus integer not null, memory_mib integer not null, primary key (deployment, name)) strict;
 create table if not exists commands (
     id integer primary key, job integer not null, uid integer not null, what text not null, delivery blob not null,
     issued_ms integer not null, deadline_ms integer, settled_ms integer) strict;
@@ -33,7 +33,7 @@ create index if not exists commands_of_job on commands (job);
 create table if not exists outcomes (command integer not null, fold blob not null) strict;
 create index if not exists outcomes_of_command on outcomes (command);
 """
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 #: Command numbers are taken from the database in blocks, so that a command costs no write for its number.
 _ID_BLOCK = 1_000
 
@@ -74,19 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     settled_ms: int | None
 
 
-class Vm(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM on record."""
-
-    deployment: str
-    name: str
-    host: str
-    ip: str
-    mac: str
-    vcpus: int
-    memory_mib: int
-
-
-class State:
+class State(VmRecords):
     """The database of one fleet."""
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +85,8 @@ class State:
         version = self._db.execute("pragma user_version").fetchone()[0]
         if version > _SCHEMA_VERSION:
             raise RuntimeError(f"{path} was written by a newer Canopy (schema {version}): upgrade this one")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(_SCHEMA + vm_records.SCHEMA)
+        self._upgrade_vms()
         self._db.execute(f"pragma user_version={_SCHEMA_VERSION}")
         self._next_id = self._ids_up_to = int(self.meta("next_id", "1"))
 
@@ -173,44 +162,6 @@ class State:
             ),
         )
 
-    # --- VMs ----------------------------------------------------------------------------------------------------------
-
-    def vms(self) -> list[Vm]:
-        """All VMs on record, in the order in which they were put."""
-        rows = self._db.execute("select deployment, name, host, ip, mac, vcpus, memory_mib from vms order by rowid")
-        return [
-            Vm(deployment=row[0], name=row[1], host=row[2], ip=row[3], mac=row[4], vcpus=row[5], memory_mib=row[6])
-            for row in rows
-        ]
-
-    def put_vms(self, vms: Sequence[Vm]) -> list[str]:
-        """Keep VMs, all or none. Returns what stands against it: addresses that other VMs have."""
-        try:
-            with self._db:
-                self._db.execute("begin immediate")
-                self._db.executemany(
-                    "insert into vms values (?, ?, ?, ?, ?, ?, ?) on conflict (deployment, name) do update set"
-                    " host = excluded.host, ip = excluded.ip, mac = excluded.mac, vcpus = excluded.vcpus,"
-                    " memory_mib = excluded.memory_mib",
-                    [(vm.deployment, vm.name, vm.host, vm.ip, vm.mac, vm.vcpus, vm.memory_mib) for vm in vms],
-                )
-        except sqlite3.IntegrityError:
-            wanted = {vm.ip: vm for vm in vms}
-            return [
-                f"{vm.ip} for {wanted[vm.ip].name} is {vm.name}'s of {vm.deployment}"
-                for vm in self.vms()
-                if vm.ip in wanted and (vm.deployment, vm.name) != (wanted[vm.ip].deployment, wanted[vm.ip].name)
-            ] or ["two VMs of the request have one address"]
-        return []
-
-    def drop_vms(self, deployment: str, names: Iterable[str]) -> None:
-        """Forget VMs, which frees their addresses."""
-        with self._db:
-            self._db.execute("begin immediate")
-            self._db.executemany(
-                "delete from vms where deployment = ? and name = ?", [(deployment, name) for name in names]
-            )
-
     # --- incarnations -------------------------------------------------------------------------------------------------
 
     def incarnations(self) -> dict[int, int]:
@@ -243,11 +194,18 @@ class State:
             ),
         )
 
-    def command_outcomes(self, id_: int, folds: Iterable[Fold]) -> None:
-        """Outcomes came."""
-        self._db.executemany(
-            "insert into outcomes values (?, ?)", [(id_, msgspec.msgpack.encode(fold)) for fold in folds]
-        )
+    def command_outcomes(
+        self, id_: int, folds: Iterable[Fold], *, made: Iterable[VmSpec] = (), gone: Iterable[tuple[str, str, str]] = ()
+    ) -> None:
+        """Outcomes came, and with them the word that VMs are as specified (`made`), or gone (`gone`: deployment,
+        name and host), which frees their addresses. All of it or nothing is kept."""
+        with self._db:
+            self._db.execute("begin")
+            self._db.executemany(
+                "insert into outcomes values (?, ?)", [(id_, msgspec.msgpack.encode(fold)) for fold in folds]
+            )
+            self._vms_made(made)
+            self._vms_gone(gone)
 
     def command_settles(self, id_: int, settled_ms: int) -> None:
         """Every target has its outcome."""

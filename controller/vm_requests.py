@@ -3,42 +3,22 @@ on record."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Protocol
-
 import msgspec
 
 from controller import api
-from controller.deployment import names_file
 from controller.jobs import Job, as_vms_done, as_vms_reached
 from controller.node import RootNode
-from controller.state import Vm
 from controller.status import CtlError, ExitStatus
-from protocol import ranks
+from controller.vm_records import Vm
 from protocol.commands import CreateVms, DestroyVms, ProbeVms, VmAction
-from protocol.vms import VmChange
-
-#: The name -> IP file, in each agent's own directory.
-NAMES_PATH = "@/vms.hosts"
-
-
-class PushFile(Protocol):
-    """Requests.push_file."""
-
-    def __call__(
-        self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
-    ) -> Awaitable[tuple[Job, dict[int, str]]]: ...
 
 
 class VmRequests:
     """Answers to requests about VMs. Methods that begin a command return its Job and the hosts that it went to, by
     rank."""
 
-    def __init__(self, node: RootNode, directory: Path, push_file: PushFile) -> None:
+    def __init__(self, node: RootNode) -> None:
         self._node = node
-        self._directory = directory
-        self._push_file = push_file
 
     def deployment(self, name: str) -> api.Deployment:
         """What is on record of a deployment."""
@@ -76,6 +56,7 @@ class VmRequests:
                 f"{request.deployment} can't be made as planned: {'; '.join(against[:10])}"
                 f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"
             )
+        node.vms_changed()
         job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode(["create vms", request.deployment]).decode()
         for rank, name in hosts.items():
@@ -114,7 +95,7 @@ class VmRequests:
         node = self._node
         placed = self._placed(request.deployment, request.names)
         hosts = node.members.ranks_of(placed)
-        job = Job(self._forgetting(request.deployment, as_vms_done(node.members.name)))
+        job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode(["destroy vms", request.deployment]).decode()
         for rank, name in hosts.items():
             body = DestroyVms(deployment=request.deployment, names=tuple(placed[name]))
@@ -147,30 +128,3 @@ class VmRequests:
             node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
         job.seal()
         return job, hosts
-
-    def _forgetting(self, deployment: str, translate: Callable[..., object]) -> Callable[..., list[api.Reply]]:
-        def inner(fold: object) -> list[api.Reply]:
-            replies: list[api.Reply] = list(translate(fold))  # type: ignore[call-overload]
-            for reply in replies:
-                if isinstance(reply, api.VmsDone):
-                    gone = [
-                        result.name for result in reply.results if result.change in (VmChange.REMOVED, VmChange.ABSENT)
-                    ]
-                    self._node.state.drop_vms(deployment, gone)
-                    for name in gone:
-                        self._node.known.vms.pop((deployment, name), None)
-            return replies
-
-        return inner
-
-    async def send_names(self, uid: int) -> tuple[Job, dict[int, str]]:
-        """Bring the name -> IP file to every host that is in the tree."""
-        node = self._node
-        reachable = {
-            rank: host.name for rank, host in node.members.present.items() if ranks.holds(node.relay.reachable, rank)
-        }
-        if not reachable:
-            raise CtlError("no host is in the tree: see `ctl status`", ExitStatus.NO_TARGET)
-        source = self._directory / "vms.hosts"
-        source.write_text(names_file({vm.name: vm.ip for vm in node.state.vms()}))
-        return await self._push_file(reachable, source, NAMES_PATH, 0o644, uid)

@@ -21,7 +21,6 @@ from controller.deployment import (
     guest_cmdline,
     make_plan,
     make_specs,
-    names_file,
     render_plan,
     vm_uuid,
 )
@@ -218,13 +217,6 @@ def test_all_that_can_not_be_made_is_said_at_once() -> None:
         make_specs(deployment="test", placement=placement, addresses=Addresses(by_name={}, prefix=24))
 
 
-def test_the_names_file_is_in_the_form_of_hosts_sorted_by_address() -> None:
-    names = {"b": "198.18.0.10", "a": "198.18.0.9", "c": "9.0.0.1", "d": "198.18.0.11"}
-    assert names_file(names) == "9.0.0.1\tc\n198.18.0.9\ta\n198.18.0.10\tb\n198.18.0.11\td\n"
-    assert names_file(dict(reversed(names.items()))) == names_file(names)
-    assert names_file({}) == ""
-
-
 def test_a_plan_is_rendered_as_it_will_be_made() -> None:
     assert render_plan(plan_of(warnings=parse_infra("#list of nodes")[1])) == (
         "deployment test: 4 VMs, memory in GiB (guessed from the largest node; --memory-unit sets it)\n"
@@ -312,4 +304,3 @@ def test_ten_thousand_vms_go_from_the_file_to_512_agents() -> None:
     assert all(host.cpu <= host.cpu_capacity and host.memory_mib <= host.memory_mib_capacity for host in plan.hosts)
     assert plan.cpu == sum(vm.cpu_wanted for vm in infra.vms)
     assert plan.memory_mib == 10_240 * 2048
-    assert len(names_file(addresses.by_name).splitlines()) == 10_240

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from controller.state import Host, Record, State, Vm
+from controller.state import Host, Record, State
+from controller.vm_records import Capacity, Vm
 from protocol import ranks
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Exited, Fold, Output
+from protocol.vms import VmSpec
 
 
 def host(rank: int, **changes: object) -> Host:
@@ -68,10 +72,66 @@ def test_an_address_is_never_two_vms(state: State) -> None:
     assert state.put_vms([vm("y", "10.0.0.7"), vm("z", "10.0.0.7")]) == ["two VMs of the request have one address"]
 
 
-def test_a_vm_that_is_dropped_frees_its_address(state: State) -> None:
+def test_a_vm_that_its_host_says_is_gone_frees_its_address(state: State) -> None:
     state.put_vms([vm("a", "10.0.0.1")])
-    state.drop_vms("d", ["a", "never there"])
+    state.command_outcomes(1, [], gone=[("d", "a", "h7"), ("d", "never there", "h0")])
+    assert [known.name for known in state.vms()] == ["a"], "another host's word on it counts for nothing"
+    state.command_outcomes(1, [], gone=[("d", "a", "h0")])
     assert state.put_vms([vm("b", "10.0.0.1")]) == []
+
+
+def spec(name: str, **changes: object) -> VmSpec:
+    known: dict[str, object] = {
+        "name": name, "uuid": "0" * 8 + "-0000-0000-0000-" + "0" * 12, "deployment": "d", "vcpus": 2,
+        "memory_mib": 128, "mac": "00:16:3E:00:00:01", "ip": "10.0.0.1", "prefix": 8,
+    }  # fmt: skip
+    return VmSpec(**(known | changes))  # type: ignore[arg-type]
+
+
+def test_a_vm_is_what_its_host_made_it_and_not_what_it_was_asked_to(state: State) -> None:
+    state.put_vms([vm("a", "10.0.0.1")])
+    assert (state.vms()[0].memory_mib, state.specs()) == (64, [])
+    state.command_outcomes(1, [], made=[spec("a"), spec("nobody's")])
+    assert (state.vms()[0].memory_mib, state.specs("d"), state.specs("other")) == (128, [spec("a")], [])
+    state.put_vms([vm("a", "10.0.0.1")])
+    assert (state.vms()[0].memory_mib, state.specs()) == (128, [spec("a")])
+
+
+def test_a_disowned_vm_frees_its_address_and_is_removed_when_its_host_is_back(state: State) -> None:
+    a, b = vm("a", "10.0.0.1"), vm("b", "10.0.0.2")
+    state.put_vms([a, b])
+    state.disown([a])
+    assert [known.name for known in state.vms()] == ["b"]
+    assert (state.disowned_hosts(), state.disowned("h0"), state.disowned("h1")) == ({"h0"}, {"d": ["a"]}, {})
+    # Of that name there is a new one meanwhile, elsewhere, with the address.
+    assert state.put_vms([msgspec.structs.replace(a, host="h1")]) == []
+    state.command_outcomes(1, [], gone=[("d", "a", "h0")])
+    assert (state.disowned_hosts(), [known.host for known in state.vms()]) == (set(), ["h0", "h1"])
+
+
+def test_hosts_are_what_the_last_file_declared_them(state: State, tmp_path: Path) -> None:
+    state.put_capacities({"h1": Capacity(cpus=1, cpu=100, memory_mib=5), "h0": Capacity(cpus=4, cpu=400, memory_mib=8)})
+    state.put_capacities({"h1": Capacity(cpus=2, cpu=200, memory_mib=6)})
+    assert State(tmp_path / "state.db").capacities() == {
+        "h1": Capacity(cpus=2, cpu=200, memory_mib=6),
+        "h0": Capacity(cpus=4, cpu=400, memory_mib=8),
+    }
+
+
+def test_a_database_of_the_first_schema_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    old = sqlite3.connect(path)
+    old.execute(
+        "create table vms (deployment text not null, name text not null, host text not null, ip text not null unique,"
+        " mac text not null, vcpus integer not null, memory_mib integer not null,"
+        " primary key (deployment, name)) strict"
+    )
+    old.execute("insert into vms values ('d', 'a', 'h0', '10.0.0.1', '', 1, 64)")
+    old.execute("pragma user_version=1")
+    old.commit()
+    old.close()
+    state = State(path)
+    assert (state.vms(), state.specs()) == ([vm("a", "10.0.0.1")], [])
 
 
 def test_what_is_open_is_what_was_given_and_not_settled(state: State) -> None:
