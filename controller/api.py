@@ -169,6 +169,20 @@ class CancelJob(_Struct, frozen=True, kw_only=True, tag="cancel job"):
     id: int
 
 
+class GetFailed(_Struct, frozen=True, kw_only=True, tag="failed on"):
+    """Where a job (None: the last one) did not end well. Answered by FailedHosts."""
+
+    job: int | None = None
+
+
+class SetLabels(_Struct, frozen=True, kw_only=True, tag="labels"):
+    """Give hosts (None: all) the labels of `put`, and take those of `drop` away. Answered by Done."""
+
+    hosts: tuple[str, ...] | None
+    put: dict[str, str]
+    drop: tuple[str, ...] = ()
+
+
 class Shutdown(_Struct, frozen=True, kw_only=True, tag="shutdown"):
     """End the service. Answered by Done."""
 
@@ -195,6 +209,8 @@ Request: TypeAlias = (
     | GetJobs
     | FollowJob
     | CancelJob
+    | GetFailed
+    | SetLabels
     | Shutdown
     | Cancel
 )
@@ -285,6 +301,7 @@ class HostStatus(_Struct, frozen=True, kw_only=True):
     health_age_s: float | None
     #: How often its agent has started, as far as is known.
     incarnation: int | None = None
+    labels: dict[str, str] = {}
 
 
 class Ancestor(_Struct, frozen=True, kw_only=True):
@@ -387,6 +404,13 @@ class Jobs(_Struct, frozen=True, kw_only=True, tag="jobs"):
     jobs: tuple[JobStatus, ...]
 
 
+class FailedHosts(_Struct, frozen=True, kw_only=True, tag="failed hosts"):
+    """The hosts on which a job failed or was lost; those that have no outcome yet are not among them."""
+
+    job: int
+    hosts: tuple[str, ...]
+
+
 class Done(_Struct, frozen=True, kw_only=True, tag="done"):
     """It is done."""
 
@@ -413,6 +437,7 @@ Reply: TypeAlias = (
     | HostKnown
     | Deployment
     | Jobs
+    | FailedHosts
     | Done
     | Failed
 )

@@ -1,14 +1,15 @@
-"""Sets of hosts as people write and read them: ranges (`h[0-63]`), lists, differences, and files of names.
+"""Sets of hosts as people write and read them: ranges (`h[0-63]`), lists, set operators, groups, and files of names.
 
-The notation is ClusterShell's (https://clustershell.readthedocs.io/en/latest/tools/nodeset.html), without its groups,
-whose sources are this machine's, not the fleet's. ClusterShell is loaded only where there is something to expand or
-fold: it takes as long as the rest of a short command.
+The notation is ClusterShell's (https://clustershell.readthedocs.io/en/latest/tools/nodeset.html); its groups are ours
+(see `controller.groups`). ClusterShell is loaded only where there is something to expand or fold: it takes as long as
+the rest of a short command.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from controller.status import CtlError, ExitStatus
 from protocol.limits import MAX_RANK
@@ -23,28 +24,29 @@ _NAME = rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*"
 _ADDRESS = r"[0-9.]+"
 _OPERATOR = r"[\[\],!&^]"
 _RANGE = r"([0-9]+)-([0-9]+)"
+_NAMED = r"[@*?]"
 
 
-def expand(text: str) -> tuple[str, ...]:
+def expand(text: str, groups: Callable[[], Any] | None = None) -> tuple[str, ...]:
     """The names in `text`, each once, in its order; none for an empty text.
 
-    Raises CtlError (USAGE) where it can't be read, names a group, or holds more than MOST names.
+    `groups` gives what knows groups (controller.groups.Groups), and is called only where there are any. Raises CtlError
+    (USAGE) where the text can't be read, names a group that nobody knows, or holds more than MOST names.
     """
     text = text.strip()
-    if "@" in text:
-        raise _wrong(text, "groups of hosts can't be named yet; list the hosts or ranges, as in h[0-63]")
-    if "*" in text or "?" in text:
-        raise _wrong(text, "there are no wildcards; list the hosts or ranges, as in h[0-63]")
+    named = re.search(_NAMED, text) is not None
+    if named and groups is None:
+        raise _wrong(text, "neither groups nor wildcards can be named here; list the hosts or ranges, as in h[0-63]")
     if not text:
         return ()
-    names = _expanded(text) if re.search(_OPERATOR, text) else (text,)
+    names = _expanded(text, groups if named else None) if named or re.search(_OPERATOR, text) else (text,)
     for name in names:
         if not re.fullmatch(_NAME, name):
             raise _wrong(text, f"{name[:80]!r} is no host name; separate hosts by commas, as in h1,h[3-7]")
     return names
 
 
-def _expanded(text: str) -> tuple[str, ...]:
+def _expanded(text: str, groups: Callable[[], Any] | None) -> tuple[str, ...]:
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
     # ClusterShell holds every number of a range in memory, so one that is far too long must not reach it.
@@ -52,7 +54,7 @@ def _expanded(text: str) -> tuple[str, ...]:
         if int(last) - int(first) >= MOST:
             raise _wrong(text, f"{first}-{last} is more than the {MOST} hosts that a fleet can have")
     try:
-        nodes = NodeSet(text, resolver=RESOLVER_NOGROUP)
+        nodes = NodeSet(text, resolver=RESOLVER_NOGROUP if groups is None else groups())
         if len(nodes) > MOST:
             raise _wrong(text, f"it names {len(nodes)} hosts and a fleet can have {MOST}")
         return tuple(nodes)
@@ -62,11 +64,6 @@ def _expanded(text: str) -> tuple[str, ...]:
 
 def _wrong(text: str, why: str) -> CtlError:
     return CtlError(f"host set {text[:80]!r}: {why}", ExitStatus.USAGE)
-
-
-def expand_all(texts: Iterable[str]) -> tuple[str, ...]:
-    """The names in several texts, each once."""
-    return tuple(dict.fromkeys(name for text in texts for name in expand(text)))
 
 
 def fold(names: Iterable[str]) -> str:
@@ -82,25 +79,7 @@ def fold(names: Iterable[str]) -> str:
         return ",".join(distinct)
 
 
-def choose(
-    where: Sequence[str], exclude: Sequence[str], everybody: Callable[[], Iterable[str]]
-) -> tuple[str, ...] | None:
-    """The hosts that `-w` and `-x` stand for; None for all of the fleet. `everybody` is asked only where it matters.
-
-    Raises CtlError (NO_TARGET) where none is left: nobody who named hosts means all of them.
-    """
-    if not where and not exclude:
-        return None
-    found = expand_all(where) if where else tuple(everybody())
-    left_out = set(expand_all(exclude))
-    chosen = tuple(name for name in found if name not in left_out)
-    if not chosen:
-        asked = " ".join([*(f"-w {text}" for text in where), *(f"-x {text}" for text in exclude)])
-        raise CtlError(f"no host matches {asked}: `ctl get hosts` lists those of the fleet", ExitStatus.NO_TARGET)
-    return chosen
-
-
-def names_in(text: str, *, file: str) -> tuple[str, ...]:
+def names_in(text: str, *, file: str, expand: Callable[[str], tuple[str, ...]] = expand) -> tuple[str, ...]:
     """The hosts in a file: one name or range a line, `#` begins a comment, duplicates count once.
 
     An OAR node file names a host once for each of its cores. Raises CtlError (USAGE) with the line.

@@ -21,14 +21,17 @@ def size_text(count: float) -> str:
     return f"{count:.1f} {_UNITS[unit - 1]}"
 
 
-def waiting_line(total: int, waiting: Sequence[str], seconds: float) -> str:
-    """How many of `total` hosts are done, and who is not: `61/64 done, 12 s, waiting for h3 h7 h9`."""
-    line = f"{total - len(waiting)}/{total} done, {seconds:.0f} s"
+def waiting_line(total: int, waiting: Sequence[str], seconds: float, failed: int = 0) -> str:
+    """How many of `total` hosts are done, how they did, and who is slowest.
+
+    `61/64 done: 59 ok, 2 failed, 3 waiting, 12 s: h3 h7 h9`
+    """
+    done = total - len(waiting)
+    line = f"{done}/{total} done: {done - failed} ok, {failed} failed, {len(waiting)} waiting, {seconds:.0f} s"
     if not waiting:
         return line
     more = len(waiting) - _NAMES
-    names = " ".join(waiting[:_NAMES])
-    return f"{line}, waiting for {names}" + (f" and {more} more" if more > 0 else "")
+    return f"{line}: {' '.join(waiting[:_NAMES])}" + (f" and {more} more" if more > 0 else "")
 
 
 def push_line(size: int, done: Collection[int], hosts: int, finished: int, seconds: float) -> str:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from controller.hosts import fold
-from controller.session import Result
-from protocol.outcomes import Lost, Outcome, describe
+from controller.session import Piece, Result
+from protocol.outcomes import Exited, Killed, Lost, Outcome, Output, TimedOut, describe
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -41,14 +41,74 @@ def grouped(
     return sorted(groups.items(), key=lambda group: order[group[1][0]])
 
 
-def outputs(results: Iterable[Result], order: Mapping[str, int], stream: int) -> list[tuple[str, bytes]]:
-    """What was written to standard output (1) or error (2), equal ones once, under the hosts that wrote it."""
+#: How a set of hosts is called.
+Name = Callable[[Sequence[str]], str]
+
+
+def _commonest_first(groups: Iterable[tuple[_Key, list[str]]]) -> list[tuple[_Key, list[str]]]:
+    # The sort is stable: groups of one size stay in the order of their first hosts.
+    return sorted(groups, key=lambda group: -len(group[1]))
+
+
+def outputs(results: Iterable[Result], order: Mapping[str, int], stream: int) -> list[tuple[list[str], bytes]]:
+    """What was written to standard output (1) or error (2), equal ones once, with the hosts that wrote it.
+
+    The most common one comes first, so that the odd ones stand last, where one looks.
+    """
 
     def text_and_total(result: Result) -> tuple[bytes, int]:
         output = result.output
         return (output.out, output.out_total) if stream == 1 else (output.err, output.err_total)
 
-    return [(label(hosts), data) for (data, _), hosts in grouped(results, text_and_total, order) if data]
+    found = grouped(results, text_and_total, order)
+    return [(hosts, data) for (data, _), hosts in _commonest_first(found) if data]
+
+
+def merged(results: Iterable[Result], order: Mapping[str, int]) -> list[tuple[list[str], bytes, bytes]]:
+    """Standard output and error together: hosts for which both are equal, in the order of `outputs`."""
+    found = grouped(results, lambda r: r.output, order)
+    return [(hosts, both.out, both.err) for both, hosts in _commonest_first(found) if both.out or both.err]
+
+
+def each(results: Iterable[Result], order: Mapping[str, int]) -> list[tuple[str, Output]]:
+    """What each host wrote, in the order of hosts."""
+    found = {host: result.output for result in results for host in result.hosts}
+    return [(host, found[host]) for host in sorted(found, key=order.__getitem__)]
+
+
+def differences(results: Iterable[Result], order: Mapping[str, int], name: Name) -> list[tuple[str, bytes]]:
+    """The most common standard output as it is, and for each other one what differs from it.
+
+    Of hosts whose command did not run nothing is said: they have no output to compare.
+    """
+    ran = [result for result in results if isinstance(result.outcome, Exited | Killed | TimedOut)]
+    found = _commonest_first(grouped(ran, lambda r: r.output.out, order))
+    if not found:
+        return []
+    common, hosts = found[0]
+    of = name(hosts)
+    return [(of, common), *((name(others), _difference(common, data, of, name(others))) for data, others in found[1:])]
+
+
+def _difference(common: bytes, other: bytes, of: str, to: str) -> bytes:
+    if b"\0" in common or b"\0" in other:
+        first = next((place for place, (a, b) in enumerate(zip(common, other, strict=False)) if a != b), None)
+        where = min(len(common), len(other)) if first is None else first
+        return f"binary, {len(common)} and {len(other)} bytes, different from byte {where} on\n".encode()
+    import difflib
+
+    lines = difflib.diff_bytes(
+        difflib.unified_diff, common.splitlines(True), other.splitlines(True), of.encode(), to.encode(), n=1
+    )
+    return b"".join(line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n" for line in lines)
+
+
+def largest_code(results: Iterable[Result], otherwise: int) -> int:
+    """The largest exit code of a host, as `clush -S` has it; `otherwise` where that is larger, or where hosts have
+    none."""
+    codes = [result.outcome.code for result in results if isinstance(result.outcome, Exited)]
+    without = any(not isinstance(result.outcome, Exited) for result in results)
+    return max([*codes, otherwise if without or not codes else 0])
 
 
 def failures(results: Iterable[Result], order: Mapping[str, int]) -> list[str]:
@@ -136,6 +196,17 @@ def result_objects(results: Sequence[Result], order: Mapping[str, int]) -> list[
         }
         for (outcome, output), hosts in grouped(results, lambda r: (r.outcome, r.output), order)
     ]
+
+
+def piece_object(piece: Piece) -> dict[str, Any]:
+    """A piece of output for programs: `{"host": "h1", "stream": "stdout", "offset": 0, "data": "…"}`."""
+    stream = "stdout" if piece.stream == 1 else "stderr"
+    return {"host": piece.host, "stream": stream, "offset": piece.offset, **text_or_base64("data", piece.data)}
+
+
+def json_line(value: object) -> str:
+    """A value as JSON on one line."""
+    return msgspec.json.encode(value).decode() + "\n"
 
 
 def json_text(value: object) -> str:

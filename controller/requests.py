@@ -12,7 +12,7 @@ import msgspec
 
 from agent.links import to_text
 from agent.version import VERSION
-from controller import api
+from controller import api, labels
 from controller.jobs import Job, translation
 from controller.node import RootNode
 from controller.state import Host, Record
@@ -41,18 +41,20 @@ class Requests:
     def status(self) -> api.Status:
         """The fleet as it is known now."""
         node, now = self._node, self._node.loop.time()
-        incarnations = node.state.incarnations()
+        incarnations, carried = node.state.incarnations(), node.state.labels()
         return api.Status(
             fleet=node.fleet,
             version=VERSION,
             pid=os.getpid(),
             uptime_s=now - node.began,
             fanout=node.members.fanout,
-            hosts=tuple(self._host_status(host, now, incarnations) for host in node.members.present.values()),
+            hosts=tuple(self._host_status(host, now, incarnations, carried) for host in node.members.present.values()),
             vms=tuple(self._vm_status(vm, now) for vm in node.state.vms()),
         )
 
-    def _host_status(self, host: Host, now: float, incarnations: dict[int, int]) -> api.HostStatus:
+    def _host_status(
+        self, host: Host, now: float, incarnations: dict[int, int], carried: dict[str, dict[str, str]]
+    ) -> api.HostStatus:
         node, rank = self._node, host.rank
         link = node.relay.links.get(rank)
         health = node.known.health.get(rank)
@@ -74,6 +76,7 @@ class Requests:
             health=None if health is None else health[0],
             health_age_s=None if health is None else now - health[1],
             incarnation=incarnations.get(rank) if link is None else link.incarnation,
+            labels=carried.get(host.name, {}),
         )
 
     def host(self, name: str) -> api.HostKnown:
@@ -83,7 +86,7 @@ class Requests:
         host, link = node.members.by_rank[rank], node.relay.links.get(rank)
         now_ms = node.clock_ms(now)
         return api.HostKnown(
-            status=self._host_status(host, now, node.state.incarnations()),
+            status=self._host_status(host, now, node.state.incarnations(), node.state.labels()),
             attached=None if link is None else link.up,
             below=node.members.name(link.parent) if link is not None and link.parent is not None else None,
             epoch=0 if link is None else link.epoch,
@@ -167,6 +170,24 @@ class Requests:
             took_s=None if last is None else (last - began) / 1000,
         )
 
+    def failed(self, job: int | None) -> api.FailedHosts:
+        """Where a job did not end well. Raises CtlError."""
+        state = self._node.state
+        number = job if job is not None else next(iter(state.latest_jobs(1)), None)
+        records = [] if number is None else state.commands_of(number)
+        if number is None or not records:
+            what = "no job has run yet" if number is None else f"there is no job {number}"
+            raise CtlError(f"{what}: `ctl jobs` lists them", ExitStatus.NO_TARGET)
+        failed = ranks.NONE
+        for record in records:
+            for fold in state.outcomes_of(record.id):
+                if not succeeded(fold.outcome):
+                    failed |= ranks.unpack(fold.ranks)
+        present = self._node.members.present
+        return api.FailedHosts(
+            job=number, hosts=tuple(present[rank].name for rank in ranks.each(failed) if rank in present)
+        )
+
     def follow(self, request: api.FollowJob) -> tuple[Job, api.Accepted, asyncio.Queue[api.Reply | None]]:
         """A job by its number: a queue of what is on record, and of what still comes. Raises CtlError."""
         node, id_ = self._node, request.id
@@ -215,6 +236,13 @@ class Requests:
         host = node.members.enrol(request, down)
         node.membership_changed()
         return api.Enrolled(welcome=node.welcome(host.rank))
+
+    def set_labels(self, request: api.SetLabels) -> api.Done:
+        """Label hosts. Raises CtlError with all that is wrong, and then nothing is changed."""
+        hosts = self._node.members.ranks_of(request.hosts)
+        labels.check(request.put, request.drop)
+        self._node.state.set_labels(hosts.values(), request.put, request.drop)
+        return api.Done()
 
     async def wait_for(self, request: api.Await) -> api.Awaited:
         """Wait until hosts are in the tree."""

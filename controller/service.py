@@ -135,6 +135,10 @@ class Service:
                 return requests.jobs(most)
             case api.CancelJob(id=id_):
                 return requests.cancel(id_)
+            case api.GetFailed(job=job):
+                return requests.failed(job)
+            case api.SetLabels():
+                return requests.set_labels(request)
             case api.FollowJob():
                 raise TypeError("a job is followed, not answered")
             case api.Shutdown():

@@ -18,14 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from controller import api
+from controller.selection import Chooser, Selection
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.limits import DEFAULT_OUTPUT
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Lost, Outcome, Output, Refused, TimedOut, succeeded
 from protocol.vms import VmResult, VmSpec
+
+if TYPE_CHECKING:
+    from controller.groups import Member
 
 #: One read from the client socket.
 _READ = 1 << 20
@@ -263,7 +267,7 @@ class Session:
     def run(
         self,
         command: str | Sequence[str],
-        hosts: Iterable[str] | None = None,
+        hosts: str | Iterable[str] | None = None,
         *,
         timeout: float | None = None,
         output_limit: int = DEFAULT_OUTPUT,
@@ -276,7 +280,7 @@ class Session:
         argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
         return self._job(
             api.RunOn(
-                hosts=_names(hosts),
+                hosts=self._names(hosts),
                 argv=argv,
                 timeout_ms=None if timeout is None else round(timeout * 1000),
                 output_limit=output_limit,
@@ -289,7 +293,7 @@ class Session:
         self,
         source: Path,
         destination: str,
-        hosts: Iterable[str] | None = None,
+        hosts: str | Iterable[str] | None = None,
         *,
         mode: int | None = None,
         image: bool = False,
@@ -306,7 +310,7 @@ class Session:
         if destination.endswith("/"):
             destination += source.name
         return self._job(
-            api.PushTo(hosts=_names(hosts), source=str(source), path=destination or "/", mode=mode, image=image)
+            api.PushTo(hosts=self._names(hosts), source=str(source), path=destination or "/", mode=mode, image=image)
         )
 
     def create_vms(self, deployment: str, slices: dict[str, tuple[VmSpec, ...]], *, timeout: float = 600.0) -> Job:
@@ -326,9 +330,9 @@ class Session:
         """Bring the name -> IP file to every host."""
         return self._job(api.SendNames())
 
-    def down(self, hosts: Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
+    def down(self, hosts: str | Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
         """End agents. With `vms` their VMs are destroyed first, with `purge` nothing is left on the host."""
-        return self._job(api.DownOn(hosts=_names(hosts), purge=purge, vms=vms))
+        return self._job(api.DownOn(hosts=self._names(hosts), purge=purge, vms=vms))
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -357,6 +361,53 @@ class Session:
     def deployment(self, name: str) -> api.Deployment:
         """A deployment's VMs, their hosts and addresses."""
         return self._ask(api.GetDeployment(name=name), api.Deployment)
+
+    # --- which hosts --------------------------------------------------------------------------------------------------
+
+    def select(
+        self,
+        where: str | Iterable[str] = (),
+        *,
+        exclude: str | Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        pick: int | None = None,
+    ) -> tuple[str, ...]:
+        """The hosts that host sets stand for, in the notation of `ctl -w`: `h[0-31]!h7`, `@rack1&@gpu`, `@site:sophia`,
+        `@failed`. Without `where` all of the fleet; `labels` keeps those that have them, `pick` draws some at random.
+
+        Raises CtlError (NO_TARGET) where none is left, and USAGE for what can't be read and for unknown groups.
+        """
+        asked = Selection(
+            where=_texts(where),
+            exclude=_texts(exclude),
+            labels=tuple(f"{key}={value}" for key, value in (labels or {}).items()),
+            pick=pick,
+        )
+        chosen = self.choose(asked)
+        return tuple(host.name for host in self.status().hosts) if chosen is None else chosen
+
+    def choose(self, asked: Selection) -> tuple[str, ...] | None:
+        """The hosts that the options of a command stand for; None for all of the fleet. Raises as `select` does."""
+        return self.chooser().choose(asked)
+
+    def chooser(self) -> Chooser:
+        """What reads host sets with the groups of this moment."""
+        return Chooser(_Facts(self), fleets_directory)
+
+    def groups(self) -> tuple[str, ...]:
+        """The names of all groups that host sets may name behind an @."""
+        return tuple(self.chooser().groups.names())
+
+    def failed(self, job: int | None = None) -> tuple[str, ...]:
+        """The hosts on which a job (None: the last one) failed or was lost. Those without an outcome are not among
+        them."""
+        return self._ask(api.GetFailed(job=job), api.FailedHosts).hosts
+
+    def label(
+        self, hosts: str | Iterable[str] | None, put: Mapping[str, str] | None = None, drop: Iterable[str] = ()
+    ) -> None:
+        """Give hosts (None: all) labels, and take others away. All or nothing: raises CtlError for bad ones."""
+        self._ask(api.SetLabels(hosts=self._names(hosts), put=dict(put or {}), drop=tuple(drop)), api.Done)
 
     # --- the fleet itself ---------------------------------------------------------------------------------------------
 
@@ -395,6 +446,10 @@ class Session:
             raise CtlError(f"the service answered with a {type(reply).__name__}, not a {wanted.__name__}")
         return reply
 
+    def _names(self, hosts: str | Iterable[str] | None) -> tuple[str, ...] | None:
+        """Hosts by name; a text is a host set."""
+        return self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
+
     def _job(self, request: api.Request) -> Job:
         connection = Connection(self._socket)
         connection.send(request)
@@ -405,5 +460,18 @@ class Session:
         return Job(reply.id, reply.hosts, connection, what=reply.what, _left=set(reply.hosts))
 
 
-def _names(hosts: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if hosts is None else tuple(hosts)
+class _Facts:
+    """What groups are made of, asked of the service."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def members(self) -> Sequence[Member]:
+        return self._session.status().hosts
+
+    def failed(self, job: int | None) -> Sequence[str]:
+        return self._session.failed(job)
+
+
+def _texts(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)

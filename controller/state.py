@@ -6,7 +6,7 @@ Everything else about the fleet can be asked of the agents again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,8 @@ create table if not exists hosts (
     control_port integer not null, bulk_port integer not null, key blob not null unique, parent integer,
     digest text not null, facts text not null, member integer not null default 1,
     incarnation integer not null default 0) strict;
+create table if not exists labels (
+    host text not null, key text not null, value text not null, primary key (host, key)) strict;
 create table if not exists commands (
     id integer primary key, job integer not null, uid integer not null, what text not null, delivery blob not null,
     issued_ms integer not null, deadline_ms integer, settled_ms integer) strict;
@@ -161,6 +163,26 @@ class State(VmRecords):
                 int(host.member),
             ),
         )
+
+    def labels(self) -> dict[str, dict[str, str]]:
+        """The labels of each host that has any."""
+        found: dict[str, dict[str, str]] = {}
+        for host, key, value in self._db.execute("select host, key, value from labels order by host, key"):
+            found.setdefault(host, {})[key] = value
+        return found
+
+    def set_labels(self, hosts: Iterable[str], put: Mapping[str, str], drop: Iterable[str]) -> None:
+        """Give hosts labels and take others away, all or none."""
+        names, gone = list(hosts), list(drop)
+        with self._db:
+            self._db.execute("begin immediate")
+            self._db.executemany(
+                "delete from labels where host = ? and key = ?", [(name, key) for name in names for key in gone]
+            )
+            self._db.executemany(
+                "insert or replace into labels values (?, ?, ?)",
+                [(name, key, value) for name in names for key, value in put.items()],
+            )
 
     # --- incarnations -------------------------------------------------------------------------------------------------
 

@@ -203,6 +203,39 @@ def hosts(status: Status) -> str:
     )
 
 
+def wide(status: Status) -> str:
+    """The hosts of the fleet, with all that is short enough for a table."""
+    return table(
+        ("HOST", "RANK", "SITE", "ADDRESS", "STATE", "BELOW", "VERSION", "LABELS"),
+        [
+            (
+                host.name,
+                str(host.rank),
+                host.site,
+                host.address,
+                "up" if host.up else "down",
+                host.parent or ("service" if host.up else ""),
+                host.health.version if host.health else "",
+                _labels(host),
+            )
+            for host in status.hosts
+        ],
+    )
+
+
+def _labels(host: HostStatus) -> str:
+    return " ".join(f"{key}={value}" for key, value in host.labels.items())
+
+
+def labels(hosts: Iterable[HostStatus]) -> str:
+    """Labels, and who carries each."""
+    carried: dict[str, list[str]] = {}
+    for host in hosts:
+        for key, value in host.labels.items():
+            carried.setdefault(f"{key}={value}", []).append(host.name)
+    return table(("LABEL", "HOSTS"), [(name, label(carried[name])) for name in sorted(carried)])
+
+
 def vms(status: Status) -> str:
     """The VMs of the fleet."""
     up = _hosts_up(status)

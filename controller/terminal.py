@@ -17,6 +17,9 @@ _FIRST_S = 0.4
 #: And is drawn anew this often, which reads as steady and costs nothing.
 _EVERY_S = 0.15
 
+#: What is read of a line that a person types: it says nothing but that it is there.
+_LINE = 4096
+
 #: Columns of a terminal that does not say how many it has.
 _WIDTH = 80
 
@@ -55,11 +58,24 @@ class Terminal:
 
     def header(self, text: str) -> None:
         """A line among the data, which ends an unfinished one first."""
-        if self._unfinished:
-            self.write(b"\n")
-        if self._colour and self.out_is_terminal:
+        self.finish_line()
+        if self.colours(1):
             text = f"{_BOLD}{text}{_PLAIN}"
         self.write(text.encode() + b"\n")
+
+    def colours(self, stream: int) -> bool:
+        """Whether what is written to standard output (1) or error (2) may have colours."""
+        return self._colour and (self.out_is_terminal if stream == 1 else self._err.isatty())
+
+    def finish_line(self) -> None:
+        """End a line that data left unfinished."""
+        if self._unfinished:
+            self.write(b"\n")
+
+    def flush_out(self) -> None:
+        """Have the data out, unfinished lines as they are."""
+        with self._lock:
+            self._out.flush()
 
     def text(self, text: str) -> None:
         """Data that is text."""
@@ -67,7 +83,7 @@ class Terminal:
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """A line on standard error. `bad` is for what went wrong."""
-        if bad and self._colour and self._err.isatty():
+        if bad and self.colours(2):
             text = f"{_RED}{text}{_PLAIN}"
         self.say_bytes(text.encode(self._err.encoding or "utf-8", "backslashreplace") + b"\n")
 
@@ -80,6 +96,15 @@ class Terminal:
             self._err.flush()
             self._err.buffer.write(data)
             self._err.buffer.flush()
+
+    def say_from_handler(self, text: str) -> None:
+        """A line on standard error, from a signal handler, which may have stopped another write in its middle."""
+        line = (_CLEAR if self._live else "") + text + "\n"
+        try:
+            os.write(self._err.fileno(), line.encode("utf-8", "backslashreplace"))
+        except (OSError, ValueError):
+            # There is no descriptor below it, and so no buffer that could be in use: in tests.
+            self._err.write(line)
 
     def draw(self, line: str) -> None:
         """Show `line` as the live line, as much of it as fits."""
@@ -123,12 +148,21 @@ class Terminal:
 class Live:
     """While it is entered, and a person watches, a line on standard error says what `line()` returns.
 
-    `line` is called from another thread: it may only read what a reader can't catch half changed.
+    `line` is called from another thread: it may only read what a reader can't catch half changed. So is `more`, for
+    each Enter on standard input: a line that stays.
     """
 
-    def __init__(self, terminal: Terminal, line: Callable[[], str], *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        terminal: Terminal,
+        line: Callable[[], str],
+        *,
+        quiet: bool = False,
+        more: Callable[[], str] | None = None,
+    ) -> None:
         self._terminal = terminal
         self._line = line
+        self._more = more
         self._stop: Callable[[], None] | None = None
         self._shown = terminal.watched and not quiet
 
@@ -147,19 +181,39 @@ class Live:
     def _start(self) -> Callable[[], None]:
         import threading  # an import that a command which nobody watches is spared
 
-        over = threading.Event()
+        # A pipe, since Enter and the end are waited for together.
+        over, end = os.pipe()
         self._terminal.share(threading.RLock())
 
         def run() -> None:
             wait = _FIRST_S
-            while not over.wait(wait):
+            while (woken := self._wait(over, wait)) is not over:
+                if woken is not None and self._more is not None and os.read(woken, _LINE):
+                    self._terminal.say(self._more())
                 self._terminal.draw(self._line())
                 wait = _EVERY_S
 
         def stop() -> None:
-            over.set()
+            os.close(end)
             thread.join()
+            os.close(over)
 
         thread = threading.Thread(target=run, name="live line", daemon=True)
         thread.start()
         return stop
+
+    def _wait(self, over: int, seconds: float) -> int | None:
+        """Wait so long for the end, or for somebody who presses Enter: whichever has come."""
+        import select
+
+        keys = _keyboard() if self._more is not None else None
+        ready, _, _ = select.select([over] if keys is None else [over, keys], [], [], seconds)
+        return over if over in ready else keys if ready else None
+
+
+def _keyboard() -> int | None:
+    """Standard input where a person types there to us: a background process that reads its terminal is stopped."""
+    try:
+        return 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else None
+    except OSError:
+        return None

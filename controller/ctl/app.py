@@ -28,6 +28,7 @@ _MODULES = {
     "spawn": "spawn",
     "destroy": "spawn",
     "get": "show",
+    "label": "label",
     "down": "up",
 }
 

@@ -6,10 +6,29 @@ from typing import Annotated
 
 import typer
 
-from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of, seconds
+from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
 from controller.ctl.running import DEFAULT_LIMIT, LONGEST_TIMEOUT, Broadcast, run
+from controller.selection import EVERYBODY, Selection
+from controller.status import CtlError, ExitStatus
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+def _no_fanout(given: str | None) -> None:
+    if given is not None:
+        raise CtlError(
+            "-f has no meaning here: the tree has its fanout since ctl up, and all hosts start at once; --batch "
+            "takes some at a time",
+            ExitStatus.USAGE,
+        )
+
+
+def _no_connecting(given: str | None) -> None:
+    if given is not None:
+        raise CtlError(
+            "-t has no meaning here: agents are connected already; -u SECONDS ends commands that take longer",
+            ExitStatus.USAGE,
+        )
 
 
 @app.command(
@@ -20,20 +39,27 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 Examples:
   ctl broadcast hostname
   ctl broadcast -w h[0-31] -x h7 'grep -c processor /proc/cpuinfo'
+  ctl broadcast -g rack1 -l gpu=yes nvidia-smi -L
+  ctl broadcast --diff cat /etc/resolv.conf
   ctl broadcast --timeout 30 apt-get -q update
+  ctl broadcast -w @failed apt-get -q update
+  ctl broadcast --batch 10% --max-fail 2 systemctl restart nginx
   ctl broadcast --stream tail -f /var/log/syslog
+  ctl broadcast -o logs/ journalctl -b
   ctl job $(ctl broadcast --detach apt-get -q upgrade) --wait
   ctl broadcast --json uname -r | jq '.[].nodeset'""",
 )
+@selecting()
 def broadcast(
     *,
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The command; words are joined by a space.")],
-    where: Where = None,
-    exclude: Exclude = None,
+    selection: Selection = EVERYBODY,
     timeout: Annotated[
         float | None,
         typer.Option(
+            "-u",
+            "--timeout",
             metavar="SECONDS",
             help="End the command on hosts where it takes longer.",
             min=0.001,
@@ -41,34 +67,92 @@ def broadcast(
             callback=seconds,
         ),
     ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|SHARE", help="Some hosts at a time: a number or a percentage. The next begin when all are done."
+        ),
+    ] = None,
+    max_fail: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|SHARE", help="With --batch: begin no more once so many and one more failed (default: 0)."
+        ),
+    ] = None,
     gather: Annotated[
-        bool, typer.Option("-b", "--gather", help="Equal outputs once, under the hosts that gave them (the default).")
+        bool,
+        typer.Option(
+            "-b",
+            "--gather",
+            help="Equal outputs once, under the hosts that gave them; the odd ones last (the default).",
+        ),
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("-B", "--merge", help="The same, with standard error below standard output.")
+    ] = False,
+    by_host: Annotated[
+        bool, typer.Option("-L", "--by-host", help="Each host's lines with its name before them, in order of hosts.")
+    ] = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="The most common output, and of the others what differs from it.")
     ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Lines as they come, each with its host.")] = False,
+    as_json: Json = False,
+    ndjson: Annotated[
+        bool, typer.Option("--ndjson", help="A JSON object a line, as it comes; with --stream pieces of output too.")
+    ] = False,
+    outdir: Annotated[
+        str | None,
+        typer.Option("-o", "--outdir", metavar="DIR", help="A file a host, written as it comes; DIR/HOST.err apart."),
+    ] = None,
+    no_label: Annotated[
+        bool, typer.Option("-N", "--no-label", help="With -L and --stream: no names, only what hosts wrote.")
+    ] = False,
+    regroup: Annotated[
+        bool, typer.Option("-r", "--regroup", help="Hosts that make up a group by its name: @rack1.")
+    ] = False,
+    max_code: Annotated[
+        bool, typer.Option("-S", "--max-code", help="End with the largest exit code of the hosts.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Print the job's number and leave; ctl job shows what comes of it.")
     ] = False,
-    as_json: Json = False,
     output_limit: Annotated[
         str,
         typer.Option(metavar="BYTES", help="How much of each host's output comes back; the rest stays on the host."),
     ] = DEFAULT_LIMIT,
     quiet: Quiet = False,
+    fanout: Annotated[str | None, typer.Option("-f", "--fanout", hidden=True, callback=_no_fanout)] = None,
+    connect_timeout: Annotated[
+        str | None, typer.Option("-t", "--connect-timeout", hidden=True, callback=_no_connecting)
+    ] = None,
 ) -> None:
     """Run a command on all hosts at once, through their shell.
 
-    Each host's output comes back once it is done; equal outputs are shown once, under the set of hosts that gave them.
-    Ctrl-C ends the command on all hosts, a second one leaves at once.
+    Each host's output comes back once it is done; equal outputs are shown once, under the set of hosts that gave them,
+    the most common one first. The job's number comes first and how many answered last, both on standard error.
+
+    While it runs, Enter shows who is not done. Ctrl-C ends the command on all hosts and tells where it still runs; a
+    second one leaves at once.
     """
     asked = Broadcast(
         command=tuple(command),
-        where=tuple(where or ()),
-        exclude=tuple(exclude or ()),
+        selection=selection,
         timeout=timeout,
+        batch=batch,
+        max_fail=max_fail,
         gather=gather,
+        merge=merge,
+        by_host=by_host,
+        diff=diff,
         stream=stream,
-        detach=detach,
         as_json=as_json,
+        ndjson=ndjson,
+        outdir=outdir,
+        no_label=no_label,
+        regroup=regroup,
+        max_code=max_code,
+        detach=detach,
         output_limit=output_limit,
         quiet=quiet,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-from controller.hosts import choose
+from controller.selection import read_text as read
 from controller.session import Session
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
@@ -29,11 +28,6 @@ class Ctl:
     def session(self) -> Session:
         """The fleet's service."""
         return Session(self.fleet)
-
-
-def chosen_hosts(session: Session, where: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...] | None:
-    """The hosts of `-w` and `-x`; None for all of the fleet. Raises CtlError where none is left."""
-    return choose(where, exclude, lambda: (host.name for host in session.status().hosts))
 
 
 class Interruptible:
@@ -78,10 +72,4 @@ def tell(error: CtlError | KeyboardInterrupt) -> int:
 
 def read_text(path: Path) -> str:
     """A file that a person wrote; `-` is standard input. Raises CtlError where it can't be read."""
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        return data.decode()
-    except OSError as error:
-        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error
-    except UnicodeDecodeError as error:
-        raise CtlError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8 text", ExitStatus.USAGE) from error
+    return read(str(path))

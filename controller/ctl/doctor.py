@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from controller import doctor as meaning
-from controller.ctl.options import Json, Quiet, ctl_of
-from controller.hosts import expand_all
+from controller.ctl.completing import complete_host
+from controller.ctl.options import Json, Quiet, ctl_of, selecting
 from controller.render import json_text
+from controller.selection import EVERYBODY, Selection
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Live
 
@@ -24,12 +26,20 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 Examples:
   ctl doctor h7
   ctl doctor h[0-15] -F ~/.ssh/cluster.conf -l root
+  ctl doctor @failed
   ctl doctor h7 --json""",
 )
+@selecting(without=("labels", "pick"))
 def doctor(
     *,
     context: typer.Context,
-    hosts: Annotated[list[str], typer.Argument(metavar="HOSTS...", help="Hosts, of the fleet or not yet: h1 h[3-7].")],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="HOSTS...", help="Hosts, of the fleet or not yet: h1 h[3-7] @rack1.", autocompletion=complete_host
+        ),
+    ] = None,
+    selection: Selection = EVERYBODY,
     ssh_config: Annotated[
         Path | None, typer.Option("-F", "--ssh-config", metavar="FILE", help="ssh's -F: another configuration file.")
     ] = None,
@@ -50,9 +60,10 @@ def doctor(
     from controller.checkup import CheckupOptions, examine
 
     ctl = ctl_of(context)
-    names = tuple(dict.fromkeys(expand_all(hosts)))
-    if not names:
+    asked = replace(selection, where=(*(hosts or ()), *selection.where))
+    if not asked.adds:
         raise CtlError("which hosts? Give names like h1 or h[3-7]", ExitStatus.NO_TARGET)
+    names = ctl.session().choose(asked) or ()
     options = CheckupOptions(
         ssh_config=None if ssh_config is None else ssh_config.absolute(),
         login=login or "",

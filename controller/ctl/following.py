@@ -17,9 +17,17 @@ class Following:
     """Collects a job's results, under a live line and with Ctrl-C as `ctl` has it."""
 
     def __init__(
-        self, job: Job, terminal: Terminal, *, quiet: bool = False, announce: bool = False, leave: bool = False
+        self,
+        job: Job,
+        terminal: Terminal,
+        *,
+        quiet: bool = False,
+        announce: bool = False,
+        always: bool = False,
+        leave: bool = False,
     ) -> None:
-        """`announce` tells who watches the job's number. With `leave` Ctrl-C leaves the job as it is."""
+        """`announce` tells who watches the job's number, and with `always` anybody, as well as how many answered when
+        all went well. With `leave` Ctrl-C leaves the job as it is."""
         self.terminal = terminal
         self.results: list[Result] = []
         #: Names to ranks, in the order of ranks.
@@ -29,15 +37,27 @@ class Following:
         self._job = job
         self._quiet = quiet
         self._began = time.monotonic()
-        self._interruptible = Interruptible(_leave if leave else job.cancel)
+        #: How many hosts have an outcome that is not the one hoped for.
+        self.failed = 0
+        self._always = always
+        self._interruptible = Interruptible(_leave if leave else self._cancel)
         self._broken: CtlError | None = None
-        if announce and terminal.watched and not quiet:
+        if announce and (terminal.watched or always) and not quiet:
             terminal.say(f"job {job.id}")
+            terminal.flush()
 
     @property
     def seconds(self) -> float:
         """How long it has been."""
         return time.monotonic() - self._began
+
+    def _cancel(self) -> None:
+        self._job.cancel()
+        if not self._quiet:
+            self.terminal.say_from_handler(f"ending it on {self._pending()}; Ctrl-C again leaves at once")
+
+    def _pending(self) -> str:
+        return render.label(list(self.waiting)) if self.waiting else "no host: all are done"
 
     def run(self, line: Callable[[], str], other: Callable[[Happening], None] = lambda _: None) -> None:
         """Go on until every host has an outcome, or the person has had enough, or the service is gone.
@@ -49,10 +69,12 @@ class Following:
             return f"cancelling (Ctrl-C leaves at once): {line()}" if self._interruptible.interrupted else line()
 
         try:
-            with self._interruptible, Live(self.terminal, text, quiet=self._quiet):
+            pending = lambda: f"not done: {self._pending()}"  # noqa: E731  a name for what Enter asks
+            with self._interruptible, Live(self.terminal, text, quiet=self._quiet, more=pending):
                 for happening in self._job:
                     if isinstance(happening, Result):
                         self.results.append(happening)
+                        self.failed += 0 if happening.ok else len(happening.hosts)
                         for host in happening.hosts:
                             self.waiting.pop(host, None)
                     elif isinstance(happening, VmAnswer | VmReached):
@@ -92,11 +114,14 @@ class Following:
         if self._broken is not None:
             raise self._broken
 
-    def end(self) -> int:
-        """Sum up. The exit code; raises as `check` does."""
-        said = "" if self._quiet else render.summary(self.results, self.order, unsettled=list(self.waiting))
-        if said:
+    def end(self, *, outputs: int | None = None) -> int:
+        """Sum up. `outputs` is how many different outputs were shown. The exit code; raises as `check` does."""
+        said = render.summary(self.results, self.order, unsettled=list(self.waiting))
+        if said and not self._quiet:
             self.terminal.say(said, bad=True)
+        elif self._always and not self._quiet:
+            several = f", {outputs} different outputs" if outputs is not None and outputs > 1 else ""
+            self.terminal.say(f"{len(self.order)} of {len(self.order)} answered ok{several}")
         self.terminal.flush()
         self.check()
         return exit_status(result.outcome for result in self.results)

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from controller import render, render_jobs
+from controller.ctl.completing import complete_job
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of
-from controller.ctl.running import show_gathered
+from controller.ctl.views import Gathered
 from controller.hosts import fold
 from controller.progress import waiting_line
 from controller.session import Happening, VmAnswer, VmReached, exit_status
@@ -62,7 +63,12 @@ Examples:
 def job(
     *,
     context: typer.Context,
-    number: Annotated[int, typer.Argument(metavar="ID", min=1, help="The job's number, as ctl jobs lists it.")],
+    number: Annotated[
+        int,
+        typer.Argument(
+            metavar="ID", min=1, help="The job's number, as ctl jobs lists it.", autocompletion=complete_job
+        ),
+    ],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until every host has its outcome.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it on all hosts where it still runs.")] = False,
     as_json: Json = False,
@@ -88,13 +94,15 @@ def job(
                 reached.append(happening)
 
         def line() -> str:
-            return waiting_line(len(following.order), list(following.waiting), following.seconds)
+            return waiting_line(len(following.order), list(following.waiting), following.seconds, following.failed)
 
         following.run(line, note)
     if as_json:
         _show_json(following, number, found.what, settled=found.settled, answers=answers, reached=reached)
     else:
-        show_gathered(following)
+        view = Gathered(ctl.terminal)
+        view.show(following)
+        view.show_errors(following)
         _show_vms(following, answers, reached)
         following.show_failures()
     try:

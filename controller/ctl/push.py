@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from controller import render
-from controller.ctl.context import chosen_hosts
 from controller.ctl.following import Following, Pushed
-from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of
+from controller.ctl.options import Json, Quiet, ctl_of, selecting
+from controller.selection import EVERYBODY, Selection
 from controller.session import Job
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
@@ -36,13 +36,13 @@ Examples:
   ctl push -w h[0-31] hosts /etc/hosts
   ctl push --mode 755 tool /usr/local/bin/tool""",
 )
+@selecting()
 def push(
     *,
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file on this machine.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="Where it goes on hosts: a path from / on.")],
-    where: Where = None,
-    exclude: Exclude = None,
+    selection: Selection = EVERYBODY,
     mode: Annotated[
         str | None, typer.Option(metavar="OCTAL", help="Its permissions on hosts (default: those it has here).")
     ] = None,
@@ -59,7 +59,7 @@ def push(
     bits = None if mode is None else _mode(mode)
     ctl = ctl_of(context)
     with ctl.session() as session:
-        hosts = chosen_hosts(session, where or (), exclude or ())
+        hosts = session.choose(selection)
         job = session.push(file, destination, hosts, mode=bits)
         raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
 

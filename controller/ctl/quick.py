@@ -1,7 +1,7 @@
 """The usual arguments of `ctl broadcast`, read without typer, whose import takes longer than the whole command.
 
-What is not understood here at first sight (help, mistakes, rarer ways to write an option) is left to `ctl.broadcast`,
-and a test holds both to the same reading.
+What is not understood here at first sight (help, mistakes, rarer options) is left to `ctl.broadcast`, and a test holds
+both to the same reading.
 """
 
 from __future__ import annotations
@@ -12,18 +12,48 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.ctl.running import LONGEST_TIMEOUT, Broadcast
+from controller.selection import Selection
 
 FLAGS = {
     "-b": "gather",
     "--gather": "gather",
+    "-B": "merge",
+    "--merge": "merge",
+    "-L": "by_host",
+    "--by-host": "by_host",
+    "--diff": "diff",
     "--stream": "stream",
-    "--detach": "detach",
     "--json": "as_json",
+    "--ndjson": "ndjson",
+    "-N": "no_label",
+    "--no-label": "no_label",
+    "-r": "regroup",
+    "--regroup": "regroup",
+    "-S": "max_code",
+    "--max-code": "max_code",
+    "--detach": "detach",
     "-q": "quiet",
     "--quiet": "quiet",
 }
-LISTS = {"-w": "where", "--where": "where", "-x": "exclude", "--exclude": "exclude"}
-VALUES = {"--timeout": "timeout", "--output-limit": "output_limit"}
+VALUES = {"--output-limit": "output_limit", "-o": "outdir", "--outdir": "outdir", "--batch": "batch"}
+TIMEOUTS = ("-u", "--timeout")
+#: Options of Selection.
+SELECTING_FLAGS = {"-a": "everybody", "--all": "everybody"}
+SELECTING_LISTS = {
+    "-w": "where",
+    "--where": "where",
+    "-x": "exclude",
+    "--exclude": "exclude",
+    "-g": "groups",
+    "--group": "groups",
+    "-X": "exclude_groups",
+    "--exclude-group": "exclude_groups",
+    "-l": "labels",
+    "--label": "labels",
+    "--hostfile": "hostfile",
+}
+#: What is left to typer: rare, or refused with a sentence.
+LEFT = ("--pick", "--max-fail", "-f", "--fanout", "-t", "--connect-timeout")
 
 
 @dataclass(frozen=True)
@@ -52,26 +82,30 @@ def parse(arguments: Sequence[str], fleet: str | None) -> Line | None:
 
 
 def _options(left: list[str]) -> Broadcast | None:
-    flags: dict[str, bool] = {}
-    lists: dict[str, list[str]] = {"where": [], "exclude": []}
-    values: dict[str, str] = {}
+    given: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     while left and left[0].startswith("-"):
         name = left.pop(0)
         if name == "--":
             break
         if name in FLAGS:
-            flags[FLAGS[name]] = True
-        elif name in LISTS and left:
-            lists[LISTS[name]].append(left.pop(0))
-        elif name in VALUES and left:
-            values[VALUES[name]] = left.pop(0)
+            given[FLAGS[name]] = True
+        elif name in SELECTING_FLAGS:
+            chosen[SELECTING_FLAGS[name]] = True
+        elif not left:
+            return None
+        elif name in SELECTING_LISTS:
+            field = SELECTING_LISTS[name]
+            chosen[field] = (*chosen.get(field, ()), left.pop(0))
+        elif name in VALUES:
+            given[VALUES[name]] = left.pop(0)
+        elif name in TIMEOUTS and _is_timeout(left[0]):
+            given["timeout"] = float(left.pop(0))
         else:
             return None
-    timeout = values.pop("timeout", None)
-    if not left or (timeout is not None and not _is_timeout(timeout)):
+    if not left:
         return None
-    given: dict[str, Any] = {**flags, **values, "timeout": None if timeout is None else float(timeout)}
-    return Broadcast(command=tuple(left), where=tuple(lists["where"]), exclude=tuple(lists["exclude"]), **given)
+    return Broadcast(command=tuple(left), selection=Selection(**chosen), **given)
 
 
 def _is_timeout(text: str) -> bool:

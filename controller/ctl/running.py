@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 
 from controller import render
-from controller.ctl.context import Ctl, chosen_hosts
+from controller.ctl import views
+from controller.ctl.context import Ctl
 from controller.ctl.following import Following
-from controller.ctl.streams import Streams
 from controller.progress import waiting_line
-from controller.session import Happening, Job, Piece, Result
+from controller.selection import EVERYBODY, Selection
+from controller.session import Job
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
 from protocol.limits import DEFAULT_OUTPUT, MAX_OUTPUT
@@ -25,35 +26,86 @@ class Broadcast:
     """The arguments of `ctl broadcast`, as they were given."""
 
     command: tuple[str, ...]
-    where: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    selection: Selection = EVERYBODY
     timeout: float | None = None
+    batch: str | None = None
+    max_fail: str | None = None
     gather: bool = False
+    merge: bool = False
+    by_host: bool = False
+    diff: bool = False
     stream: bool = False
-    detach: bool = False
     as_json: bool = False
+    ndjson: bool = False
+    outdir: str | None = None
+    no_label: bool = False
+    regroup: bool = False
+    max_code: bool = False
+    detach: bool = False
     output_limit: str = DEFAULT_LIMIT
     quiet: bool = False
 
 
 def run(ctl: Ctl, asked: Broadcast) -> int:
     """Run the command and show what comes of it. The exit code; raises CtlError."""
-    if asked.stream + asked.gather + asked.as_json > 1:
-        raise CtlError("-b, --stream and --json exclude each other: choose one", ExitStatus.USAGE)
-    if asked.detach and (asked.stream or asked.gather):
-        raise CtlError("--detach shows no output: leave -b and --stream out, `ctl job` shows it", ExitStatus.USAGE)
+    _check(asked)
     limit = size(asked.output_limit)
     with ctl.session() as session:
-        hosts = chosen_hosts(session, asked.where, asked.exclude)
+        chooser = session.chooser()
+        hosts = chooser.choose(asked.selection)
+        name = views.by_group(chooser) if asked.regroup else render.label
+        view = _view(asked, ctl.terminal, name)
         command = " ".join(asked.command)
         job = session.run(
-            command, hosts, timeout=asked.timeout, output_limit=limit, stream=asked.stream, detach=asked.detach
+            command, hosts, timeout=asked.timeout, output_limit=limit, stream=view.pieces, detach=asked.detach
         )
         if asked.detach:
             job.close()
             ctl.terminal.text(render.json_text({"job": job.id}) if asked.as_json else f"{job.id}\n")
             return ExitStatus.OK
-        return follow(job, ctl.terminal, stream=asked.stream, as_json=asked.as_json, quiet=asked.quiet)
+        return follow(job, ctl.terminal, view, quiet=asked.quiet, max_code=asked.max_code)
+
+
+def _check(asked: Broadcast) -> None:
+    """Raise CtlError (USAGE) with all that does not go together."""
+    wrong = []
+    shown = {
+        "-b": asked.gather,
+        "-B": asked.merge,
+        "-L": asked.by_host,
+        "--diff": asked.diff,
+        "--stream": asked.stream,
+        "--json": asked.as_json,
+        "--ndjson": asked.ndjson,
+        "-o": asked.outdir is not None,
+    }
+    given = [name for name, value in shown.items() if value]
+    if len(given) > 1 and given != ["--stream", "--ndjson"]:
+        wrong.append(f"{', '.join(given)} exclude each other: choose one")
+    if asked.no_label and not (asked.by_host or asked.stream):
+        wrong.append("-N goes with -L or --stream: gathered output has its hosts above it")
+    if asked.detach and [name for name in given if name != "--json"]:
+        wrong.append("--detach shows no output: leave the others out, `ctl job` shows it")
+    if asked.max_fail is not None and asked.batch is None:
+        wrong.append("--max-fail goes with --batch: without it all hosts begin at once")
+    if wrong:
+        raise CtlError("; ".join(wrong), ExitStatus.USAGE)
+
+
+def _view(asked: Broadcast, terminal: Terminal, name: render.Name) -> views.View:
+    if asked.outdir is not None:
+        return views.Directory(terminal, asked.outdir)
+    if asked.ndjson:
+        return views.Lines(terminal, pieces=asked.stream)
+    if asked.stream:
+        return views.Stream(terminal, labelled=not asked.no_label)
+    if asked.as_json:
+        return views.Json(terminal)
+    if asked.by_host:
+        return views.ByHost(terminal, labelled=not asked.no_label)
+    if asked.diff:
+        return views.Differences(terminal, name)
+    return views.Merged(terminal, name) if asked.merge else views.Gathered(terminal, name)
 
 
 def size(text: str) -> int:
@@ -68,39 +120,14 @@ def size(text: str) -> int:
     return count
 
 
-def follow(job: Job, terminal: Terminal, *, stream: bool = False, as_json: bool = False, quiet: bool = False) -> int:
+def follow(job: Job, terminal: Terminal, view: views.View, *, quiet: bool = False, max_code: bool = False) -> int:
     """Show a running command until its end. The exit code."""
-    following = Following(job, terminal, quiet=quiet, announce=True)
-    streams = Streams(terminal)
+    following = Following(job, terminal, quiet=quiet, announce=True, always=True)
 
     def line() -> str:
-        return waiting_line(len(following.order), list(following.waiting), following.seconds)
+        return waiting_line(len(following.order), list(following.waiting), following.seconds, following.failed)
 
-    def show(happening: Happening) -> None:
-        if isinstance(happening, Piece):
-            streams.take(happening)
-        elif stream and isinstance(happening, Result):
-            for host in happening.hosts:
-                streams.end(host, happening.output)
-
-    following.run(line, show)
-    if as_json:
-        following.show_json()
-    else:
-        if not stream:
-            show_gathered(following)
-        following.show_failures(shortened=not stream)
-    return following.end()
-
-
-def show_gathered(following: Following) -> None:
-    """The outputs, equal ones once, under the hosts that gave them."""
-    terminal = following.terminal
-    for hosts, data in render.outputs(following.results, following.order, 1):
-        for text in (render.RULE, hosts, render.RULE):
-            terminal.header(text)
-        terminal.write(data)
-    for hosts, data in render.outputs(following.results, following.order, 2):
-        for text in (render.RULE, f"{hosts}: standard error", render.RULE):
-            terminal.say(text)
-        terminal.say_bytes(data if data.endswith(b"\n") else data + b"\n")
+    following.run(line, view.note)
+    view.end(following)
+    status = following.end(outputs=view.outputs)
+    return render.largest_code(following.results, status) if max_code else status

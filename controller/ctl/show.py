@@ -11,8 +11,10 @@ import typer
 
 from controller import tables
 from controller.api import Status
-from controller.ctl.options import Json, ctl_of
+from controller.ctl.context import Ctl
+from controller.ctl.options import Json, ctl_of, selecting
 from controller.render import json_text
+from controller.selection import EVERYBODY, Selection
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -56,12 +58,14 @@ class What(StrEnum):
     VMS = "vms"
     IPS = "ips"
     MAP = "map"
+    GROUPS = "groups"
 
 
 class Form(StrEnum):
     """How it is printed."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
     NAME = "name"
 
@@ -73,26 +77,41 @@ Examples:
   ctl get vms -o json
   ctl get ips                 IP and name, in the form of /etc/hosts
   ctl get map                 the VMs of each host
+  ctl get hosts -o wide -l rack=1
+  ctl get groups              what can stand behind an @
   ctl get vms -o name --deployment infra"""
 )
+@selecting()
 def get(
+    *,
     context: typer.Context,
-    what: Annotated[What, typer.Argument(metavar="WHAT", help="hosts, vms, ips (of VMs) or map (which VM is where).")],
+    what: Annotated[
+        What, typer.Argument(metavar="WHAT", help="hosts, vms, ips (of VMs), map (which VM is where), groups.")
+    ],
     form: Annotated[
-        Form, typer.Option("-o", "--output", help="A table, JSON, or bare names, one a line.")
+        Form, typer.Option("-o", "--output", help="A table, a wide one, JSON, or bare names, one a line.")
     ] = Form.TABLE,
     deployment: Annotated[
         str | None, typer.Option("--deployment", metavar="NAME", help="Only the VMs of this deployment.")
     ] = None,
+    selection: Selection = EVERYBODY,
     as_json: Json = False,
 ) -> None:
-    """Print hosts, VMs, addresses, or which VM is where."""
+    """Print hosts, VMs, addresses, which VM is where, or groups of hosts."""
     ctl = ctl_of(context)
-    found = ctl.session().status()
-    chosen = [vm for vm in found.vms if deployment in (None, vm.deployment)]
+    if what is What.GROUPS:
+        _groups(ctl, as_json=as_json or form is Form.JSON)
+        return
+    session = ctl.session()
+    asked = session.choose(selection)
+    found = session.status()
+    hosts = {host.name for host in found.hosts} | {vm.host for vm in found.vms} if asked is None else set(asked)
+    chosen = [vm for vm in found.vms if deployment in (None, vm.deployment) and vm.host in hosts]
     chosen.sort(key=lambda vm: (vm.deployment, vm.name))
-    found = msgspec.structs.replace(found, vms=tuple(chosen))
-    text, value, names = _found(what, found)
+    found = msgspec.structs.replace(
+        found, vms=tuple(chosen), hosts=tuple(host for host in found.hosts if host.name in hosts)
+    )
+    text, value, names = _found(what, found, wide=form is Form.WIDE)
     if as_json or form is Form.JSON:
         text = json_text(value)
     elif form is Form.NAME:
@@ -100,11 +119,16 @@ def get(
     ctl.terminal.text(text)
 
 
-def _found(what: What, found: Status) -> tuple[str, Any, Sequence[str]]:
+def _groups(ctl: Ctl, *, as_json: bool) -> None:
+    names = ctl.session().groups()
+    ctl.terminal.text(json_text(names) if as_json else "".join(f"@{name}\n" for name in names))
+
+
+def _found(what: What, found: Status, *, wide: bool) -> tuple[str, Any, Sequence[str]]:
     """What was asked for as a table, for programs, and as names."""
     match what:
         case What.HOSTS:
-            return tables.hosts(found), found.hosts, [host.name for host in found.hosts]
+            return (tables.wide if wide else tables.hosts)(found), found.hosts, [host.name for host in found.hosts]
         case What.VMS:
             return tables.vms(found), found.vms, [vm.name for vm in found.vms]
         case What.IPS:
@@ -114,3 +138,5 @@ def _found(what: What, found: Status) -> tuple[str, Any, Sequence[str]]:
             placed = tables.placed(found)
             text = tables.table(("HOST", "VMS"), [(host, " ".join(vms)) for host, vms in placed.items()])
             return text, placed, [" ".join([host, *vms]) for host, vms in placed.items()]
+        case What.GROUPS:
+            raise TypeError("groups are not of the service's status")

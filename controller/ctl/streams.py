@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from binascii import crc32
+
 from controller.render import clean
 from controller.session import Piece
 from controller.terminal import Terminal
@@ -9,13 +11,18 @@ from protocol.outcomes import Output
 
 #: A line that has grown to this is shown in parts: a host that never ends its line must not fill our memory.
 MAX_LINE = 64 << 10
+#: Colours that can be read on dark and on light: red to cyan, and their bright ones (ECMA-48, and xterm's additions).
+_COLOURS = (31, 32, 33, 34, 35, 36, 91, 92, 93, 94, 95, 96)
 
 
 class Streams:
     """The unfinished lines of all hosts."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, *, labelled: bool = True) -> None:
+        """Without `labelled` what hosts wrote is shown as it is, to the byte."""
         self._terminal = terminal
+        self._labelled = labelled
+        self._prefixes: dict[tuple[str, int], bytes] = {}
         self._unfinished: dict[tuple[str, int], bytearray] = {}
         self._seen: dict[tuple[str, int], int] = {}
 
@@ -25,6 +32,9 @@ class Streams:
         seen = self._seen.get(key, 0)
         self._gap(piece.host, piece.stream, piece.offset - seen)
         self._seen[key] = max(seen, piece.offset + len(piece.data))
+        if not self._labelled:
+            self._put(piece.stream, piece.data[max(0, seen - piece.offset) :])
+            return
         held = self._unfinished.setdefault(key, bytearray())
         held += piece.data[max(0, seen - piece.offset) :]
         end = held.rfind(b"\n") + 1
@@ -49,12 +59,31 @@ class Streams:
             where = f"; all of it is on the host: {clean(spool)}" if spool else ""
             self._terminal.say(f"{host}: {count} bytes of {name} did not arrive{where}", bad=True)
 
+    def show(self, host: str, stream: int, data: bytes) -> None:
+        """All that a host wrote."""
+        if self._labelled and data:
+            self._show(host, stream, data)
+        elif data:
+            self._put(stream, data)
+
     def _show(self, host: str, stream: int, lines: bytes) -> None:
-        prefix = f"{host}: ".encode()
+        prefix = self._prefix(host, stream)
         # Not splitlines(), which would cut at carriage returns too.
-        text = b"".join(prefix + line + b"\n" for line in lines.removesuffix(b"\n").split(b"\n"))
+        self._put(stream, b"".join(prefix + line + b"\n" for line in lines.removesuffix(b"\n").split(b"\n")))
+
+    def _prefix(self, host: str, stream: int) -> bytes:
+        found = self._prefixes.get((host, stream))
+        if found is None:
+            text = f"{host}: "
+            if self._terminal.colours(stream):
+                # Of its name alone, so that a host has its colour in every command.
+                text = f"\x1b[{_COLOURS[crc32(host.encode()) % len(_COLOURS)]}m{text}\x1b[0m"
+            found = self._prefixes[host, stream] = text.encode()
+        return found
+
+    def _put(self, stream: int, data: bytes) -> None:
         if stream == 1:
-            self._terminal.write(text)
-            self._terminal.flush()
+            self._terminal.write(data)
+            self._terminal.flush_out()
         else:
-            self._terminal.say_bytes(text)
+            self._terminal.say_bytes(data)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller import progress, render
-from controller.ctl.context import Ctl, chosen_hosts, read_text
-from controller.ctl.options import Exclude, Json, Quiet, Where, ctl_of, seconds
-from controller.hosts import expand_all, fold, names_in, site_of
-from controller.session import exit_status
+from controller.ctl.context import Ctl
+from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
+from controller.hosts import fold, site_of
+from controller.labels import parse as parse_labels
+from controller.selection import EVERYBODY, Selection
+from controller.session import Session, exit_status
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Live, Terminal
 from protocol.vms import VmChange
@@ -62,20 +65,25 @@ Examples:
   ctl up --hosts "$OAR_NODE_FILE" --min-up 90%
   oarprint host | ctl up --hosts -
   ctl up -w h[0-63] -F ~/.ssh/cluster.conf   jump hosts and keys as that file has them
+  ctl up -w @rack1 --label rack=1            a group of groups.toml; ctl broadcast -l rack=1 finds them
   ctl up --local 8                           eight agents on this machine, for a first look""",
 )
+# `-l` is ssh's here, and hosts that were never up have no labels.
+@selecting(without=("labels", "hostfile"))
 def up(
     *,
     context: typer.Context,
     infra: Annotated[Path | None, typer.Argument(metavar="INFRA.CONF", help="Start its nodes.")] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("-w", "--where", metavar="HOSTS", help="Start these: h1,h[3-7],h[10-20]!h12. May be repeated."),
-    ] = None,
-    exclude: Exclude = None,
+    selection: Selection = EVERYBODY,
     hosts_file: Annotated[
         Path | None,
-        typer.Option("--hosts", metavar="FILE", help="Start those in a file, one a line; - is standard input."),
+        typer.Option(
+            "--hosts", "--hostfile", metavar="FILE", help="Start those in a file, one a line; - is standard input."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Label the hosts so, for -l. May be repeated."),
     ] = None,
     local: Annotated[
         str | None,
@@ -129,15 +137,18 @@ def up(
     the version that it had, and the upgrade stops. VMs stay, and commands that run on the host are told as lost.
     """
     ctl = ctl_of(context)
+    put, drop = parse_labels(label or ())
+    if drop:
+        raise CtlError("--label gives labels: `ctl label` takes them away", ExitStatus.USAGE)
     if local is not None:
-        if infra is not None or where or hosts_file is not None:
+        if infra is not None or selection or hosts_file is not None:
             raise CtlError("--local makes its hosts itself: leave -w, --hosts and the infra.conf out", ExitStatus.USAGE)
         names = _local_names(local, ctl.terminal)
         minimum = needed(min_up, len(names))
-        raise typer.Exit(_local_up(ctl, names, fanout, minimum, libvirt, as_json=as_json, quiet=quiet))
+        raise typer.Exit(_local_up(ctl, names, fanout, minimum, libvirt=libvirt, put=put, as_json=as_json, quiet=quiet))
     if libvirt is not None:
         raise CtlError("--libvirt goes with --local: elsewhere agents use the host's own", ExitStatus.USAGE)
-    names = _asked(infra, where or (), exclude or (), hosts_file, ctl.terminal)
+    names = _asked(ctl, infra, selection, hosts_file)
     minimum = needed(min_up, len(names))
     from controller.bootstrap import Progress
     from controller.up import UpOptions
@@ -169,24 +180,24 @@ def up(
 
     with Live(ctl.terminal, line, quiet=quiet):
         report = bring_up(options, note)
+    _label(ctl, report, put)
     raise typer.Exit(_report(ctl.terminal, names, report, minimum, as_json=as_json))
 
 
-def _asked(
-    infra: Path | None, where: Sequence[str], exclude: Sequence[str], hosts_file: Path | None, terminal: Terminal
-) -> tuple[str, ...]:
-    if infra is None and not where and hosts_file is None:
+def _label(ctl: Ctl, report: UpReport, put: Mapping[str, str]) -> None:
+    if put and report.up:
+        ctl.session().label(report.up, put)
+
+
+def _asked(ctl: Ctl, infra: Path | None, selection: Selection, hosts_file: Path | None) -> tuple[str, ...]:
+    asked = selection if hosts_file is None else replace(selection, hostfile=(str(hosts_file),))
+    if infra is None and not asked.adds:
         raise CtlError("which hosts? Give -w h[0-63], --hosts FILE, or an infra.conf", ExitStatus.USAGE)
-    found = dict.fromkeys(expand_all(where))
-    if hosts_file is not None:
-        found |= dict.fromkeys(names_in(read_text(hosts_file), file=str(hosts_file)))
     if infra is not None:
-        found |= dict.fromkeys(_nodes(infra, terminal))
-    left_out = set(expand_all(exclude))
-    names = tuple(name for name in found if name not in left_out)
-    if not names:
-        raise CtlError("no host is left to start: look at -w, -x and the files", ExitStatus.NO_TARGET)
-    return names
+        asked = replace(asked, where=(*asked.where, *_nodes(infra, ctl.terminal)))
+    if not asked.adds:
+        raise CtlError(f"no host is left to start: {infra} has no node that is not offline", ExitStatus.NO_TARGET)
+    return Session(ctl.fleet).choose(asked) or ()
 
 
 def _local_names(local: str, terminal: Terminal) -> tuple[str, ...]:
@@ -199,7 +210,15 @@ def _local_names(local: str, terminal: Terminal) -> tuple[str, ...]:
 
 
 def _local_up(
-    ctl: Ctl, names: Sequence[str], fanout: int, minimum: int, libvirt: str | None, *, as_json: bool, quiet: bool
+    ctl: Ctl,
+    names: Sequence[str],
+    fanout: int,
+    minimum: int,
+    *,
+    libvirt: str | None,
+    put: Mapping[str, str],
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     from controller.local import local_up
 
@@ -209,7 +228,9 @@ def _local_up(
     from controller.up import UpReport
 
     good = tuple(name for name in names if name not in failed)
-    return _report(ctl.terminal, names, UpReport(started=good, current=(), failed=failed), minimum, as_json=as_json)
+    report = UpReport(started=good, current=(), failed=failed)
+    _label(ctl, report, put)
+    return _report(ctl.terminal, names, report, minimum, as_json=as_json)
 
 
 def _by_reason(troubles: dict[str, str]) -> dict[str, list[str]]:
@@ -261,11 +282,11 @@ Examples:
   ctl down -w h[0-31]          end some
   ctl down --vms --purge       remove the VMs, and leave nothing behind on the hosts""",
 )
+@selecting()
 def down(
     *,
     context: typer.Context,
-    where: Where = None,
-    exclude: Exclude = None,
+    selection: Selection = EVERYBODY,
     vms: Annotated[bool, typer.Option("--vms", help="Destroy the VMs first, with their disks.")] = False,
     purge: Annotated[bool, typer.Option("--purge", help="Remove all that Canopy put on the hosts.")] = False,
     as_json: Json = False,
@@ -278,7 +299,7 @@ def down(
     from controller.up import down as bring_down
 
     ctl = ctl_of(context)
-    hosts = chosen_hosts(ctl.session(), where or (), exclude or ())
+    hosts = ctl.session().choose(selection)
     began = time.monotonic()
     with Live(ctl.terminal, lambda: f"ending agents, {time.monotonic() - began:.0f} s", quiet=quiet):
         report = bring_down(ctl.fleet, hosts, purge=purge, vms=vms)

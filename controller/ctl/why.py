@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from controller.ctl.options import Json, ctl_of
+from controller.ctl.completing import complete_host
+from controller.ctl.options import Json, ctl_of, selecting
 from controller.render import json_text
 from controller.render_why import why as why_text
+from controller.selection import EVERYBODY, Selection
+from controller.status import CtlError, ExitStatus
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -18,18 +22,32 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
     epilog="""\b
 Examples:
   ctl why h7
+  ctl why @failed
   ctl why h7 --json""",
 )
+@selecting()
 def why(
+    *,
     context: typer.Context,
-    host: Annotated[str, typer.Argument(metavar="HOST", help="A host of the fleet.")],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="HOSTS...", help="Hosts of the fleet: h1 h[3-7] @rack1.", autocompletion=complete_host),
+    ] = None,
+    selection: Selection = EVERYBODY,
     as_json: Json = False,
 ) -> None:
-    """Tell all that is known of a host: since when, and from whom.
+    """Tell all that is known of hosts: since when, and from whom.
 
-    Where it hangs and why not where it was planned, whether it has its part of the plan, what it said of itself last,
-    and which outcomes were lost on it. Nothing is asked of the host itself: ctl doctor does that.
+    Where a host hangs and why not where it was planned, whether it has its part of the plan, what it said of itself
+    last, and which outcomes were lost on it. Nothing is asked of the host itself: ctl doctor does that.
     """
     ctl = ctl_of(context)
-    known = ctl.session().host(host)
-    ctl.terminal.text(json_text(known) if as_json else why_text(known))
+    asked = replace(selection, where=(*(hosts or ()), *selection.where))
+    if not asked:
+        raise CtlError("which hosts? Give names like h1 or h[3-7]", ExitStatus.USAGE)
+    session = ctl.session()
+    known = [session.host(name) for name in session.choose(asked) or ()]
+    if as_json:
+        ctl.terminal.text(json_text(known[0] if len(known) == 1 else known))
+    else:
+        ctl.terminal.text("\n".join(map(why_text, known)))

@@ -22,6 +22,7 @@ from controller import api, cli
 from controller.ctl import broadcast, quick
 from controller.ctl.app import app
 from controller.ctl.running import Broadcast
+from controller.selection import Selection
 from controller.status import ExitStatus
 from protocol.messages import HostHealth
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Fold, Lost, Outcome, Output, Refused, TimedOut
@@ -91,7 +92,7 @@ def test_equal_outputs_are_gathered_under_their_hosts_byte_for_byte(service: Fak
     assert done.out == (
         rule + b"h[0-2] (3)\n" + rule + b"\xff\x00binary\r\n" + rule + b"h3\n" + rule + b"no end of line"
     )
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, "job 7\n4 of 4 answered ok, 2 different outputs\n")
     (asked,) = service.asked(api.RunOn)
     assert asked == api.RunOn(hosts=None, argv=("/bin/sh", "-c", "cat /x"), output_limit=262144)
 
@@ -104,7 +105,8 @@ def test_an_output_without_a_last_line_end_does_not_run_into_the_next_header(ser
 
 def test_no_output_prints_nothing(service: FakeService, ctl: Ctl) -> None:
     answering(service, 2, fake.fold([0, 1]))
-    assert ctl("broadcast", "true") == Done(0, b"", "")
+    assert ctl("broadcast", "true") == Done(0, b"", "job 7\n2 of 2 answered ok\n")
+    assert ctl("broadcast", "-q", "true") == Done(0, b"", "")
 
 
 def test_what_went_wrong_is_on_standard_error_and_the_last_line_sums_up(service: FakeService, ctl: Ctl) -> None:
@@ -119,6 +121,7 @@ def test_what_went_wrong_is_on_standard_error_and_the_last_line_sums_up(service:
     assert done.status == ExitStatus.UNREACHABLE
     assert done.out.endswith(b"\nfine\n")
     assert done.err.splitlines() == [
+        "job 7",
         "-" * 15,
         "h[3,9] (2): standard error",
         "-" * 15,
@@ -182,7 +185,12 @@ def test_a_stream_shows_whole_lines_each_with_its_host(service: FakeService, ctl
     service.on(api.RunOn, answer)
     done = ctl("broadcast", "--stream", "x")
     assert done.out == b"h0: one\nh1: eins\r10%\r20%\nh0: two\nh0: \nh1: no end\n"
-    assert done.err == "h0: a word\nh0: 93 bytes of standard error did not arrive; all of it is on the host: /s/7.err\n"
+    assert done.err.splitlines() == [
+        "job 7",
+        "h0: a word",
+        "h0: 93 bytes of standard error did not arrive; all of it is on the host: /s/7.err",
+        "2 of 2 answered ok",
+    ]
     assert service.asked(api.RunOn)[0].stream
 
 
@@ -204,8 +212,8 @@ def test_output_above_the_budget_is_said_once_for_all_its_hosts(service: FakeSer
     answering(service, 2, fake.fold([0, 1], None, output))
     done = ctl("broadcast", "--output-limit", "3", "x")
     assert done.err == (
-        "h[0-1] (2): 3 of 5000 bytes of standard output shown; all of it is on the host: "
-        "/var/lib/canopy/f/spool/7.out, .err\n"
+        "job 7\nh[0-1] (2): 3 of 5000 bytes of standard output shown; all of it is on the host: "
+        "/var/lib/canopy/f/spool/7.out, .err\n2 of 2 answered ok\n"
     )
     assert service.asked(api.RunOn)[0].output_limit == 3
 
@@ -255,7 +263,7 @@ def test_a_service_that_goes_away_costs_no_answer_that_has_come(service: FakeSer
     done = ctl("broadcast", "x")
     assert done.status == ExitStatus.NO_SERVICE
     assert b"h[0-1] (2)" in done.out
-    assert done.err.splitlines()[0] == "2 of 3 answered ok; missing: h2 (no outcome yet)"
+    assert done.err.splitlines()[1] == "2 of 3 answered ok; missing: h2 (no outcome yet)"
     assert "the service went away" in done.err
 
 
@@ -269,7 +277,11 @@ def test_a_service_that_goes_away_costs_no_answer_that_has_come(service: FakeSer
         ["--timeout", "soon"],
         ["--timeout", "nan"],
         ["--stream", "--json"],
-        ["-w", "@rack"],
+        ["-o", "/tmp/x", "-L"],
+        ["-N"],
+        ["--max-fail", "3"],
+        ["-f", "64"],
+        ["-t", "5"],
         ["-w", "h[3-1]"],
         ["--nonsense"],
         ["-w"],
@@ -321,7 +333,12 @@ def test_ctrl_c_cancels_on_all_hosts_and_the_outcomes_are_shown(service: FakeSer
     done = ctl("broadcast", "sleep", "60")
     assert cancels == [api.Cancel()]
     assert done.status == ExitStatus.INTERRUPTED
-    assert done.err.splitlines() == ["h[1-2] (2): cancelled", "1 of 3 answered ok; failed: h[1-2]"]
+    assert done.err.splitlines() == [
+        "job 7",
+        "ending it on h[1-2] (2); Ctrl-C again leaves at once",
+        "h[1-2] (2): cancelled",
+        "1 of 3 answered ok; failed: h[1-2]",
+    ]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -339,7 +356,7 @@ def test_a_second_ctrl_c_leaves_at_once(service: FakeService, ctl: Ctl) -> None:
     done = ctl("broadcast", "sleep", "60")
     left.set()
     assert done.status == ExitStatus.INTERRUPTED
-    assert done.err == "0 of 1 answered ok; missing: h0 (no outcome yet)\n"
+    assert done.err.splitlines()[-1] == "0 of 1 answered ok; missing: h0 (no outcome yet)"
 
 
 # --- how arguments are read -----------------------------------------------------------------------------------------
@@ -359,9 +376,8 @@ def by_typer(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Broadcast
     return seen[0] if seen else int(str(end.value.code))
 
 
-WORDS = st.sampled_from(
-    [*quick.FLAGS, *quick.LISTS, *quick.VALUES, "--", "-", "-z", "h[0-3]", "3", "0", "1.5", "64k", "hostname", "-l", ""]
-)
+OPTIONS = [*quick.FLAGS, *quick.VALUES, *quick.TIMEOUTS, *quick.SELECTING_FLAGS, *quick.SELECTING_LISTS]
+WORDS = st.sampled_from([*OPTIONS, "--", "-", "-z", "h[0-3]", "3", "0", "1.5", "64k", "hostname", "a=b", ""])
 
 
 @given(words=st.lists(WORDS, max_size=7))
@@ -378,12 +394,14 @@ def test_both_ways_of_reading_a_broadcast_agree(
 def test_the_quick_way_knows_all_options_but_help() -> None:
     command = typer.main.get_command(broadcast.app)
     known = {name for param in command.params if param.param_type_name == "option" for name in param.opts}
-    assert known - {"--help", "-h"} == quick.FLAGS.keys() | quick.LISTS.keys() | quick.VALUES.keys()
+    assert known - {"--help", "-h"} == {*OPTIONS, *quick.LEFT}
 
 
 def test_the_quick_way_reads_the_global_options_too() -> None:
     line = quick.parse(["--debug", "--fleet", "a", "broadcast", "-w", "h1", "--", "-x", "y"], "b")
-    assert line == quick.Line("a", debug=True, broadcast=Broadcast(command=("-x", "y"), where=("h1",)))
+    assert line == quick.Line(
+        "a", debug=True, broadcast=Broadcast(command=("-x", "y"), selection=Selection(where=("h1",)))
+    )
     assert quick.parse(["--version"], None) is None
     assert quick.parse([], None) is None
     assert quick.parse(["--fleet"], None) is None
@@ -439,7 +457,7 @@ def test_output_to_a_closed_pipe_ends_quietly(service: FakeService) -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
-    assert process.stderr.read() == b""
+    assert process.stderr.read() == b"job 7\n"
     process.stderr.close()
     assert process.wait(DEADLINE_S) == ExitStatus.FAILED
 
@@ -461,6 +479,7 @@ COMMANDS = [
     "spawn",
     "destroy",
     "get",
+    "label",
     "down",
 ]
 

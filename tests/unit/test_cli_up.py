@@ -185,8 +185,10 @@ def test_a_minimum_that_is_none_is_refused(share: str) -> None:
     ("arguments", "status", "why"),
     [
         ([], ExitStatus.USAGE, "which hosts?"),
-        (["-w", "h1", "-x", "h1"], ExitStatus.NO_TARGET, "no host is left"),
-        (["-w", "@all"], ExitStatus.USAGE, "groups of hosts can't be named yet"),
+        (["-w", "h1", "-x", "h1"], ExitStatus.NO_TARGET, "no host matches -w h1 -x h1"),
+        (["-w", "@nowhere"], ExitStatus.USAGE, "there is no group @nowhere"),
+        (["-w", "@all"], ExitStatus.NO_SERVICE, "no service runs"),
+        (["-w", "h1", "--label", "rack", "--label", "a b=c"], ExitStatus.USAGE, "'rack' is neither"),
         (["--hosts", "/nowhere"], ExitStatus.USAGE, "/nowhere: No such file"),
         (["/nowhere.conf"], ExitStatus.USAGE, "/nowhere.conf: No such file"),
         (["-w", "h1", "--min-up", "2"], ExitStatus.USAGE, "--min-up 2"),

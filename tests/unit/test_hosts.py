@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.hosts import choose, expand, expand_all, fold, names_in, site_of
+from controller.hosts import expand, fold, names_in, site_of
 from controller.status import CtlError, ExitStatus
 
 
@@ -33,10 +33,10 @@ def test_ranges_lists_and_differences_are_expanded(text: str, names: list[str]) 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("@rack1", "groups of hosts can't be named yet"),
-        ("@*", "groups of hosts can't be named yet"),
-        ("h1,@all", "groups of hosts can't be named yet"),
-        ("h*", "no wildcards"),
+        ("@rack1", "neither groups nor wildcards"),
+        ("@*", "neither groups nor wildcards"),
+        ("h1,@all", "neither groups nor wildcards"),
+        ("h*", "neither groups nor wildcards"),
         ("h[3-1]", "3-1"),
         ("h[1-", "bracket"),
         ("h[0-3] h7", "is no host name"),
@@ -84,19 +84,6 @@ def test_one_host_costs_no_clustershell() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
 
 
-def test_all_hosts_are_meant_only_where_nobody_named_any() -> None:
-    assert choose([], [], lambda: ["h0", "h1"]) is None
-    assert choose([], ["h1"], lambda: ["h0", "h1"]) == ("h0",)
-    assert choose(["h[0-3]", "h7"], ["h1"], lambda: pytest.fail("not asked")) == ("h0", "h2", "h3", "h7")
-
-
-@pytest.mark.parametrize(("where", "exclude"), [([""], []), (["h1!h1"], []), (["h1"], ["h[0-9]"]), ([], ["h0"])])
-def test_an_empty_choice_is_no_target_and_never_all(where: list[str], exclude: list[str]) -> None:
-    with pytest.raises(CtlError) as caught:
-        choose(where, exclude, lambda: ["h0"])
-    assert caught.value.status == ExitStatus.NO_TARGET
-
-
 def test_an_oar_node_file_names_each_host_once() -> None:
     text = "\ufeffsuno-3.sophia\nsuno-3.sophia\r\n\n# reserved until 18:00\nsuno-[6-7].sophia # two\nsuno-3.sophia"
     assert names_in(text, file="nodes") == ("suno-3.sophia", "suno-6.sophia", "suno-7.sophia")
@@ -105,10 +92,6 @@ def test_an_oar_node_file_names_each_host_once() -> None:
 def test_a_slip_in_a_file_of_hosts_is_told_with_its_line() -> None:
     with pytest.raises(CtlError, match=r"^nodes:2: host set 'h\[3-1\]'"):
         names_in("h1\nh[3-1]\n", file="nodes")
-
-
-def test_several_sets_are_one() -> None:
-    assert expand_all(["h[1-2]", "h2,h1", "h0"]) == ("h1", "h2", "h0")
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,13 @@ def test_equal_outputs_stand_once_under_their_hosts_whatever_became_of_the_comma
         result("h0 h1", None, printed(b"same\n", b"a word\n")),
         result("h9", TimedOut()),
     ]
-    assert render.outputs(results, ORDER, 1) == [("h[0-2] (3)", b"same\n"), ("h5", b"other\n")]
-    assert render.outputs(results, ORDER, 2) == [("h[0-1] (2)", b"a word\n")]
+    assert render.outputs(results, ORDER, 1) == [(["h0", "h1", "h2"], b"same\n"), (["h5"], b"other\n")]
+    assert render.outputs(results, ORDER, 2) == [(["h0", "h1"], b"a word\n")]
 
 
 def test_outputs_that_were_cut_at_different_lengths_are_not_equal() -> None:
     results = [result("h0", None, Output(b"aa", b"", 2, 0)), result("h1", None, Output(b"aa", b"", 100, 0, "/s/1"))]
-    assert [hosts for hosts, _ in render.outputs(results, ORDER, 1)] == ["h0", "h1"]
+    assert [hosts for hosts, _ in render.outputs(results, ORDER, 1)] == [["h0"], ["h1"]]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_json_holds_text_as_text_and_bytes_in_base64() -> None:
 
 def test_the_waiting_line_names_five_at_most() -> None:
     assert waiting_line(64, [f"h{n}" for n in range(7)], 12.4) == (
-        "57/64 done, 12 s, waiting for h0 h1 h2 h3 h4 and 2 more"
+        "57/64 done: 57 ok, 0 failed, 7 waiting, 12 s: h0 h1 h2 h3 h4 and 2 more"
     )
-    assert waiting_line(2, ["h1"], 0) == "1/2 done, 0 s, waiting for h1"
-    assert waiting_line(2, [], 3) == "2/2 done, 3 s"
+    assert waiting_line(2, ["h1"], 0, 1) == "1/2 done: 0 ok, 1 failed, 1 waiting, 0 s: h1"
+    assert waiting_line(2, [], 3) == "2/2 done: 2 ok, 0 failed, 0 waiting, 3 s"
 
 
 def test_a_push_line_tells_share_hosts_and_rate() -> None:
