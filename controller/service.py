@@ -97,7 +97,7 @@ class Service:
         if isinstance(request, api.Cancel) or (request is None and not detached):
             self._node.cancel(job)
 
-    async def _answer(  # noqa: PLR0911  one line a request
+    async def _answer(  # noqa: PLR0911, PLR0912  one line a request
         self, request: api.Request, uid: int
     ) -> api.Reply | tuple[Job, dict[int, str]]:
         requests, vms = self._requests, self._vms
