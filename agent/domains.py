@@ -97,6 +97,17 @@ def ours(connection: Connection, owner: str, marks: MutableMapping[str, Mark | N
     return seen
 
 
+def is_off(connection: Connection, name: str) -> bool:
+    """Whether there is no domain of that name, or none that runs in any way."""
+    domain = _lookup(connection, name)
+    return domain is None or not _is_active(domain)
+
+
+def power_of(domain: Connection) -> VmPower:
+    """A domain's state, by a call that does not wait for its QEMU."""
+    return _POWERS.get(domain.state(0)[0], VmPower.UNKNOWN)
+
+
 def define(connection: Connection, document: str) -> None:
     """Define a persistent domain. Fails where its name or UUID is another domain's."""
     connection.defineXML(document)
@@ -107,21 +118,14 @@ def start(connection: Connection, name: str) -> None:
     connection.lookupByName(name).create()
 
 
-def remove(connection: Connection, name: str, owner: str, deployment: str | None) -> bool:
-    """Stop a domain at once and undefine it; whether it was there. `deployment` None takes any.
+def remove(connection: Connection, name: str, owner: str, deployment: str | None, uuid: str | None = None) -> bool:
+    """Stop a domain at once and undefine it; whether it was there. `deployment` None takes any, and so does `uuid`.
 
     Raises NotOurs, with the domain untouched. A QEMU that hangs takes libvirt some 10 s to kill.
     """
-    domain = _lookup(connection, name)
-    if domain is None:
+    domain = mine(connection, name, owner, deployment)
+    if domain is None or uuid not in (None, domain.UUIDString()):
         return False
-    mark = _mark(domain)
-    if mark is None:
-        raise NotOurs(f"the domain {name} was not made by Canopy and is left as it is")
-    if mark.owner != owner:
-        raise NotOurs(f"the domain {name} was made by the agent in {mark.owner} and is left as it is")
-    if deployment is not None and mark.deployment != deployment:
-        raise NotOurs(f"the domain {name} belongs to the deployment {mark.deployment} and is left as it is")
     libvirt = load_libvirt()
     if domain.isActive():
         try:
@@ -132,6 +136,21 @@ def remove(connection: Connection, name: str, owner: str, deployment: str | None
                 raise
     _undefine(domain)
     return True
+
+
+def mine(connection: Connection, name: str, owner: str, deployment: str | None) -> Connection | None:
+    """libvirt's handle of a domain that `owner` made, None where there is no domain of that name. Raises NotOurs."""
+    domain = _lookup(connection, name)
+    if domain is None:
+        return None
+    mark = _mark(domain)
+    if mark is None:
+        raise NotOurs(f"the domain {name} was not made by Canopy and is left as it is")
+    if mark.owner != owner:
+        raise NotOurs(f"the domain {name} was made by the agent in {mark.owner} and is left as it is")
+    if deployment is not None and mark.deployment != deployment:
+        raise NotOurs(f"the domain {name} belongs to the deployment {mark.deployment} and is left as it is")
+    return domain
 
 
 def knows_kvm(connection: Connection, architecture: str) -> bool:
@@ -166,7 +185,7 @@ def _undefine(domain: Connection) -> None:
         # The test driver knows fewer flags.
         if error.get_error_code() not in (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT):
             raise
-        domain.undefine()
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
 
 
 def _lookup(connection: Connection, name: str) -> Connection | None:

@@ -18,10 +18,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from agent.embedded import EmbeddedError, embedded_root, prepare_embedded
-from agent.lanes import Lane, within
+from agent.lanes import GivenUp, Lane, within
 
 _T = TypeVar("_T")
 #: libvirt-python has no types.
@@ -41,6 +42,14 @@ _LAST_RETRY_SECONDS = 10.0
 _PATIENCE_SECONDS = 5.0
 
 
+# The second lane lists states while the first is busy with creations; the third is for what may hang.
+_LANES = {"work": CALLS_IN_FLIGHT, "watch": 1, "risky": CALLS_IN_FLIGHT}
+
+
+def _lane(name: str) -> Lane:
+    return Lane(f"vm-{name}", _LANES[name])
+
+
 class HypervisorError(Exception):
     """libvirt said no; the text says why. `code` is libvirt's VIR_ERR_* number, None where the reason is another."""
 
@@ -50,7 +59,14 @@ class HypervisorError(Exception):
 
 
 class Unavailable(HypervisorError):
-    """There is no connection to libvirt, or it did not answer in time. What was asked may still happen."""
+    """There is no connection to libvirt, or it did not answer in time. What was asked may still happen.
+
+    `pending` is a call that was given up and has not returned.
+    """
+
+    def __init__(self, text: str, pending: Future[Any] | None = None) -> None:
+        super().__init__(text)
+        self.pending = pending
 
 
 class Unusable(Unavailable):
@@ -119,12 +135,7 @@ class Hypervisor:
         self._on_link = on_link
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
-        # The second lane lists states while the first is busy with creations; the third is for what may hang.
-        self._lanes = {
-            "work": Lane("vm-work", CALLS_IN_FLIGHT),
-            "watch": Lane("vm-watch", 1),
-            "risky": Lane("vm-risky", 1),
-        }
+        self._lanes = {name: _lane(name) for name in _LANES}
         self._opener = Lane("vm-open", 1)
         self._connections: dict[str, Connection] = {}
         self._era = 0
@@ -161,7 +172,8 @@ class Hypervisor:
         return await self._call("watch", function, deadline_s)
 
     async def risk(self, function: Callable[[Connection], _T], deadline_s: float) -> _T:
-        """The same for calls that hang when a VM's QEMU does: balloon and block statistics, the guest agent."""
+        """The same for calls that hang when a VM's QEMU does: balloon and block statistics, suspension, snapshots, the
+        guest agent. One that is given up costs the lane its connection and thread, and it goes on with others."""
         return await self._call("risky", function, deadline_s)
 
     async def _call(self, lane: str, function: Callable[[Connection], _T], deadline_s: float) -> _T:
@@ -172,17 +184,37 @@ class Hypervisor:
         connection = self._connections.get(lane)
         if connection is None:
             raise Unavailable(self.problem or f"{self.uri} is not open")
+        remaining = max(0.0, until - self._loop.time())
         try:
-            return await self._lanes[lane].run(
-                lambda: _in_our_words(function, connection), max(0.0, until - self._loop.time())
-            )
-        except asyncio.TimeoutError:
-            raise Unavailable(f"libvirt at {self.uri} did not answer within {deadline_s:g} s") from None
+            return await self._lanes[lane].run(lambda: _in_our_words(function, connection), remaining)
+        except GivenUp as error:
+            if error.call is not None:
+                self._retire(lane, connection)
+            raise Unavailable(f"libvirt at {self.uri} did not answer within {deadline_s:g} s", error.call) from None
         except HypervisorError:
             # The close callback comes a moment later than the error.
             if self._connections.get(lane) is connection and not _alive(connection):
                 self._lost.set()
             raise
+
+    def _retire(self, lane: str, connection: Connection) -> None:
+        """Leave a lane's connection and threads to the call that hangs on it, and go on with others: QEMUs that hang
+        must not take all four threads, one after the other, from those that don't."""
+        if lane == "watch" or self._connections.get(lane) is not connection:
+            return
+        self._lanes[lane].stop()
+        self._lanes[lane] = _lane(lane)
+        if self.uri.startswith("test:"):
+            return
+        era = self._era
+
+        def opened(opening: Future[Connection]) -> None:
+            if opening.cancelled() or opening.exception() is not None or era != self._era:
+                return  # the connections are lost as a whole, and made anew as one
+            self._connections[lane] = opening.result()
+
+        opening = self._opener.submit(lambda: self._open_one(era))
+        opening.add_done_callback(lambda ended: self._loop.call_soon_threadsafe(opened, ended))
 
     # --- the connection -----------------------------------------------------------------------------------------
 
@@ -239,17 +271,22 @@ class Hypervisor:
                 if opened and self.uri.startswith("test:"):
                     opened[lane] = next(iter(opened.values()))
                     continue
-                opened[lane] = connection = libvirt.open(self.uri)
-                # Drivers without a daemon can be neither lost nor kept alive.
-                with contextlib.suppress(libvirt.libvirtError):
-                    connection.registerCloseCallback(self._closed_in_loop, era)
-                    connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
+                opened[lane] = self._open_one(era)
             lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
             opened["watch"].domainEventRegisterAny(None, lifecycle, self._event_in_loop, None)
         except libvirt.libvirtError as error:
             _close_all(list(opened.values()))
             raise Unavailable(_cannot_open(self.uri, _one_line(error))) from error
         return opened
+
+    def _open_one(self, era: int) -> Connection:
+        libvirt = load_libvirt()
+        connection = libvirt.open(self.uri)
+        # Drivers without a daemon can be neither lost nor kept alive.
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.registerCloseCallback(self._closed_in_loop, era)
+            connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_TRIES)
+        return connection
 
     def _closed_in_loop(self, _connection: Connection, _reason: int, era: int) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop may have ended before libvirt's

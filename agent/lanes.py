@@ -30,6 +30,25 @@ async def within(seconds: float, work: Awaitable[_T]) -> _T:
     return task.result()
 
 
+async def finish(work: Awaitable[_T]) -> _T:
+    """Like `await work`, but a cancellation takes effect only when the work is done: what goes on in a thread can't be
+    stopped, and what it makes could not be undone before."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+class GivenUp(asyncio.TimeoutError):
+    """A call did not return in time. `call` is the one that goes on all the same, None where it had not begun."""
+
+    def __init__(self, call: concurrent.futures.Future[Any] | None) -> None:
+        super().__init__()
+        self.call = call
+
+
 class Lane:
     """Blocking calls on at most `workers` daemon threads, begun in order.
 
@@ -46,13 +65,15 @@ class Lane:
         self._queue = queue.SimpleQueue()
 
     async def run(self, call: Callable[[], _T], deadline_s: float) -> _T:
-        """The call's result. Raises asyncio.TimeoutError after `deadline_s` seconds, and what the call raises.
+        """The call's result. Raises GivenUp after `deadline_s` seconds, and what the call raises.
 
         A call that has begun by then goes on, and its thread with it; one that has not is dropped.
         """
         future = self.submit(call)
         try:
             return await within(deadline_s, asyncio.wrap_future(future))
+        except asyncio.TimeoutError:
+            raise GivenUp(None if future.cancel() or future.done() else future) from None
         finally:
             # asyncio's future passes its cancellation on a moment later; this one refuses where the call has begun.
             future.cancel()

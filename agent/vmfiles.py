@@ -118,6 +118,10 @@ class VmFiles:
             return []
         return sorted(name for name in found if re.fullmatch(NAME_PATTERN, name))
 
+    def has(self, name: str) -> bool:
+        """Whether a VM has a directory here."""
+        return (self._vms / name).is_dir()
+
     def mark(self, name: str) -> Mark | None:
         """Whose VM the files of a name are; None where there are none, or none of ours."""
         try:
@@ -236,6 +240,11 @@ def closed_to(user: QemuUser, folder: Path) -> Path | None:
 
 def _put_in_place(unfinished: Path, overlay: Path) -> None:
     unfinished.chmod(0o600)
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)  # qemu-img does not; a disk of zeros would be there after a power cut
+    finally:
+        os.close(descriptor)
     unfinished.rename(overlay)
 
 

@@ -1,7 +1,7 @@
 """A host's VMs: made, removed, watched. All that it knows is in libvirt and in the VMs' files, so it may end any time.
 
-Every VM is worked on by itself: what becomes of one is said in its VmResult and holds up no other. Each step of a
-creation has its undo, so that a VM is there whole or not at all.
+Every VM is worked on by itself: what becomes of one is said in its VmResult and holds up no other. Each step is in the
+journal with its undo before it is done, so that a VM is there whole or not at all, whoever is killed in between.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import platform
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from agent import domains
-from agent.embedded import embedded_root, embedded_settings
-from agent.hypervisor import CALLS_IN_FLIGHT, Hypervisor, HypervisorError, default_uri
-from agent.kvmprobe import probe_kvm
+from agent.embedded import embedded_settings
+from agent.flavour import find_flavour, runs_privileged
+from agent.hypervisor import Connection, HypervisorError, Unavailable, default_uri
+from agent.journal import RemoveDomain, RemoveFiles, Step, Undo
+from agent.lanes import finish
+from agent.ledger import Pages
 from agent.ping import ping
+from agent.vmactions import SECONDS, CannotAct, act
 from agent.vmfiles import VmFileError, VmFiles, qemu_user
+from agent.vmlocks import Locks, name_key, uuid_key
+from agent.vmrepair import OFF, HalfDone, Repairs
 from agent.vmwatch import VmWatch
 from agent.vmxml import Flavour, differences, domain_xml, spec_digest
-from protocol.vms import NAME_PATTERN, VmChange, VmPower, VmResult, VmSpec, VmState
+from protocol.vms import NAME_PATTERN, Action, VmChange, VmPower, VmResult, VmSpec, VmState
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
@@ -36,10 +40,13 @@ POLL_SECONDS = 2.0
 # The first definition has libvirt try out QEMU: seconds, and most of a minute where the host's init reaps slowly.
 _DEFINE_SECONDS = 120.0
 _START_SECONDS = 120.0
-# libvirt gives a QEMU that hangs some 10 s before it kills it.
-_REMOVE_SECONDS = 60.0
 _ASK_SECONDS = 30.0
-_OFF = (VmPower.SHUTOFF, VmPower.CRASHED)
+#: Creations in flight. More make nothing faster and leave less CPU time to the guests that run.
+CREATIONS_AT_A_TIME = 4
+# What a guest gets for its shutdown, as systemd gives its services (DefaultTimeoutStopSec), and
+# how often it is looked at.
+_STOP_SECONDS = 90.0
+_OFF_LOOK_SECONDS = 0.3
 
 
 class VmWorker:
@@ -56,30 +63,40 @@ class VmWorker:
         *,
         on_change: Callable[[list[VmState]], None] | None = None,
         poll_s: float = POLL_SECONDS,
+        pages: Pages | None = None,
     ) -> None:
         self._owner = str(directory.absolute())
         self.uri = uri or default_uri()
-        self._privileged = _runs_privileged(self.uri)
+        self._privileged = runs_privileged(self.uri)
         self._files = VmFiles(Path(self._owner))
         self._watch = VmWatch(
-            self.uri, self._owner, self._files, is_busy=self._is_busy, on_change=on_change, poll_s=poll_s
+            self.uri,
+            self._owner,
+            self._files,
+            is_busy=lambda name: name_key(name) in self._locks,
+            on_change=on_change,
+            poll_s=poll_s,
         )
         self._flavour: Flavour | None = None
         self._preparing = asyncio.Lock()
-        self._locks: dict[str, tuple[asyncio.Lock, list[None]]] = {}
-        self._slots = asyncio.Semaphore(CALLS_IN_FLIGHT)
+        self._locks = Locks()
+        self._slots = asyncio.Semaphore(CREATIONS_AT_A_TIME)
+        self._repairs = Repairs(Path(self._owner), self._files, self._locks, self._call, pages)
 
     async def start(self) -> None:
-        """Watch the VMs of an earlier run, where there are any."""
+        """Watch the VMs of an earlier run, where there are any, and take back what it left half done."""
         if await asyncio.to_thread(self._files.names):
             self._watch.hypervisor()
+        self._repairs.soon()
 
     async def close(self) -> None:
         """Stop watching. VMs run on."""
+        await self._repairs.close()
         await self._watch.close()
 
-    async def create(self, deployment: str, specs: Sequence[VmSpec]) -> list[VmResult]:
-        """Bring VMs to what their specifications say; one result for each, in their order.
+    async def create(self, deployment: str, specs: Sequence[VmSpec], *, at_a_time: int | None = None) -> list[VmResult]:
+        """Bring VMs to what their specifications say; one result for each, in their order. `at_a_time` of them are
+        worked on at a time, None for as many as are best on most hosts, all requests taken together.
 
         What is missing is made, what is defined and off is started, what is right is left, and what differs from its
         specification is reported and left. Never raises for a VM's sake.
@@ -88,12 +105,13 @@ class VmWorker:
             flavour = await self._prepare()
         except _Refused as error:
             return [VmResult(name=spec.name, change=VmChange.FAILED, detail=str(error)) for spec in specs]
+        slots = self._slots if at_a_time is None else asyncio.Semaphore(at_a_time)
         named: set[str] = set()
         work = []
         for spec in specs:
             twice = spec.name in named
             named.add(spec.name)
-            work.append(_outcome(spec.name, self._create(deployment, spec, flavour, twice=twice)))
+            work.append(_outcome(spec.name, self._create(deployment, spec, flavour, slots, twice=twice)))
         results = await asyncio.gather(*work)
         await self._watch.look()
         return list(results)
@@ -107,6 +125,33 @@ class VmWorker:
             names = await self._names(deployment)
         results = await asyncio.gather(
             *(_outcome(name, self._destroy(deployment, name)) for name in dict.fromkeys(names))
+        )
+        await self._watch.look()
+        return list(results)
+
+    async def act(
+        self,
+        deployment: str,
+        names: Iterable[str] | None,
+        action: Action,
+        *,
+        hard: bool = False,
+        label: str | None = None,
+        deadline_s: float | None = None,
+    ) -> list[VmResult]:
+        """Do something to VMs; one result for each, in the order of `names` (None: all of the deployment, sorted).
+
+        `hard` stops and reboots without asking the guest. `label` names the snapshot. A stop waits until the guest is
+        off, for `deadline_s` seconds at most.
+        """
+        if names is None:
+            names = await self._names(deployment)
+        until = _now() + min(_STOP_SECONDS, deadline_s or _STOP_SECONDS)
+        results = await asyncio.gather(
+            *(
+                _outcome(name, self._act(deployment, name, action, hard=hard, label=label, until=until))
+                for name in dict.fromkeys(names)
+            )
         )
         await self._watch.look()
         return list(results)
@@ -138,7 +183,7 @@ class VmWorker:
         try:
             async with self._preparing:
                 if self._flavour is None:
-                    flavour = await _find_flavour(self._watch.hypervisor(), privileged=self._privileged)
+                    flavour = await find_flavour(self._watch.hypervisor(), privileged=self._privileged)
                     await asyncio.to_thread(self._open_up_files)
                     self._flavour = flavour
                 return self._flavour
@@ -150,11 +195,14 @@ class VmWorker:
     def _open_up_files(self) -> None:
         self._files.open_up(qemu_user(embedded_settings(self.uri)) if self._privileged else None)
 
-    async def _create(self, deployment: str, spec: VmSpec, flavour: Flavour, *, twice: bool) -> VmResult:
+    async def _create(
+        self, deployment: str, spec: VmSpec, flavour: Flavour, slots: asyncio.Semaphore, *, twice: bool
+    ) -> VmResult:
         _check(deployment, spec)
         if twice:
             raise _Refused("it is named twice in this request; the first one counts")
-        async with self._alone(f"name {spec.name}", f"uuid {spec.uuid}"), self._slots:
+        async with self._locks.alone(name_key(spec.name), uuid_key(spec.uuid)), slots:
+            await self._repairs.settle(spec.name)
             found = await self._call(lambda libvirt: domains.find(libvirt, spec.name, spec.uuid), _ASK_SECONDS)
             if found.domain is not None:
                 return await self._converge(spec, found.domain, flavour)
@@ -173,7 +221,7 @@ class VmWorker:
         if mark.digest != spec_digest(spec):
             detail = "; ".join(differences(mark.spec, spec)) if mark.spec else "made by another version of Canopy"
             return VmResult(name=spec.name, change=VmChange.DIFFERS, detail=detail)
-        if domain.power not in _OFF:
+        if domain.power not in OFF:
             odd = domain.power not in (VmPower.RUNNING, VmPower.BLOCKED)
             detail = f"it is {domain.power.value}" if odd else "" if spec.start else "it runs, and is planned not to"
             return VmResult(name=spec.name, change=VmChange.UNCHANGED, detail=detail)
@@ -186,38 +234,42 @@ class VmWorker:
     async def _make(self, spec: VmSpec, flavour: Flavour) -> VmResult:
         layout = await asyncio.to_thread(self._files.layout, spec)
         document = domain_xml(spec, layout, flavour, self._owner)
-        undo: list[tuple[str, Callable[[], Awaitable[object]]]] = []
+        has_files = await asyncio.to_thread(self._has_files, spec)
+        entry = self._repairs.begin(spec.name)
         try:
-            if await asyncio.to_thread(self._add_files, spec, document):
-                undo.append(("its files", lambda: asyncio.to_thread(self._files.remove, spec.name)))
+            if not has_files:
+                await entry.note(Step(does="make its directory", undo=(RemoveFiles(name=spec.name),)))
+                await asyncio.to_thread(self._files.add, spec.name, document)
             if spec.disk is not None:
+                await entry.note(Step(does="make its disk"))
                 await self._files.make_overlay(spec.name, spec.disk)
-            undo.append(("its domain", lambda: self._remove_domain(spec.name, spec.deployment)))
-            await _finish(self._call(lambda libvirt: domains.define(libvirt, document), _DEFINE_SECONDS))
+            removal = RemoveDomain(name=spec.name, uuid=spec.uuid)
+            await entry.note(Step(does="define it", undo=(removal,), last=not spec.start))
+            await finish(self._call(lambda libvirt: domains.define(libvirt, document), _DEFINE_SECONDS))
             self._watch.forget(spec.uuid)
             if spec.start:
-                await _finish(self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS))
+                await entry.note(Step(does="start it", last=True))
+                await finish(self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS))
+            await entry.end()
         except BaseException as error:
-            left = await asyncio.shield(_undo_all(undo))
+            left = await asyncio.shield(self._repairs.give_up(spec.name, entry, error))
             if left and isinstance(error, Exception):
-                raise _Refused(f"{error}; and {left}") from error
+                raise _Refused(f"{error}; {left}") from error
             raise
         return VmResult(name=spec.name, change=VmChange.CREATED, detail=_without_cap(spec, flavour))
 
-    def _add_files(self, spec: VmSpec, document: str) -> bool:
-        """The VM's directory; whether it is new. One of the same specification is that of a VM which libvirt has
-        forgotten, or of a creation that was cut short: what is on its disk is kept."""
-        try:
-            self._files.add(spec.name, document)
-        except FileExistsError:
-            mark = self._files.mark(spec.name)
-            if mark is not None and mark.digest == spec_digest(spec):
-                return False
-            raise _Refused(
-                "there are files of a VM of this name that libvirt does not know, of another specification; "
-                "destroy it first"
-            ) from None
-        return True
+    def _has_files(self, spec: VmSpec) -> bool:
+        """Whether there is a VM's directory already. One of the same specification is that of a VM which libvirt has
+        forgotten: what is on its disk is kept."""
+        if not self._files.has(spec.name):
+            return False
+        mark = self._files.mark(spec.name)
+        if mark is not None and mark.digest == spec_digest(spec):
+            return True
+        raise _Refused(
+            "there are files of a VM of this name that libvirt does not know, of another specification; "
+            "destroy it first"
+        )
 
     # --- removal ------------------------------------------------------------------------------------------------
 
@@ -232,41 +284,73 @@ class VmWorker:
     async def _destroy(self, deployment: str | None, name: str) -> VmResult:
         if re.fullmatch(NAME_PATTERN, name) is None:
             raise _Refused(f"{name!r} is no name of a VM")
-        async with self._alone(f"name {name}"), self._slots:
-            removed = await self._remove_domain(name, deployment)
-            mark = await asyncio.to_thread(self._files.mark, name)
-            if mark is not None and deployment not in (None, mark.deployment):
-                raise _Refused(f"its files belong to the deployment {mark.deployment} and are left as they are")
-            removed |= await asyncio.to_thread(self._files.remove, name)
-        return VmResult(name=name, change=VmChange.REMOVED if removed else VmChange.ABSENT)
+        async with self._locks.alone(name_key(name)), self._slots:
+            await self._repairs.settle(name)
+            uuid = await self._call(lambda libvirt: _uuid_of(libvirt, name, self._owner, deployment), _ASK_SECONDS)
+            has_files = await asyncio.to_thread(self._files.has, name)
+            if has_files:
+                mark = await asyncio.to_thread(self._files.mark, name)
+                if mark is not None and deployment not in (None, mark.deployment):
+                    raise _Refused(f"its files belong to the deployment {mark.deployment} and are left as they are")
+            if uuid is None and not has_files:
+                return VmResult(name=name, change=VmChange.ABSENT)
+            await self._remove(name, uuid)
+        return VmResult(name=name, change=VmChange.REMOVED)
 
-    async def _remove_domain(self, name: str, deployment: str | None) -> bool:
-        return await self._call(lambda libvirt: domains.remove(libvirt, name, self._owner, deployment), _REMOVE_SECONDS)
+    async def _remove(self, name: str, uuid: str | None) -> None:
+        """Remove a VM that is this agent's to remove. What is cut short is finished: nobody wants half of it."""
+        entry = self._repairs.begin(name)
+        # The domain first: files don't go while it has them.
+        domain = () if uuid is None else (RemoveDomain(name=name, uuid=uuid),)
+        removal: tuple[Undo, ...] = (*domain, RemoveFiles(name=name))
+        try:
+            # A disk that is full must not keep VMs from being removed.
+            with contextlib.suppress(OSError):
+                await entry.note(Step(does="remove it", undo=removal))
+            for undo in removal:
+                await finish(self._repairs.undo(undo))
+            await entry.end()
+        except BaseException as error:
+            self._repairs.wait_for(name, error)
+            if isinstance(error, HypervisorError) and not isinstance(error, Unavailable):
+                await entry.end()  # libvirt said no, and all is as it was
+            else:
+                self._repairs.soon()
+            raise
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def _act(
+        self, deployment: str, name: str, action: Action, *, hard: bool, label: str | None, until: float
+    ) -> VmResult:
+        if action is Action.SNAPSHOT and label is None:
+            raise _Refused("a snapshot needs a name")
+        async with self._locks.alone(name_key(name)):
+            await self._repairs.settle(name)
+            change = await self._watch.hypervisor().risk(
+                lambda libvirt: act(libvirt, name, self._owner, deployment, action, hard=hard, label=label or ""),
+                SECONDS[action],
+            )
+            if change is VmChange.STOPPED and not hard:
+                await self._wait_off(name, until)
+        return VmResult(name=name, change=change)
+
+    async def _wait_off(self, name: str, until: float) -> None:
+        while True:
+            if await self._call(lambda libvirt: domains.is_off(libvirt, name), _ASK_SECONDS):
+                return
+            if _now() >= until:
+                raise _Refused("its guest was asked to stop and still runs; stop it with --hard")
+            await asyncio.sleep(_OFF_LOOK_SECONDS)
 
     # --- common -------------------------------------------------------------------------------------------------
 
     async def _call(self, function: Callable[[object], _T], deadline_s: float) -> _T:
         return await self._watch.hypervisor().call(function, deadline_s)
 
-    @contextlib.asynccontextmanager
-    async def _alone(self, *keys: str) -> AsyncIterator[None]:
-        """Nobody else works on any of `keys`. libvirt can crash on two creations of one name or UUID at a time."""
-        async with contextlib.AsyncExitStack() as stack:
-            for key in sorted(keys):
-                lock, users = self._locks.setdefault(key, (asyncio.Lock(), []))
-                users.append(None)
-                stack.callback(self._leave, key)
-                await stack.enter_async_context(lock)
-            yield
 
-    def _is_busy(self, name: str) -> bool:
-        return f"name {name}" in self._locks
-
-    def _leave(self, key: str) -> None:
-        _, users = self._locks[key]
-        users.pop()
-        if not users:
-            del self._locks[key]
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class _Refused(Exception):
@@ -276,7 +360,7 @@ class _Refused(Exception):
 async def _outcome(name: str, work: Awaitable[VmResult]) -> VmResult:
     try:
         return await work
-    except (_Refused, VmFileError, HypervisorError, domains.NotOurs) as error:
+    except (_Refused, VmFileError, HypervisorError, domains.NotOurs, CannotAct, HalfDone) as error:
         return VmResult(name=name, change=VmChange.FAILED, detail=str(error))
     except OSError as error:
         detail = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -292,26 +376,9 @@ def _without_cap(spec: VmSpec, flavour: Flavour) -> str:
     return "without its CPU cap, which libvirt can't set for an ordinary user"
 
 
-async def _finish(work: Awaitable[_T]) -> _T:
-    """Like `await work`, but a cancellation takes effect only when the work is done: a call to libvirt goes on in its
-    thread all the same, and what it makes could not be undone before."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
-
-
-async def _undo_all(undo: list[tuple[str, Callable[[], Awaitable[object]]]]) -> str:
-    """Take back what was done, last first. Returns what could not be."""
-    left = []
-    for what, step in reversed(undo):
-        try:
-            await step()
-        except Exception as error:
-            left.append(f"{what} could not be removed: {error}")
-    return "; ".join(left)
+def _uuid_of(libvirt: Connection, name: str, owner: str, deployment: str | None) -> str | None:
+    domain = domains.mine(libvirt, name, owner, deployment)
+    return None if domain is None else str(domain.UUIDString())
 
 
 def _check(deployment: str, spec: VmSpec) -> None:
@@ -324,25 +391,3 @@ def _check(deployment: str, spec: VmSpec) -> None:
         raise _Refused(f"its specification is for the deployment {spec.deployment}, the request for {deployment}")
     if spec.boot is None and spec.disk is None:
         raise _Refused("it has neither a kernel nor a disk to boot; give it one")
-
-
-async def _find_flavour(hypervisor: Hypervisor, *, privileged: bool) -> Flavour:
-    driver = await hypervisor.call(lambda libvirt: str(libvirt.getType()), _ASK_SECONDS)
-    architecture = platform.machine()
-    if driver.upper() == "TEST":
-        return Flavour(kind="test", architecture=architecture)
-    answer = await probe_kvm()
-    # Where this user may not try, libvirtd with its own rights may still have KVM.
-    worth_asking = answer.usable or (answer.usable is None and privileged)
-    kvm = worth_asking and await hypervisor.call(
-        lambda libvirt: domains.knows_kvm(libvirt, architecture), _DEFINE_SECONDS
-    )
-    _LOG.info("VMs run %s KVM: %s", "with" if kvm else "without", answer.why)
-    return Flavour(kind="kvm" if kvm else "qemu", architecture=architecture, caps=privileged)
-
-
-def _runs_privileged(uri: str) -> bool:
-    """Whether libvirt at `uri` has root's rights, and so runs QEMU as a user of its own."""
-    if embedded_root(uri) is not None:
-        return os.geteuid() == 0
-    return uri.partition("?")[0].endswith("/system")

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from agent.identity import HostDirectory
 from agent.processes import Process
 from agent.spool import trim
 from protocol import events, names
-from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run
+from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run, VmAction
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 from protocol.stream import is_consistent
@@ -70,7 +71,7 @@ class AgentWorker:
                 self._run(id_, body)
             case Push():
                 self._task(id_, self._push(id_, body))
-            case CreateVms() | DestroyVms() | ProbeVms():
+            case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
                 self._task(id_, self._vm_work(id_, body, ttl))
             case _:
                 self._finish(id_, Refused(f"this agent does not know how to {type(body).__name__}"))
@@ -268,7 +269,7 @@ class AgentWorker:
     def _vms_changed(self, states: list[VmState]) -> None:
         self._shell.feed(events.Observed(None, tuple(states), whole=False))
 
-    async def _vm_work(self, id_: int, body: CreateVms | DestroyVms | ProbeVms, ttl: float | None) -> None:
+    async def _vm_work(self, id_: int, body: CreateVms | DestroyVms | VmAction | ProbeVms, ttl: float | None) -> None:
         worker = self._vm_worker()
         if isinstance(body, ProbeVms):
             within = _PROBE_WITHIN if ttl is None else max(0.1, ttl - _PROBE_SLACK)
@@ -279,6 +280,15 @@ class AgentWorker:
             return
         if isinstance(body, CreateVms):
             results = await worker.create(body.deployment, body.specs)
+        elif isinstance(body, VmAction):
+            results = await worker.act(
+                body.deployment,
+                body.names,
+                body.action,
+                hard=body.hard,
+                label=body.label,
+                deadline_s=None if ttl is None else max(0.1, ttl - _PROBE_SLACK),
+            )
         else:
             results = await worker.destroy(body.deployment, body.names)
         self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
@@ -287,7 +297,7 @@ class AgentWorker:
 
     def begin_watching(self) -> None:
         """Look at this host every few seconds, and at its VMs where it has some."""
-        if self._directory.vms.is_dir() and any(self._directory.vms.iterdir()):
+        if any(map(_holds_any, (self._directory.vms, self._directory.path / "journal"))):
             self._loop.create_task(self._vm_worker().start()).add_done_callback(lambda task: task.exception())
         self._look()
 
@@ -345,6 +355,10 @@ class AgentWorker:
 
 def _exit_code(results: list[VmResult]) -> int:
     return 1 if any(result.change in (VmChange.FAILED, VmChange.DIFFERS) for result in results) else 0
+
+
+def _holds_any(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
 
 
 def _pushed(*, changed: bool) -> Output:

@@ -1,7 +1,9 @@
 """A process with a VmWorker in it, told what to do by lines of JSON: an agent as far as VMs go.
 
-    python vm_driver.py DIRECTORY URI
+    python vm_driver.py DIRECTORY URI [STEP]
 
+At STEP of its journal it is killed, as by `kill -9`: when the step is on disk and not yet done; at "end" when all is
+done and the journal not yet struck out.
 Each line of standard input is {"do": ..., ...}; each is answered by {"answer": ...}. In between come {"changed": ...}
 lines with the states that are new.
 """
@@ -10,18 +12,42 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from agent.ledger import Pages
 from agent.vms import VmWorker
-from protocol.vms import VmSpec
+from protocol.vms import Action, VmSpec
+
+
+class DeadlyPages(Pages):
+    """Pages on which this process is killed."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def append(self, path: Path, data: bytes, *, sync: bool) -> None:
+        super().append(path, data, sync=sync)
+        if f'"does":"{self._step}"'.encode() in data:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def strike(self, path: Path) -> None:
+        if self._step == "end":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().strike(path)
 
 
 def say(**line: Any) -> None:
     print(msgspec.json.encode(line).decode(), flush=True)
+
+
+async def ask(worker: VmWorker, question: Any) -> Any:
+    return await worker._watch.hypervisor().call(question, 60.0)
 
 
 async def do(worker: VmWorker, request: dict[str, Any]) -> Any:
@@ -31,6 +57,15 @@ async def do(worker: VmWorker, request: dict[str, Any]) -> Any:
             return await worker.create(request["deployment"], specs)
         case "destroy":
             return await worker.destroy(request["deployment"], request.get("names"))
+        case "act":
+            action = Action(request["action"])
+            return await worker.act(
+                request["deployment"], request["names"], action, hard=request.get("hard", False), label=request["label"]
+            )
+        case "define":  # as somebody else would
+            return await ask(worker, lambda libvirt: libvirt.defineXML(request["document"]).name())
+        case "domains":
+            return await ask(worker, lambda libvirt: sorted(domain.name() for domain in libvirt.listAllDomains()))
         case "states":
             return await worker.states()
         case "reachable":
@@ -40,7 +75,13 @@ async def do(worker: VmWorker, request: dict[str, Any]) -> Any:
 
 
 async def main() -> None:
-    worker = VmWorker(Path(sys.argv[1]), sys.argv[2], on_change=lambda states: say(changed=states))
+    step = sys.argv[3] if len(sys.argv) > 3 else ""
+    worker = VmWorker(
+        Path(sys.argv[1]),
+        sys.argv[2],
+        on_change=lambda states: say(changed=states),
+        pages=DeadlyPages(step) if step else None,
+    )
     await worker.start()
     while line := await asyncio.to_thread(sys.stdin.readline):
         say(answer=await do(worker, json.loads(line)))

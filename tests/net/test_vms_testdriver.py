@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import subprocess
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from agent import domains
+from agent import domains, vmactions, vms
 from agent.hypervisor import Connection, Hypervisor
 from agent.vms import VmWorker
-from protocol.vms import DirectBoot, Disk, Network, VmChange, VmPower, VmResult, VmSpec, VmState
+from protocol.vms import Action, DirectBoot, Disk, Network, VmChange, VmPower, VmResult, VmSpec, VmState
 
 pytest.importorskip("libvirt", reason="VMs need libvirt's Python binding: apt-get install python3-libvirt")
 
@@ -418,3 +419,98 @@ def test_a_host_without_libvirt_says_so_for_each_vm(host: Host) -> None:
         await worker.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+def test_a_vm_is_stopped_started_suspended_resumed_and_rebooted_and_doing_it_twice_is_doing_it_once(host: Host) -> None:
+    table = [
+        (Action.SUSPEND, VmChange.SUSPENDED, VmPower.PAUSED),
+        (Action.SUSPEND, VmChange.UNCHANGED, VmPower.PAUSED),
+        (Action.RESUME, VmChange.RESUMED, VmPower.RUNNING),
+        (Action.RESUME, VmChange.UNCHANGED, VmPower.RUNNING),
+        (Action.REBOOT, VmChange.REBOOTED, VmPower.RUNNING),
+        (Action.START, VmChange.UNCHANGED, VmPower.RUNNING),
+        (Action.STOP, VmChange.STOPPED, VmPower.SHUTOFF),
+        (Action.STOP, VmChange.UNCHANGED, VmPower.SHUTOFF),
+        (Action.START, VmChange.STARTED, VmPower.RUNNING),
+        (Action.SNAPSHOT, VmChange.SNAPSHOT, VmPower.RUNNING),
+        (Action.SNAPSHOT, VmChange.UNCHANGED, VmPower.RUNNING),
+    ]
+
+    async def scenario(worker: VmWorker) -> None:
+        await worker.create(DEPLOYMENT, [a_spec()])
+        for action, change, power in table:
+            [result] = await worker.act(DEPLOYMENT, ["vm1"], action, label="before")
+            assert (result.change, result.detail) == (change, "")
+            assert powers(await worker.states()) == {"vm1": power}
+        assert changes(await worker.destroy(DEPLOYMENT)) == [("vm1", VmChange.REMOVED)]
+
+    host.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("power", "action", "says"),
+    [
+        ("off", Action.SUSPEND, "start it first"),
+        ("off", Action.RESUME, "start it instead"),
+        ("off", Action.REBOOT, "start it first"),
+        ("paused", Action.START, "resume it instead"),
+        ("paused", Action.REBOOT, "resume it first"),
+        ("paused", Action.STOP, "--hard"),
+        ("on", Action.SNAPSHOT, "needs a name"),
+    ],
+)
+def test_what_a_vm_is_in_no_state_for_is_refused_with_the_next_step(
+    host: Host, power: str, action: Action, says: str
+) -> None:
+    async def scenario(worker: VmWorker) -> None:
+        await worker.create(DEPLOYMENT, [a_spec(start=power != "off")])
+        if power == "paused":
+            await worker.act(DEPLOYMENT, None, Action.SUSPEND)
+        before = powers(await worker.states())
+        [result] = await worker.act(DEPLOYMENT, ["vm1"], action)
+        assert result.change is VmChange.FAILED
+        assert says in result.detail
+        assert powers(await worker.states()) == before
+
+    host.run(scenario)
+
+
+def test_nothing_is_done_to_vms_of_others(host: Host) -> None:
+    host.has_domains(FOREIGN.format(name="other", uuid=FOREIGN_UUID))
+
+    async def scenario(worker: VmWorker) -> None:
+        await worker.create(DEPLOYMENT, [a_spec("vm1")])
+        results = await worker.act("elsewhere", ["vm1", "other", "vm9"], Action.STOP, hard=True)
+        assert changes(results) == [
+            *(("vm1", VmChange.FAILED), ("other", VmChange.FAILED), ("vm9", VmChange.ABSENT)),
+        ]
+        assert await worker.act("elsewhere", None, Action.STOP) == []
+        assert powers(await worker.states()) == {"vm1": VmPower.RUNNING}
+
+    host.run(scenario)
+
+
+def test_a_call_that_hangs_costs_its_own_vm_its_turn_and_nobody_else_theirs(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five QEMUs hang, one more than there are threads, and the sixth VM is dealt with."""
+    let_go = threading.Event()
+    monkeypatch.setitem(vmactions.SECONDS, Action.SUSPEND, 0.2)
+
+    def hangs(connection: Connection, name: str, *arguments: object, **options: object) -> VmChange:
+        if name != "vm6":
+            let_go.wait(DEADLINE_S)
+        return VmChange.SUSPENDED
+
+    async def scenario(worker: VmWorker) -> None:
+        await worker.create(DEPLOYMENT, [a_spec(f"vm{number}") for number in range(1, 7)])
+        monkeypatch.setattr(vms, "act", hangs)
+        hung = await worker.act(DEPLOYMENT, [f"vm{number}" for number in range(1, 6)], Action.SUSPEND)
+        assert {result.change for result in hung} == {VmChange.FAILED}
+        assert changes(await worker.act(DEPLOYMENT, ["vm6"], Action.SUSPEND)) == [("vm6", VmChange.SUSPENDED)]
+        let_go.set()
+
+    try:
+        host.run(scenario)
+    finally:
+        let_go.set()
