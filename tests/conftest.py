@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -14,6 +15,9 @@ from deploy.testhosts import HostSpec, TestHosts, missing_requirements
 # Every run tries the same examples, and none fails because the machine is busy.
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
+
+# A shell starts what it runs in the background with SIGINT ignored, and all that is started from there has it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeTestHosts = Callable[[Sequence[HostSpec | str]], TestHosts]
 
