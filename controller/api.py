@@ -68,7 +68,11 @@ class Await(_Struct, frozen=True, kw_only=True, tag="await"):
 
 
 class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
-    """Run an argument vector on `hosts` (None: all). Answered by Accepted, Folded and Streamed ones, Settled."""
+    """Run an argument vector on `hosts` (None: all). Answered by Accepted, Folded and Streamed ones, Settled.
+
+    `batch` and `max_fail` are a number of hosts or a percentage: how many run it at a time, and how many may fail
+    before no more begin. Those that then never do are told as cancelled before they began.
+    """
 
     hosts: tuple[str, ...] | None
     argv: tuple[str, ...]
@@ -76,6 +80,8 @@ class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
     output_limit: int
     stream: bool = False
     detach: bool = False
+    batch: str = ""
+    max_fail: str = ""
 
 
 class PushTo(_Struct, frozen=True, kw_only=True, tag="push"):

@@ -69,6 +69,10 @@ class Job:
         self._translate = translate
         self._heard: list[Callable[[Fold], None]] = []
         self.sealed = False
+        #: Called when all that was begun is over; whether it began more (see `controller.rolling`).
+        self.more: Callable[[], bool] | None = None
+        #: Somebody wants it to end.
+        self.stopped = False
 
     def began(self, id_: int) -> None:
         """A command of the tree is part of this job."""
@@ -115,6 +119,8 @@ class Job:
 
     def _perhaps_end(self) -> None:
         if self.sealed and not self.open:
+            if self.more is not None and self.more():
+                return
             self.sealed = False  # once
             task = asyncio.get_running_loop().create_task(self._end())
             task.add_done_callback(lambda done: None if done.cancelled() else done.exception())

@@ -21,13 +21,14 @@ from controller.homing import may_go_home
 from controller.jobs import Job, translation
 from controller.known import Known
 from controller.members import Members
+from controller.rolling import Roll, Rolling
 from controller.state import Record, State
 from controller.vm_words import words
 from protocol import events, ranks
 from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Leave, Push, Settled, Stream
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Manner
-from protocol.outcomes import Exited
+from protocol.outcomes import Cancelled, Exited, Fold, succeeded
 from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
 from protocol.stream import chunk_size
@@ -157,6 +158,49 @@ class RootNode:
         self.shell.feed(events.Submit(delivery, body))
         return id_
 
+    def withhold(self, job: Job, who: Ranks, body: Body, *, uid: int, what: str) -> None:
+        """Put on record that these hosts were never given the command, and tell the job."""
+        id_, now_ms = self.state.new_id(), self.clock_ms(self.loop.time())
+        delivery = self._delivery(id_, who, body, Manner.WORK, None)
+        fold = Fold(ranks.pack(who), Cancelled(ran=False))
+        self.state.command_begins(
+            Record(
+                id=id_,
+                job=min(job.ids),
+                uid=uid,
+                what=what,
+                delivery=delivery,
+                issued_ms=now_ms,
+                deadline_ms=None,
+                settled_ms=None,
+            )
+        )
+        self.state.command_outcomes(id_, [fold])
+        self.state.command_settles(id_, now_ms)
+        job.folds([fold])
+
+    def roll(self, roll: Roll, job: Job) -> None:
+        """Begin rolling work, or go on with it."""
+        job.ids.add(roll.job)
+        begun = failed = ranks.NONE
+        for record in self.state.commands_of(roll.job):
+            begun |= ranks.unpack(record.delivery.targets)
+            for fold in self.state.outcomes_of(record.id):
+                failed |= ranks.NONE if succeeded(fold.outcome) else ranks.unpack(fold.ranks)
+
+        def give(who: Ranks) -> None:
+            self.give(job, ranks.each(who), roll.body, timeout_ms=roll.timeout_ms, uid=roll.uid, what=roll.what)
+
+        Rolling(
+            job,
+            roll,
+            begun=begun,
+            failed=failed,
+            give=give,
+            withhold=lambda who: self.withhold(job, who, roll.body, uid=roll.uid, what=roll.what),
+            done=lambda: self.state.drop_roll(roll.job),
+        ).begin()
+
     def resume(self, open_source: Callable[[Record, Push], int]) -> None:
         """Take up the commands that were given before this service began and are not settled.
 
@@ -184,6 +228,8 @@ class RootNode:
             now = self.loop.time()
             ttl = None if record.deadline_ms is None else max(0, record.deadline_ms - self.clock_ms(now))
             self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing))
+        for roll in self.state.rolls():
+            self.roll(roll, reborn.pop(roll.job) if roll.job in reborn else Job())
         for job in reborn.values():
             job.seal()
 
@@ -208,7 +254,10 @@ class RootNode:
         )
 
     def cancel(self, job: Job) -> None:
-        """Stop what of a job still runs, everywhere."""
+        """Stop what of a job still runs, everywhere, and begin no more of it."""
+        if job.more is not None and not job.stopped:
+            self.state.stop_roll(min(job.ids))
+        job.stopped = True
         for id_ in sorted(job.open):
             missing = self.relay.missing(id_)
             if missing:

@@ -9,7 +9,7 @@ import msgspec
 
 from controller.hosts import fold
 from controller.session import Piece, Result
-from protocol.outcomes import Exited, Killed, Lost, Outcome, Output, TimedOut, describe
+from protocol.outcomes import Cancelled, Exited, Killed, Lost, Outcome, Output, TimedOut, describe
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -117,6 +117,12 @@ def failures(results: Iterable[Result], order: Mapping[str, int]) -> list[str]:
     return [
         f"{label(hosts)}: {clean(describe(outcome))}" for outcome, hosts in grouped(bad, lambda r: r.outcome, order)
     ]
+
+
+def never_begun(results: Iterable[Result], order: Mapping[str, int]) -> str:
+    """The hosts that were never given the command, folded."""
+    never = [host for result in results if result.outcome == Cancelled(ran=False) for host in result.hosts]
+    return fold(sorted(never, key=order.__getitem__))
 
 
 def shortened(results: Iterable[Result], order: Mapping[str, int]) -> list[str]:

@@ -15,6 +15,7 @@ from agent.version import VERSION
 from controller import api, labels
 from controller.jobs import Job, translation
 from controller.node import RootNode
+from controller.rolling import Roll, share
 from controller.state import Host, Record
 from controller.status import CtlError, ExitStatus
 from controller.vm_records import Vm
@@ -156,6 +157,10 @@ class Requests:
                     failed += count
         began = min(record.issued_ms for record in records)
         ends = [record.settled_ms for record in records]
+        roll = state.roll(job)
+        if roll is not None:
+            targets = ranks.count(ranks.unpack(roll.targets))
+            ends.append(None)
         last = None if None in ends else max(end for end in ends if end is not None)
         return api.JobStatus(
             id=job,
@@ -197,7 +202,9 @@ class Requests:
         live = next((node.jobs[record.id] for record in records if record.id in node.jobs), None)
         listens = live is not None and request.wait
         queue: asyncio.Queue[api.Reply | None] = live.listen() if live and listens else asyncio.Queue()
-        hosts: dict[int, str] = {}
+        roll = node.state.roll(id_)
+        to_come = ranks.NONE if roll is None else ranks.unpack(roll.targets)
+        hosts = {rank: node.members.name(rank) for rank in ranks.each(to_come)}
         past = Job()
         for record in records:
             delivery = record.delivery
@@ -275,9 +282,26 @@ class Requests:
         body = Run(argv=request.argv, output_limit=request.output_limit, stream=request.stream)
         job = Job()
         what = msgspec.json.encode(["run", *request.argv]).decode()
+        if request.batch:
+            self._roll(request, job, hosts, body, uid=uid, what=what)
+            return job, hosts
         self._node.give(job, hosts, body, timeout_ms=request.timeout_ms, uid=uid, what=what)
         job.seal()
         return job, hosts
+
+    def _roll(self, request: api.RunOn, job: Job, hosts: dict[int, str], body: Run, *, uid: int, what: str) -> None:
+        roll = Roll(
+            job=self._node.state.new_id(),
+            uid=uid,
+            what=what,
+            body=body,
+            targets=ranks.pack(ranks.union(hosts)),
+            size=share("--batch", request.batch, len(hosts), least=1),
+            may_fail=share("--max-fail", request.max_fail or "0", len(hosts), least=0),
+            timeout_ms=request.timeout_ms,
+        )
+        self._node.state.put_roll(roll)
+        self._node.roll(roll, job)
 
     async def push(self, request: api.PushTo, uid: int) -> tuple[Job, dict[int, str]]:
         """Push a file: digest it first, in a thread."""

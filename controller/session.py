@@ -273,10 +273,13 @@ class Session:
         output_limit: int = DEFAULT_OUTPUT,
         stream: bool = False,
         detach: bool = False,
+        batch: int | str | None = None,
+        max_fail: int | str = 0,
     ) -> Job:
         """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in
         bytes for each stream of each host. With `detach` it goes on when this process ends: `job` finds it by its
-        number."""
+        number. With `batch` so many hosts run it at a time (a number, or `"10%"`), and once more than `max_fail` failed
+        no more begin: those end as Cancelled, and never ran it."""
         argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
         return self._job(
             api.RunOn(
@@ -286,6 +289,8 @@ class Session:
                 output_limit=output_limit,
                 stream=stream,
                 detach=detach,
+                batch="" if batch is None else str(batch),
+                max_fail="" if batch is None else str(max_fail),
             )
         )
 

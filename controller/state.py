@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from controller import vm_records
+from controller.rolling import Roll
 from controller.vm_records import VmRecords
 from protocol import ranks
 from protocol.limits import MAX_BITMAP, MAX_TEXT
@@ -32,6 +33,7 @@ create table if not exists commands (
     id integer primary key, job integer not null, uid integer not null, what text not null, delivery blob not null,
     issued_ms integer not null, deadline_ms integer, settled_ms integer) strict;
 create index if not exists commands_of_job on commands (job);
+create table if not exists rolls (job integer primary key, roll blob not null) strict;
 create table if not exists outcomes (command integer not null, fold blob not null) strict;
 create index if not exists outcomes_of_command on outcomes (command);
 """
@@ -249,6 +251,29 @@ class State(VmRecords):
         """The numbers of the latest jobs, newest first."""
         rows = self._db.execute("select distinct job from commands order by job desc limit ?", (count,))
         return [row[0] for row in rows]
+
+    def put_roll(self, roll: Roll) -> None:
+        """Keep rolling work for as long as it goes on."""
+        self._db.execute("insert or replace into rolls values (?, ?)", (roll.job, msgspec.msgpack.encode(roll)))
+
+    def rolls(self) -> list[Roll]:
+        """The rolling work that goes on."""
+        rows = self._db.execute("select roll from rolls order by job")
+        return [msgspec.msgpack.decode(row[0], type=Roll) for row in rows]
+
+    def roll(self, job: int) -> Roll | None:
+        """Rolling work that goes on, by its number."""
+        return next((roll for roll in self.rolls() if roll.job == job), None)
+
+    def stop_roll(self, job: int) -> None:
+        """Let no more hosts begin, also after a restart."""
+        roll = self.roll(job)
+        if roll is not None:
+            self.put_roll(msgspec.structs.replace(roll, stopped=True))
+
+    def drop_roll(self, job: int) -> None:
+        """It is over."""
+        self._db.execute("delete from rolls where job = ?", (job,))
 
     def _records(self, condition: str, *values: int) -> list[Record]:
         rows = self._db.execute(

@@ -101,6 +101,11 @@ class Following:
         for short in render.shortened(self.results, self.order) if shortened else ():
             self.terminal.say(short)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the person wanted it to end."""
+        return self._interruptible.interrupted
+
     def check(self) -> None:
         """Raise KeyboardInterrupt where the person had enough, and CtlError where the service went away."""
         if self._interruptible.interrupted:

@@ -57,13 +57,21 @@ def run(ctl: Ctl, asked: Broadcast) -> int:
         view = _view(asked, ctl.terminal, name)
         command = " ".join(asked.command)
         job = session.run(
-            command, hosts, timeout=asked.timeout, output_limit=limit, stream=view.pieces, detach=asked.detach
+            command,
+            hosts,
+            timeout=asked.timeout,
+            output_limit=limit,
+            stream=view.pieces,
+            detach=asked.detach,
+            batch=asked.batch,
+            max_fail=asked.max_fail or 0,
         )
+        may_fail = None if asked.batch is None else asked.max_fail or "0"
         if asked.detach:
             job.close()
             ctl.terminal.text(render.json_text({"job": job.id}) if asked.as_json else f"{job.id}\n")
             return ExitStatus.OK
-        return follow(job, ctl.terminal, view, quiet=asked.quiet, max_code=asked.max_code)
+        return follow(job, ctl.terminal, view, quiet=asked.quiet, max_code=asked.max_code, may_fail=may_fail)
 
 
 def _check(asked: Broadcast) -> None:
@@ -120,8 +128,16 @@ def size(text: str) -> int:
     return count
 
 
-def follow(job: Job, terminal: Terminal, view: views.View, *, quiet: bool = False, max_code: bool = False) -> int:
-    """Show a running command until its end. The exit code."""
+def follow(
+    job: Job,
+    terminal: Terminal,
+    view: views.View,
+    *,
+    quiet: bool = False,
+    max_code: bool = False,
+    may_fail: str | None = None,
+) -> int:
+    """Show a running command until its end. `may_fail` is how many might, of rolling work. The exit code."""
     following = Following(job, terminal, quiet=quiet, announce=True, always=True)
 
     def line() -> str:
@@ -129,5 +145,8 @@ def follow(job: Job, terminal: Terminal, view: views.View, *, quiet: bool = Fals
 
     following.run(line, view.note)
     view.end(following)
+    never = render.never_begun(following.results, following.order)
+    if never and may_fail is not None and not following.interrupted:
+        terminal.say(f"not begun, since more than {may_fail} failed: {never}", bad=True)
     status = following.end(outputs=view.outputs)
     return render.largest_code(following.results, status) if max_code else status

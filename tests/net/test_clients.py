@@ -1,15 +1,20 @@
-"""What people and programs ask of a real service: choosing hosts by groups, labels and what failed."""
+"""What people and programs ask of a real service: choosing hosts by groups, labels and what failed; rolling work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from controller.session import Job
 from controller.status import CtlError, ExitStatus
+from protocol.outcomes import Cancelled, Exited, Outcome
 from tests.net.localfleet import LocalFleet, local_fleet
+from tests.waiting import wait_until
 
 HOSTS = tuple(f"h{n}" for n in range(6))
+DEADLINE_S = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +62,75 @@ def test_those_that_failed_can_be_asked_again(fleet: LocalFleet) -> None:
     assert set(fleet.answers("true", f"@failed:{job.id},h0")) == {"h0", "h2", "h4"}
     with pytest.raises(CtlError, match="there is no job 999999"):
         fleet.session.run("true", "@failed:999999")
+
+
+# --- rolling work -----------------------------------------------------------------------------------------------------
+
+
+def outcomes(job: Job) -> dict[str, Outcome]:
+    return {host: result.outcome for result in job.results() for host in result.hosts}
+
+
+def begun(directory: Path) -> list[str]:
+    """Who has begun, in the order of it; a host that ran twice stands there twice."""
+    return (directory / "begun").read_text().split() if (directory / "begun").exists() else []
+
+
+def noting(directory: Path, then: str = "true") -> str:
+    """A command that notes that it ran."""
+    return f'echo "$CANOPY_HOST" >> {directory}/begun; {then}'
+
+
+def test_so_many_hosts_run_it_at_a_time(fleet: LocalFleet, tmp_path: Path) -> None:
+    (tmp_path / "now").mkdir()
+    # Each notes how many run beside it.
+    script = f'cd {tmp_path}/now; touch "$CANOPY_HOST"; sleep 0.05; ls | wc -l; rm "$CANOPY_HOST"'
+    job = fleet.session.run(script, batch=2)
+    found = job.results()
+    assert {host for result in found for host in result.hosts} == set(HOSTS)
+    assert all(int(result.stdout) <= 2 for result in found)
+    (status,) = [known for known in fleet.session.jobs() if known.id == job.id]
+    assert (status.targets, status.ok, status.missing) == (6, 6, 0)
+
+
+def test_no_more_hosts_begin_once_too_many_failed_and_each_is_told(fleet: LocalFleet, tmp_path: Path) -> None:
+    fails = noting(tmp_path, '[ "$CANOPY_HOST" != h1 ] && [ "$CANOPY_HOST" != h2 ]')
+    job = fleet.session.run(fails, batch="34%", max_fail=1)
+    found = outcomes(job)
+    never: Outcome = Cancelled(ran=False)
+    assert found == {"h0": Exited(0), "h1": Exited(1), "h2": Exited(1), "h3": Exited(0), "h4": never, "h5": never}
+    assert sorted(begun(tmp_path)) == ["h0", "h1", "h2", "h3"]
+    assert outcomes(fleet.session.job(job.id)) == found, "it is on record"
+    assert fleet.session.failed(job.id) == ("h1", "h2", "h4", "h5")
+
+
+def test_a_cancel_lets_no_more_hosts_begin(fleet: LocalFleet, tmp_path: Path) -> None:
+    job = fleet.session.run(noting(tmp_path, "exec sleep 600"), batch=1, max_fail="100%")
+    wait_until(lambda: begun(tmp_path), DEADLINE_S, "the first host to begin")
+    job.cancel()
+    found = outcomes(job)
+    assert found == {"h0": Cancelled(ran=True)} | {host: Cancelled(ran=False) for host in HOSTS[1:]}
+    assert begun(tmp_path) == ["h0"]
+
+
+def test_what_is_no_share_begins_nothing(fleet: LocalFleet, tmp_path: Path) -> None:
+    for batch, max_fail in (("0", "0"), ("-1", "0"), ("ten", "0"), ("101%", "0"), ("2", "-1"), ("2", "x%")):
+        with pytest.raises(CtlError) as caught:
+            fleet.session.run(noting(tmp_path), batch=batch, max_fail=max_fail)
+        assert caught.value.status == ExitStatus.USAGE
+    assert not begun(tmp_path)
+
+
+def test_a_service_that_is_killed_goes_on_rolling_and_nobody_runs_it_twice(fleet: LocalFleet, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    waits = noting(tmp_path, f"while [ ! -e {gate} ]; do sleep 0.05; done")
+    job = fleet.session.run(waits, batch=2, detach=True)
+    job.close()
+    wait_until(lambda: len(begun(tmp_path)) == 2, DEADLINE_S, "the first hosts to begin")
+    fleet.kill_service()
+    fleet.start_service()
+    (status,) = [known for known in fleet.session.jobs() if known.id == job.id]
+    assert (status.targets, status.took_s) == (6, None)
+    gate.touch()
+    assert outcomes(fleet.session.job(job.id)) == dict.fromkeys(HOSTS, Exited(0))
+    assert sorted(begun(tmp_path)) == sorted(HOSTS)

@@ -11,7 +11,7 @@ import pytest
 
 from controller import api, cli
 from controller.status import ExitStatus
-from protocol.outcomes import Exited, Fold, Lost, Output, TimedOut
+from protocol.outcomes import Cancelled, Exited, Fold, Lost, Output, TimedOut
 from tests.unit import fake_service as fake
 from tests.unit.fake_service import Client, FakeService
 
@@ -358,3 +358,20 @@ def test_labels_are_given_taken_and_shown(fleet: FakeService, ctl: Ctl) -> None:
     assert json.loads(ctl("label", "h2", "--json").out) == {"h2": {"gpu": "yes"}}
     assert ctl("label", "h1", "a b").status == ExitStatus.USAGE
     assert len(fleet.asked(api.SetLabels)) == 1
+
+
+# --- some at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_rolling_work_that_was_stopped_lists_who_did_not_begin(service: FakeService, ctl: Ctl) -> None:
+    answering(service, 6, fake.fold([0]), fake.fold([1], Exited(1)), fake.fold([2, 3, 4, 5], Cancelled(ran=False)))
+    done = ctl("broadcast", "--batch", "2", "x")
+    assert done.err.splitlines()[1:] == [
+        "h1: exited with exit code 1",
+        "h[2-5] (4): cancelled before it began",
+        "not begun, since more than 0 failed: h[2-5]",
+        "1 of 6 answered ok; failed: h[1-5]",
+    ]
+    assert [(asked.batch, asked.max_fail) for asked in service.asked(api.RunOn)] == [("2", "0")]
+    ctl("broadcast", "--batch", "10%", "--max-fail", "5%", "x")
+    assert [(asked.batch, asked.max_fail) for asked in service.asked(api.RunOn)][1:] == [("10%", "5%")]

@@ -1,0 +1,101 @@
+"""Rolling work: a command that some hosts run at a time, and that no more begin once too many failed.
+
+Which hosts have begun is what the commands on record say, and nothing else: so a service that comes back in the middle
+goes on where it was, and nobody runs the command twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+import msgspec
+
+from controller.jobs import Job
+from controller.status import CtlError, ExitStatus
+from protocol import ranks
+from protocol.commands import Run
+from protocol.outcomes import Fold, succeeded
+from protocol.ranks import Ranks
+
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+class Roll(msgspec.Struct, frozen=True, kw_only=True):
+    """Rolling work as it is kept: what is to be done by whom, `size` hosts at a time, and how many may fail.
+
+    Of work that was stopped no more hosts begin. `job` is its number; it is no command's.
+    """
+
+    job: int
+    uid: int
+    what: str
+    body: Run
+    targets: bytes
+    size: int
+    may_fail: int
+    timeout_ms: int | None = None
+    stopped: bool = False
+
+
+def share(option: str, text: str, total: int, *, least: int) -> int:
+    """So many of `total` hosts: a percentage of them (rounded down), or a number; `least` at least.
+
+    Raises CtlError (USAGE).
+    """
+    percent = _PERCENT.fullmatch(text)
+    if percent is not None and Fraction(percent[1]) <= 100:
+        return max(least, int(Fraction(percent[1]) / 100 * total))
+    if _NUMBER.fullmatch(text) and int(text) >= least:
+        return int(text)
+    raise CtlError(f"{option} {text}: give a percentage like 10%, or a number of at least {least}", ExitStatus.USAGE)
+
+
+class Rolling:
+    """One piece of rolling work while it goes on."""
+
+    def __init__(
+        self,
+        job: Job,
+        roll: Roll,
+        *,
+        begun: Ranks,
+        failed: Ranks,
+        give: Callable[[Ranks], None],
+        withhold: Callable[[Ranks], None],
+        done: Callable[[], None],
+    ) -> None:
+        """`begun` and `failed` are what is on record. `give` has hosts run the command as a part of the job, `withhold`
+        settles those that never will, and `done` forgets the work."""
+        self._job, self._roll = job, roll
+        self._left = ranks.unpack(roll.targets) & ~begun
+        self._failed = failed
+        self._give, self._withhold, self._done = give, withhold, done
+        job.stopped = roll.stopped
+        job.also(self._heard)
+        job.more = self._more
+
+    def begin(self) -> None:
+        """Have the first hosts run it, unless some do."""
+        if not self._job.open:
+            self._more()
+        self._job.seal()
+
+    def _heard(self, fold: Fold) -> None:
+        if not succeeded(fold.outcome):
+            self._failed |= ranks.unpack(fold.ranks)
+
+    def _more(self) -> bool:
+        """All that began is over: have the next ones begin. Whether there were any."""
+        left, self._left = self._left, ranks.NONE
+        if left and not self._job.stopped and ranks.count(self._failed) <= self._roll.may_fail:
+            batch = ranks.union(list(ranks.each(left))[: self._roll.size])
+            self._left = left & ~batch
+            self._give(batch)
+            return True
+        if left:
+            self._withhold(left)
+        self._done()
+        return False
