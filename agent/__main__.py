@@ -16,11 +16,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from agent.files import remove_parts
 from agent.identity import HostDirectory, NotEnrolled, enrolment_text
 from agent.links import Keyring
 from agent.notify import Notifier
 from agent.shell import Shell
+from agent.staging import trim
 from agent.version import VERSION
 from agent.worker import AgentWorker
 from protocol.commands import Leave
@@ -88,7 +88,7 @@ async def serve(directory: HostDirectory, uri: str | None) -> None:
         nonce=lambda: os.urandom(_NONCE),
         guard=guard,
     )
-    remove_parts(directory.parts)
+    trim(directory.parts)
     keyring = Keyring(identity.public, identity.secret)
     shell = Shell(keyring, relay, identity.address, identity.control_port, identity.bulk_port)
     worker = AgentWorker(shell, directory, version=VERSION, uri=uri)

@@ -5,38 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent import files
 from agent.health import EVERY, Health
 from agent.identity import HostDirectory
 from agent.processes import Process
+from agent.pushes import Pushes, sentence
 from agent.spool import trim
 from protocol import events, names
 from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run, VmAction
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
-from protocol.stream import is_consistent
-from protocol.transfer import Role
 from protocol.vms import VmChange, VmResult, VmState
 
 if TYPE_CHECKING:
     from agent.shell import Shell
     from agent.vms import VmWorker
 
-_T = TypeVar("_T")
 
 log = logging.getLogger("canopy")
 
 #: What a signal would have said of work that is no process. The relay knows why it was stopped.
 _STOPPED = Killed(15)
-#: How often a push's progress is told, in seconds: often enough for a moving bar.
-_PROGRESS_EVERY = 0.5
 #: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in
 #: s.
 _PROBE_WITHIN, _PROBE_SLACK = 30.0, 0.5
@@ -54,10 +49,9 @@ class AgentWorker:
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._health = Health(directory.path, version)
         self._processes: dict[int, Process] = {}
-        self._incoming: dict[int, files.Incoming] = {}
+        self._pushes = Pushes(shell, directory, self._disk, self._finish, self._placed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._vms: VmWorker | None = None
-        self._progress_at: dict[int, float] = {}
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
@@ -70,7 +64,7 @@ class AgentWorker:
             case Run():
                 self._run(id_, body)
             case Push():
-                self._task(id_, self._push(id_, body))
+                self._task(id_, self._pushes.begin(id_, body))
             case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
                 self._task(id_, self._vm_work(id_, body, ttl))
             case _:
@@ -83,16 +77,14 @@ class AgentWorker:
             process.stop(hard=hard)
         elif task is not None:
             task.cancel()
-        elif id_ in self._incoming:
-            self._end_push(id_, _STOPPED)
+        elif id_ in self._pushes:
+            self._pushes.end(id_, _STOPPED)
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has these outcomes: pushes need no longer be served."""
         for id_ in ids:
             self._shell.end_transfer(id_)
-            incoming = self._incoming.pop(id_, None)
-            if incoming is not None:
-                self._disk.submit(incoming.close)
+            self._pushes.forget(id_)
 
     def _finish(self, id_: int, outcome: Outcome, output: Output = NO_OUTPUT) -> None:
         self._shell.feed(events.Finished(id_, outcome, output))
@@ -103,10 +95,10 @@ class AgentWorker:
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.pop(id_, None)
             if task.cancelled():
-                self._end_push(id_, _STOPPED)
+                self._pushes.end(id_, _STOPPED)
             elif (error := task.exception()) is not None:
                 log.error("command %d", id_, exc_info=error)
-                self._end_push(id_, FailedToStart(_sentence(error)))
+                self._pushes.end(id_, FailedToStart(sentence(error)))
 
         task = self._loop.create_task(work)
         self._tasks[id_] = task
@@ -132,129 +124,32 @@ class AgentWorker:
 
     # --- pushes -------------------------------------------------------------------------------------------------------
 
-    async def _push(self, id_: int, push: Push) -> None:
-        if not is_consistent(push.stream):
-            self._finish(id_, Refused("the push's sizes and digests do not agree"))
-            return
-        try:
-            if push.stream.inline is not None:
-                changed = await self._on_disk(
-                    lambda: self._place(
-                        push, lambda: files.put(id_, push, self._directory.images, self._directory.parts)
-                    )
-                )
-                self._finish(id_, Exited(0), _pushed(changed=changed))
-                return
-            incoming = await self._open(id_, push)
-        except files.BadDestination as error:
-            self._shell.begin_transfer(id_, push.stream, Role.CARRIER)
-            self._finish(id_, Refused(str(error)))
-            return
-        except OSError as error:
-            self._shell.begin_transfer(id_, push.stream, Role.CARRIER)
-            self._finish(id_, FailedToStart(_sentence(error)))
-            return
-        self._incoming[id_] = incoming
-        self._shell.begin_transfer(id_, push.stream, Role.TARGET, incoming.have)
-
-    async def _open(self, id_: int, push: Push) -> files.Incoming:
-        opening = self._loop.run_in_executor(
-            self._disk, lambda: files.Incoming(id_, push, self._directory.images, self._directory.parts)
-        )
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-
-            def close(opened: asyncio.Future[files.Incoming]) -> None:
-                if not opened.cancelled() and opened.exception() is None:
-                    self._disk.submit(opened.result().close)
-
-            opening.add_done_callback(close)  # the thread can't be stopped, and what it opens would stay
-            raise
-
-    async def _on_disk(self, work: Callable[[], Any]) -> Any:
-        return await self._loop.run_in_executor(self._disk, work)
-
-    def _in_background(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
-        """Run blocking work on the disk's threads, and `then` on the event loop."""
-
-        def done(future: asyncio.Future[Any]) -> None:
-            if not future.cancelled():
-                error = future.exception()
-                then(None if error else future.result(), error)
-
-        self._loop.run_in_executor(self._disk, work).add_done_callback(done)
-
     def read(self, id_: int, index: int) -> None:
         """A chunk from this host's own copy."""
-        incoming = self._incoming.get(id_)
-        if incoming is None:
-            self._shell.was_read(id_, index, None)
-            return
-        self._in_background(lambda: incoming.read(index), lambda blob, _: self._shell.was_read(id_, index, blob))
+        self._pushes.read(id_, index)
 
     def store(self, id_: int, index: int, blob: bytes) -> None:
         """A chunk to disk."""
-        incoming = self._incoming.get(id_)
-        if incoming is None:
-            return
-
-        def then(_: object, error: BaseException | None) -> None:
-            if self._incoming.get(id_) is not incoming:
-                return  # it was ended meanwhile
-            if error is not None:
-                self._end_push(id_, FailedToStart(_sentence(error)))
-                return
-            done = self._shell.was_stored(id_, index)
-            now = self._loop.time()
-            if done is not None and now >= self._progress_at.get(id_, 0.0):
-                self._progress_at[id_] = now + _PROGRESS_EVERY
-                self._shell.feed(events.Advanced(id_, done))
-
-        self._in_background(lambda: incoming.write(index, blob), then)
+        self._pushes.store(id_, index, blob)
 
     def headed(self, id_: int) -> None:
-        """The head is stored: a single file has none."""
-        self._shell.was_headed(id_, 0)
+        """The head of a stream is stored."""
+        self._pushes.headed(id_)
 
     def complete(self, id_: int) -> None:
-        """The last chunk is stored: into place with it. The transfer goes on, for the hosts below."""
-        incoming = self._incoming[id_]
+        """The last chunk is stored."""
+        self._pushes.complete(id_)
 
-        def then(_: object, error: BaseException | None) -> None:
-            self._progress_at.pop(id_, None)
-            if self._incoming.get(id_) is not incoming:
-                return  # it was ended meanwhile
-            if error is not None:
-                self._end_push(id_, FailedToStart(_sentence(error)))
-            else:
-                self._finish(id_, Exited(0), _pushed(changed=not unchanged))
-
-        unchanged = incoming.unchanged
-        self._in_background(lambda: self._place(incoming.push, incoming.finish), then)
-
-    def _place(self, push: Push, place: Callable[[], _T]) -> _T:
-        """Put a file into its place, and see to what follows from it. Blocks."""
-        result = place()
-        if push.path == names.PATH and not push.image:
+    def _placed(self, folder: str, first: str) -> None:
+        """A push is in its place: see to what follows from it. Blocks."""
+        if folder + first == names.PATH:
             from agent import etchosts
 
             etchosts.follow(self._directory.path / "vms.hosts", self._directory.welcome().fleet)
-        return result
 
     def broken(self, id_: int, why: str) -> None:
         """The chunks can't be had."""
-        self._end_push(id_, FailedToStart(why))
-
-    def _end_push(self, id_: int, outcome: Outcome) -> None:
-        """Give a push up here: nothing of it stays. What the hosts below lack still goes through here."""
-        incoming = self._incoming.pop(id_, None)
-        self._shell.demote_transfer(id_)
-        self._progress_at.pop(id_, None)
-        if incoming is not None:
-            self._in_background(incoming.close, lambda _result, _error: self._finish(id_, outcome))
-        else:
-            self._finish(id_, outcome)
+        self._pushes.end(id_, FailedToStart(why))
 
     # --- VMs ----------------------------------------------------------------------------------------------------------
 
@@ -324,7 +219,7 @@ class AgentWorker:
         try:
             self._directory.save_plan(delivery)
         except OSError as error:  # it is followed all the same; after a restart the root sends it again
-            log.warning("the new plan can't be kept: %s", _sentence(error))
+            log.warning("the new plan can't be kept: %s", sentence(error))
 
     def tell(self, effect: events.Effect) -> None:
         """Agents have no clients."""
@@ -343,9 +238,7 @@ class AgentWorker:
         """Let go of everything, and take the VMs away where that was asked for."""
         if self._watch is not None:
             self._watch.cancel()
-        for id_ in list(self._incoming):
-            incoming = self._incoming.pop(id_)
-            await self._on_disk(incoming.close)
+        await self._pushes.close(keep=leave is None)
         if leave is not None and leave.vms:
             await self._vm_worker().destroy(None)
         if self._vms is not None:
@@ -359,15 +252,3 @@ def _exit_code(results: list[VmResult]) -> int:
 
 def _holds_any(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
-
-
-def _pushed(*, changed: bool) -> Output:
-    """What a push says of itself, so that those who had the file fold apart from those who got it."""
-    return Output(out=b"pushed" if changed else b"unchanged")
-
-
-def _sentence(error: BaseException) -> str:
-    """An exception in the words that people read."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error) or type(error).__name__

@@ -13,6 +13,7 @@ import msgspec
 from protocol.messages import HostHealth
 from protocol.outcomes import Fold
 from protocol.vms import Action, VmResult, VmSpec, VmState
+from protocol.wishes import Wishes
 
 #: A request or reply is at most this long: a deployment of 10,240 VMs is about 5 MB.
 MAX_LENGTH = 64 << 20
@@ -85,14 +86,18 @@ class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
 
 
 class PushTo(_Struct, frozen=True, kw_only=True, tag="push"):
-    """Push the file at `source` (a path on this machine) to `path`, or into the image store. Answered like RunOn, with
-    Advanced in between."""
+    """Push what is at `sources` (paths on this machine) into `folder`, one source as `name` where that is not empty, or
+    an image into the image store. See protocol.commands.Push. Answered like RunOn, with Advanced in between."""
 
     hosts: tuple[str, ...] | None
-    source: str
-    path: str
-    mode: int | None = None
+    sources: tuple[str, ...]
+    folder: str
+    name: str = ""
+    wishes: Wishes = Wishes()
     image: bool = False
+    backup: str = ""
+    by_time: bool = False
+    dry_run: bool = False
 
 
 class CreateOn(_Struct, frozen=True, kw_only=True, tag="create"):

@@ -36,7 +36,7 @@ class PushFile(Protocol):
     """Requests.push_file."""
 
     def __call__(
-        self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
+        self, hosts: dict[int, str], source: Path, path: str, mode: int, uid: int
     ) -> Awaitable[tuple[Job, dict[int, str]]]: ...
 
 

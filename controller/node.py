@@ -16,22 +16,23 @@ import msgspec
 from agent.identity import HostDirectory, Identity, Welcome, write_atomically
 from agent.links import Keyring
 from agent.shell import Shell
+from agent.source import Source
 from controller import api
 from controller.homing import may_go_home
 from controller.jobs import Job, translation
 from controller.known import Known
 from controller.members import Members
 from controller.rolling import Roll, Rolling
+from controller.sources import Sources
 from controller.state import Record, State
 from controller.vm_words import words
 from protocol import events, ranks
-from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Leave, Push, Settled, Stream
+from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Leave, Push, Settled
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Cancelled, Exited, Fold, succeeded
 from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
-from protocol.stream import chunk_size
 from protocol.transfer import Role
 from protocol.trust import SEED_BYTES, Signer, open_command
 
@@ -81,8 +82,7 @@ class RootNode:
         keyring = Keyring(self.identity.public, self.identity.secret)
         self.shell = Shell(keyring, self.relay, listen, self.identity.control_port, self.identity.bulk_port)
         self.shell.worker = self
-        self._sources: dict[int, int] = {}
-        self._streams: dict[int, Stream] = {}
+        self._sources = Sources(directory / "pushes")
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._to_settle: dict[int, Ranks] = {}
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -126,10 +126,10 @@ class RootNode:
         timeout_ms: int | None = None,
         uid: int,
         what: str,
-        source: int | None = None,
+        source: Source | None = None,
     ) -> int:
-        """Sign a command and give it to the tree as a part of `job`; its number. `source` is the descriptor of a pushed
-        file."""
+        """Sign a command and give it to the tree as a part of `job`; its number. `source` is what a push
+        reads."""
         who = ranks.union(targets)
         id_ = self.state.new_id()
         job.began(id_)
@@ -137,7 +137,7 @@ class RootNode:
         manner = Manner.WORK
         if isinstance(body, Push) and source is not None:
             manner = Manner.BULK
-            self._sources[id_], self._streams[id_] = source, body.stream
+            self._sources.add(id_, source)
             self.shell.begin_transfer(id_, body.stream, Role.SOURCE)
         if isinstance(body, CreateVms | DestroyVms):
             self._vm_bodies[id_] = body
@@ -201,11 +201,8 @@ class RootNode:
             done=lambda: self.state.drop_roll(roll.job),
         ).begin()
 
-    def resume(self, open_source: Callable[[Record, Push], int]) -> None:
-        """Take up the commands that were given before this service began and are not settled.
-
-        `open_source` opens the file of a push again; raises OSError where it can't.
-        """
+    def resume(self) -> None:
+        """Take up the commands that were given before this service began and are not settled."""
         reborn: dict[int, Job] = {}
         for record in self.state.open_commands():
             delivery = record.delivery
@@ -220,8 +217,7 @@ class RootNode:
                 missing &= ~ranks.unpack(fold.ranks)
             if delivery.manner is Manner.BULK and isinstance(body, Push):
                 try:
-                    self._sources[record.id] = open_source(record, body)
-                    self._streams[record.id] = body.stream
+                    self._sources.load(record.id, body.stream)
                     self.shell.begin_transfer(record.id, body.stream, Role.SOURCE)
                 except OSError as error:
                     log.warning("push %d can't go on: %s", record.id, error)
@@ -230,6 +226,7 @@ class RootNode:
             self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing))
         for roll in self.state.rolls():
             self.roll(roll, reborn.pop(roll.job) if roll.job in reborn else Job())
+        self._sources.prune({id_ for id_ in self.jobs if id_ in self._sources})
         for job in reborn.values():
             job.seal()
 
@@ -288,7 +285,7 @@ class RootNode:
                     piece = api.Streamed(rank=rank, stream=stream, offset=offset, data=data)
                     self.jobs[id_].say(piece)
             case events.TellProgress(id_, done):
-                pushed = self._streams.get(id_)
+                pushed = self._sources.stream(id_)
                 if id_ in self.jobs and pushed is not None:
                     self.jobs[id_].say(api.Advanced(size=pushed.size, done=dict(done)))
             case events.TellReports(reports):
@@ -322,10 +319,9 @@ class RootNode:
         self._vm_bodies.pop(id_, None)
         if id_ in self._sources:
             self.shell.end_transfer(id_)
-            self._disk.submit(os.close, self._sources.pop(id_))
+            self._disk.submit(self._sources.drop(id_).close)
             # Whoever carried its chunks may forget them too.
             self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | self.relay.reachable
-            del self._streams[id_]
         else:
             self._to_settle.setdefault(id_, ranks.NONE)
         self._settle_soon()
@@ -461,14 +457,12 @@ class RootNode:
 
     def read(self, id_: int, index: int) -> None:
         """A chunk of a file that is being pushed."""
-        stream, source = self._streams[id_], self._sources[id_]
-        size = chunk_size(stream, index)
 
         def done(future: asyncio.Future[bytes]) -> None:
             if not future.cancelled():
                 self.shell.was_read(id_, index, None if future.exception() else future.result())
 
-        reading = self.loop.run_in_executor(self._disk, os.pread, source, size, index * stream.chunk)
+        reading = self.loop.run_in_executor(self._disk, self._sources.read, id_, index)
         reading.add_done_callback(done)
 
     def store(self, id_: int, index: int, blob: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 #: Names of hosts that a line has room for.
 _NAMES = 5
@@ -34,17 +34,33 @@ def waiting_line(total: int, waiting: Sequence[str], seconds: float, failed: int
     return f"{line}: {' '.join(waiting[:_NAMES])}" + (f" and {more} more" if more > 0 else "")
 
 
-def push_line(size: int, done: Collection[int], hosts: int, finished: int, seconds: float) -> str:
-    """How far a push of `size` bytes to `hosts` hosts is.
+def time_text(seconds: float) -> str:
+    """A time as people read it: `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
-    `done` holds the bytes that each host has; `finished` hosts have their outcome.
+
+def push_line(size: int, done: Mapping[str, int], waiting: Collection[str], seconds: float) -> str:
+    """How far a push of `size` bytes is: a bar over all hosts, the rate, the time that is left at that rate, and the
+    slowest of those that are not through.
+
+    `done` holds the bytes that each host has, in the order of hosts; those of `waiting` have no outcome yet.
     """
+    hosts, finished = len(done), len(done) - len(waiting)
     whole = size * hosts
-    have = min(whole, sum(done))
+    have = min(whole, sum(done.values()))
     share = have / whole if whole else 1.0
     filled = round(share * _BAR)
-    rate = f", {size_text(have / seconds)}/s" if seconds > 0 and have else ""
-    return f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%} of {size_text(whole)}, {finished}/{hosts} hosts{rate}"
+    rate = ""
+    if seconds > 0 and have:
+        left = f", {time_text((whole - have) * seconds / have)} left" if have < whole else ""
+        rate = f", {size_text(have / seconds)}/s{left}"
+    line = f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%} of {size_text(whole)}, {finished}/{hosts} hosts{rate}"
+    behind = sorted((host for host in waiting if size), key=done.__getitem__)[:_NAMES]
+    slowest = " ".join(f"{host} {done[host] / size:.0%}" for host in behind)
+    return f"{line}, slowest {slowest}" if slowest else line
 
 
 def up_line(total: int, settled: int, failed: int, seconds: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from pathlib import Path
 
 import msgspec
@@ -15,15 +14,16 @@ from agent.version import VERSION
 from controller import api, labels
 from controller.jobs import Job, translation
 from controller.node import RootNode
+from controller.pushing import Pushing
 from controller.rolling import Roll, share
-from controller.state import Host, Record
+from controller.state import Host
 from controller.status import CtlError, ExitStatus
 from controller.vm_records import Vm
 from protocol import ranks
-from protocol.commands import Leave, Push, Run
+from protocol.commands import Leave, Run
 from protocol.outcomes import Lost, TimedOut, succeeded
-from protocol.stream import chunk_for, stream_of
 from protocol.trust import open_command
+from protocol.wishes import Wishes
 
 #: How long departing agents may take until they are gone from the tree, in seconds: children go before their parents.
 _DEPART_WITHIN = 15.0
@@ -34,8 +34,9 @@ _LOST_SHOWN = 5
 class Requests:
     """Answers to requests. Methods that begin a command return its Job and the hosts that it went to, by rank."""
 
-    def __init__(self, node: RootNode) -> None:
+    def __init__(self, node: RootNode, directory: Path) -> None:
         self._node = node
+        self._pushing = Pushing(node, directory)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -304,33 +305,18 @@ class Requests:
         self._node.roll(roll, job)
 
     async def push(self, request: api.PushTo, uid: int) -> tuple[Job, dict[int, str]]:
-        """Push a file: digest it first, in a thread."""
+        """Push files: list and digest them first, in a thread."""
         hosts = self._node.members.ranks_of(request.hosts)
-        return await self.push_file(hosts, Path(request.source), request.path, request.mode, uid, image=request.image)
+        return await self._pushing.push(request, hosts, uid), hosts
 
     async def push_file(
-        self, hosts: dict[int, str], source: Path, path: str, mode: int | None, uid: int, *, image: bool = False
+        self, hosts: dict[int, str], source: Path, path: str, mode: int, uid: int
     ) -> tuple[Job, dict[int, str]]:
-        """Push `source` to `path`, or into the image store, on hosts by rank. Raises CtlError."""
-        node = self._node
-        try:
-            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise CtlError(f"{source}: {error.strerror}", ExitStatus.USAGE) from error
-        try:
-            body = await node.loop.run_in_executor(None, _manifest, fd, path, mode, image)
-        except (OSError, ValueError) as error:
-            os.close(fd)
-            raise CtlError(f"{source}: {error}") from error
-        job = Job()
-        what = msgspec.json.encode(["push", str(source), "image store" if image else path]).decode()
-        if body.stream.inline is not None:
-            os.close(fd)
-            node.give(job, hosts, body, uid=uid, what=what)
-        else:
-            node.give(job, hosts, body, uid=uid, what=what, source=fd)
-        job.seal()
-        return job, hosts
+        """Push a file of the service's to `path` on hosts by rank. Raises CtlError."""
+        folder, _, name = path.rpartition("/")
+        wishes = Wishes(mode=mode)
+        request = api.PushTo(hosts=None, sources=(str(source),), folder=f"{folder}/", name=name, wishes=wishes)
+        return await self._pushing.push(request, hosts, uid), hosts
 
     def down(self, request: api.DownOn, uid: int) -> tuple[Job, dict[int, str]]:
         """End agents. Those that said yes and are gone are no members any more."""
@@ -351,27 +337,3 @@ class Requests:
         node.give(job, hosts, body, uid=uid, what=msgspec.json.encode(["down"]).decode())
         job.seal()
         return job, hosts
-
-
-def _manifest(fd: int, path: str, mode: int | None, image: bool) -> Push:
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        raise ValueError("only regular files can be pushed")
-    chunk = chunk_for(info.st_size)
-    return Push(
-        path=path,
-        mode=stat.S_IMODE(info.st_mode) if mode is None else mode,
-        mtime_ns=max(0, info.st_mtime_ns),
-        stream=stream_of(lambda index: os.pread(fd, chunk, index * chunk), info.st_size),
-        image=image,
-    )
-
-
-def open_source(record: Record, push: Push) -> int:
-    """The file of a push that was given before the service began anew. Raises OSError where it is not what it was."""
-    path = msgspec.json.decode(record.what, type=list[str])[1]
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if os.fstat(fd).st_size != push.stream.size:
-        os.close(fd)
-        raise OSError(f"{path} has another size now")
-    return fd

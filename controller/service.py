@@ -18,7 +18,7 @@ from controller import api
 from controller.jobs import Job
 from controller.names import Names
 from controller.node import RootNode
-from controller.requests import Requests, open_source
+from controller.requests import Requests
 from controller.status import CtlError, ExitStatus
 from controller.vm_requests import VmRequests
 
@@ -32,7 +32,7 @@ class Service:
 
     def __init__(self, node: RootNode, directory: Path) -> None:
         self._node = node
-        self._requests = Requests(node)
+        self._requests = Requests(node, directory)
         self._vms = VmRequests(node)
         self.names = Names(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
@@ -176,7 +176,7 @@ async def serve(directory: Path, listen: str, advertised: str | None) -> None:
     path = directory / "client.sock"
     path.unlink(missing_ok=True)
     node.begin()
-    node.resume(open_source)
+    node.resume()
     previous = os.umask(0o177)
     try:
         server = await asyncio.start_unix_server(service.client, path, limit=1 << 20)

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from controller import api
 from controller.selection import Chooser, Selection
@@ -27,6 +26,7 @@ from protocol import ranks
 from protocol.limits import DEFAULT_OUTPUT
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Lost, Outcome, Output, Refused, TimedOut, succeeded
 from protocol.vms import VmResult, VmSpec
+from protocol.wishes import Wishes
 
 if TYPE_CHECKING:
     from controller.groups import Member
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _READ = 1 << 20
 
 _Reply = TypeVar("_Reply")
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def fleets_directory() -> Path:
@@ -296,26 +297,69 @@ class Session:
 
     def push(
         self,
-        source: Path,
+        source: PathLike | Sequence[PathLike],
         destination: str,
         hosts: str | Iterable[str] | None = None,
         *,
         mode: int | None = None,
+        owner: str = "",
+        preserve: bool = False,
+        xattrs: bool = False,
+        backup: str = "",
+        checksum: Literal["always", "size-mtime"] = "always",
+        compress: bool = True,
+        dry_run: bool = False,
         image: bool = False,
     ) -> Job:
-        """Push a file. A destination that ends in / is a directory. `mode` None keeps the file's; with `image` it goes
-        into the hosts' image stores instead, and `destination` is not used."""
-        source = source.absolute()
-        try:
-            info = source.stat()
-        except OSError as error:
-            raise CtlError(f"{source}: {error.strerror}", ExitStatus.USAGE) from error
-        if not stat.S_ISREG(info.st_mode):
-            raise CtlError(f"{source} is no regular file: only files can be pushed", ExitStatus.USAGE)
-        if destination.endswith("/"):
-            destination += source.name
+        """Push files and directories (with all that is in them) to hosts (None: all).
+
+        A destination that ends in / is a directory, which is there; else it is the one source's name there. `mode`
+        replaces files' permissions, `owner` (`USER`, `USER:GROUP` or `:GROUP`) their owners; with `preserve` users,
+        groups and all times are kept, with `xattrs` extended attributes. With `backup`, what is replaced is kept under
+        its name and that suffix. Where a host has a file with the same bytes already, it is not sent: `checksum` says
+        whether bytes are compared always, or size and time are trusted. With `dry_run` nothing is changed, and each
+        host's output says what would be. With `image` one file goes into the hosts' image stores, and `destination` is
+        not used. Raises CtlError where there is nothing that could be pushed; yields Progress and Results.
+        """
+        sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+        if not sources:
+            raise CtlError("nothing to push", ExitStatus.USAGE)
+        folder, name = "@/", ""
+        if not image:
+            if not destination.startswith(("/", "@/")) or "\0" in destination:
+                raise CtlError(
+                    f"{destination!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE
+                )
+            folder, _, name = destination.rpartition("/")
+            folder += "/"
+            if name in (".", ".."):
+                raise CtlError(f"{destination}: the destination must name a file, or end with /", ExitStatus.USAGE)
+        if len(sources) > 1 and (name or image):
+            raise CtlError(
+                f"{len(sources)} things go into a directory: end the destination with / (or push one)", ExitStatus.USAGE
+            )
+        absent = []
+        for one in sources:
+            try:
+                os.stat(one)  # noqa: PTH116  a str may be given
+            except OSError as error:
+                absent.append(f"{one}: {error.strerror}")
+        if absent:
+            raise CtlError("; ".join(absent), ExitStatus.USAGE)
+        user, _, group = owner.partition(":")
+        wishes = Wishes(mode=mode, user=user, group=group, preserve=preserve, xattrs=xattrs, compress=compress)
         return self._job(
-            api.PushTo(hosts=self._names(hosts), source=str(source), path=destination or "/", mode=mode, image=image)
+            api.PushTo(
+                hosts=self._names(hosts),
+                sources=tuple(os.path.abspath(one) for one in sources),  # noqa: PTH100  resolves no link
+                folder=folder,
+                name=name,
+                wishes=wishes,
+                image=image,
+                backup=backup,
+                by_time=checksum == "size-mtime",
+                dry_run=dry_run,
+            )
         )
 
     def create_vms(self, deployment: str, slices: dict[str, tuple[VmSpec, ...]], *, timeout: float = 600.0) -> Job:

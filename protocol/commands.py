@@ -72,17 +72,23 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True, tag="push", forbid_unknown_fields=True):
-    """Put a file with the bytes of `stream` at `path`, or, where `image` is set, into the host's image store under
-    the stream's digest.
+    """Put what a listing names, with the data of `stream`, below `folder` (see protocol.listing).
 
-    `mode` is the permission bits; `mtime_ns` nanoseconds since 1970.
+    `folder` is a directory that is there; one that begins with @/ is in the agent's own. `listing` is the packed
+    listing, None where it is the stream's head. With `image` the one file goes into the host's image store, under the
+    stream's digest. With `backup` what is replaced is kept under its name with that at its end. With `by_time` a file
+    that is there with the same size and time is taken for the same; with `exact` modes and times of all that is there
+    are put right. With `dry_run` the stream is the head alone, nothing is changed, and the output says what would be.
     """
 
-    path: Path
-    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
-    mtime_ns: Natural
+    folder: Path
     stream: Stream
+    listing: Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None = None
     image: bool = False
+    backup: Annotated[str, msgspec.Meta(max_length=64, pattern="^[^/\0]*$")] = ""
+    by_time: bool = False
+    exact: bool = False
+    dry_run: bool = False
 
 
 class CreateVms(msgspec.Struct, frozen=True, kw_only=True, tag="create vms", forbid_unknown_fields=True):

@@ -48,6 +48,13 @@ ASK_WINDOW = 4
 #: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an
 #: answer per host, and is no larger than what a relay forwards in a few milliseconds.
 MAX_INLINE = 64 << 10
+#: Names in one push or pull. Each takes some 350 bytes of a host's memory while the push lasts: 16 MiB at the most, of
+#: the 32 that a push may take.
+MAX_ENTRIES = 50_000
+#: Its packed listing: 50,000 entries of 80 bytes are half of it.
+MAX_LISTING = 8 << 20
+#: Parts of its sparse files, together: a badly fragmented image of 64 GiB has some tens of thousands.
+MAX_EXTENTS = 100_000
 #: What a relay keeps of a transfer in memory for its children.
 CHUNK_CACHE = 8 << 20
 

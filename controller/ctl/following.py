@@ -179,5 +179,6 @@ class Pushed:
     def line(self) -> str:
         """The live line."""
         hosts, waiting = self._following.order, self._following.waiting
-        have = [self._done.get(host, 0) if host in waiting else self.size for host in hosts]
-        return push_line(self.size, have, len(hosts), len(hosts) - len(waiting), self._following.seconds)
+        waiting = dict(waiting)  # it changes meanwhile
+        have = {host: self._done.get(host, 0) if host in waiting else self.size for host in hosts}
+        return push_line(self.size, have, waiting, self._following.seconds)

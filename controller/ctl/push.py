@@ -1,9 +1,10 @@
-"""`ctl push`: one file to many hosts."""
+"""`ctl push`: files and directories to many hosts."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,7 +19,10 @@ from controller.terminal import Terminal
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-def _mode(text: str) -> int:
+def mode_bits(text: str | None) -> int | None:
+    """A typer callback's value: permission bits in octal."""
+    if text is None:
+        return None
     try:
         mode = int(text, 8)
     except ValueError:
@@ -28,39 +32,86 @@ def _mode(text: str) -> int:
     return mode
 
 
+def _owner(text: str) -> str:
+    if (text and not re.fullmatch(r"[^:\s]*(:[^:\s]*)?", text)) or text == ":":
+        raise typer.BadParameter(f"{text!r} is no owner, like root, www-data:adm or :adm")
+    return text
+
+
+def _suffix(text: str) -> str:
+    if "/" in text or "\0" in text or len(text) > 64:
+        raise typer.BadParameter(f"{text!r} is no end of a file's name, like ~ or .old")
+    return text
+
+
 @app.command(
     "push",
     epilog="""\b
 Examples:
   ctl push app.tar.gz /opt/              a destination that ends in / is a directory
-  ctl push -w h[0-31] hosts /etc/hosts
-  ctl push --mode 755 tool /usr/local/bin/tool""",
+  ctl push -w h[0-31] hosts /etc/hosts   another one is the file's name there
+  ctl push site motd.d /srv/             directories with all that is in them: /srv/site, /srv/motd.d
+  ctl push --dry-run site /srv/          say who would change what, and change nothing
+  ctl push --mode 755 --owner root:adm tool /usr/local/bin/
+  ctl push --backup ntp.conf /etc/       the old one stays as /etc/ntp.conf~""",
 )
 @selecting()
 def push(
     *,
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file on this machine.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="Where it goes on hosts: a path from / on.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files and directories on this machine.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Where they go on hosts: a path from / on.")],
     selection: Selection = EVERYBODY,
     mode: Annotated[
-        str | None, typer.Option(metavar="OCTAL", help="Its permissions on hosts (default: those it has here).")
+        str | None, typer.Option(metavar="OCTAL", help="Files' permissions on hosts (default: those they have here).")
     ] = None,
+    owner: Annotated[
+        str,
+        typer.Option(metavar="USER[:GROUP]", help="Whose they are on hosts (default: the agent's).", callback=_owner),
+    ] = "",
+    preserve: Annotated[
+        bool, typer.Option("--preserve", help="Keep owner, group and all times, by name where the host has it.")
+    ] = False,
+    xattrs: Annotated[bool, typer.Option("--xattrs", help="Keep extended attributes and access lists.")] = False,
+    backup: Annotated[
+        bool, typer.Option("--backup", help="Keep what is replaced under its name and the suffix.")
+    ] = False,
+    suffix: Annotated[str, typer.Option("--suffix", metavar="TEXT", help="For --backup.", callback=_suffix)] = "~",
+    checksum: Annotated[
+        Literal["always", "size-mtime"],
+        typer.Option("--checksum", help="When a file counts as there already: same bytes, or same size and time."),
+    ] = "always",
+    compress: Annotated[bool, typer.Option("--compress/--no-compress", help="Compress where it pays.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing: say what would change where.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring a file to all hosts at once.
+    """Bring files and directories to all hosts at once.
 
-    It goes from host to host, is verified by digest, and replaces what is there in one step: a host has the old file or
-    the new one, never half of it. Where it is there already, nothing is sent.
+    They go from host to host, are verified by digest, and each replaces what is there in one step: a host has the old
+    file or the new one, never half of it. What is there already is not sent. What is there and not in the push stays.
+    Symbolic links in directories arrive as links, holes as holes. A push that was interrupted goes on where it was,
+    when it is given again. Ctrl-C ends it on all hosts, and leaves nothing half behind.
     """
     if not destination.startswith("/"):
         raise CtlError(f"{destination!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE)
-    bits = None if mode is None else _mode(mode)
+    bits = mode_bits(mode)
     ctl = ctl_of(context)
     with ctl.session() as session:
         hosts = session.choose(selection)
-        job = session.push(file, destination, hosts, mode=bits)
+        job = session.push(
+            files,
+            destination,
+            hosts,
+            mode=bits,
+            owner=owner,
+            preserve=preserve,
+            xattrs=xattrs,
+            backup=suffix if backup else "",
+            checksum=checksum,
+            compress=compress,
+            dry_run=dry_run,
+        )
         raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
 
 
@@ -74,6 +125,12 @@ def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool =
     else:
         good = [result for result in following.results if result.ok]
         for what, hosts in render.grouped(good, lambda result: result.stdout, following.order):
-            terminal.text(f"{render.label(hosts)}: {render.clean(what.decode('utf-8', 'replace').strip())}\n")
+            first, *lines = what.decode("utf-8", "replace").strip().split("\n")
+            if lines:
+                lines.insert(0, first)
+                first = f"{len(lines)} changes" if not lines[-1].startswith("and ") else "many changes"
+            terminal.text(f"{render.label(hosts)}: {render.clean(first)}\n")
+            for line in lines:
+                terminal.text(f"  {render.clean(line)}\n")
         following.show_failures()
     return following.end()

@@ -12,20 +12,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from agent.files import BadDestination, put
+from agent.incoming import Incoming, put
+from agent.paths import BadDestination
 from controller.session import Result
-from protocol.commands import Cancel, Push
+from controller.status import CtlError
+from protocol.commands import Cancel
 from protocol.limits import CHUNK, MAX_INLINE
 from protocol.messages import Ask, Manner
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Outcome, Refused
-from protocol.stream import stream_of
 from tests.net.liar import AGENT, Stage
 from tests.net.localfleet import LocalFleet, local_fleet, own_address
+from tests.pushes import file_push
 from tests.waiting import wait_until
 
 DEADLINE_S = 30.0
@@ -213,6 +215,32 @@ def test_an_image_goes_into_the_store_under_its_digest(fleet: LocalFleet, tmp_pa
         image.unlink()
 
 
+def test_a_directory_with_a_long_listing_goes_to_many_hosts(fleet: LocalFleet, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    (many / "deep").mkdir(parents=True)
+    for number in range(900):
+        (many / f"{number}").write_bytes(os.urandom(700))
+    (many / "deep" / "large").write_bytes(os.urandom(2 * CHUNK + 1))
+    (many / "deep" / "link").symlink_to("../0")
+    (would,) = fleet.session.push(many, "@/", dry_run=True).results()
+    assert would.hosts == fleet.names
+    assert b"new: many/100" in would.stdout.split(b"\n")
+    for said in (b"pushed", b"unchanged"):
+        (result,) = fleet.session.push([many], "@/").results()
+        assert (result.hosts, result.outcome, result.stdout) == (fleet.names, Exited(0), said)
+    (many / "7").write_bytes(b"other")
+    (result,) = fleet.session.push([many], "@/").results()
+    assert (result.hosts, result.stdout) == (fleet.names, b"pushed 1 of 902")
+    for name in fleet.names:
+        there = fleet.directory(name).path / "many"
+        assert {path.name: path.read_bytes() for path in there.iterdir() if path.is_file()} == {
+            path.name: path.read_bytes() for path in many.iterdir() if path.is_file()
+        }
+        assert (there / "deep" / "large").read_bytes() == (many / "deep" / "large").read_bytes()
+        assert os.readlink(there / "deep" / "link") == "../0"
+        assert left_over(there.parent) == []
+
+
 # --- where it does not go ---------------------------------------------------------------------------------------------
 
 
@@ -222,18 +250,12 @@ def test_an_image_goes_into_the_store_under_its_digest(fleet: LocalFleet, tmp_pa
         ("{0}/sub/../target", "'..'"),
         ("{0}/../../../../../../etc/target", "'..'"),
         ("@/../target", "'..'"),
-        ("@/.", "is a directory"),
-        ("{0}/.", "must name a file"),
-        ("/.", "must name a file"),
-        ("target", "absolute"),
-        ("~/target", "absolute"),
         ("{0}/missing/target", "missing does not exist"),
         ("{0}/file/target", "file is not a directory"),
         ("{0}/sub", "is a directory"),
         ("{0}/fifo", "no regular file"),
         ("{0}/socket", "no regular file"),
         ("/dev/null", "no regular file"),
-        ("{0}/nul\0byte", "NUL"),
     ],
 )
 def test_a_destination_that_is_none_is_refused(
@@ -253,10 +275,25 @@ def test_a_destination_that_is_none_is_refused(
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
-def test_a_name_that_is_too_long_fails_with_its_reason(fleet: LocalFleet, source: Path, tmp_path: Path) -> None:
-    outcome = push_one(fleet, source, f"{tmp_path}/{'x' * 256}")
-    assert isinstance(outcome, FailedToStart)
-    assert "File name too long" in outcome.why
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("@/.", "must name a file"),
+        ("{0}/.", "must name a file"),
+        ("{0}/..", "must name a file"),
+        ("target", "no path from / on"),
+        ("~/target", "no path from / on"),
+        ("{0}/nul\0byte", "no path from / on"),
+        ("{0}/" + "x" * 256, "256 bytes"),
+    ],
+)
+def test_a_destination_that_is_none_anywhere_is_refused_before_anything_is_sent(
+    fleet: LocalFleet, tmp_path: Path, path: str, why: str
+) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+    with pytest.raises(CtlError) as refused:
+        fleet.session.push(tmp_path / "source", path.format(tmp_path), ["h2"])
+    assert why in str(refused.value)
 
 
 @pytest.mark.parametrize("dangling", [False, True], ids=["to a file", "to nothing"])
@@ -323,9 +360,14 @@ while True:
 """
 
 
-def inline(data: bytes, path: Path) -> Push:
-    stream = stream_of(lambda index: data[index * CHUNK : (index + 1) * CHUNK], len(data))
-    return Push(path=str(path), mode=0o644, mtime_ns=0, stream=stream)
+def put_one(data: bytes, path: Path, notes: Path) -> None:
+    """A file onto this machine, as an agent does it."""
+    push = file_push(data, path, mode=0o644)
+    incoming = Incoming(push.folder, push.stream, push.listing, notes)
+    try:
+        put(incoming, push.stream, [data])
+    finally:
+        incoming.close()
 
 
 @as_root
@@ -350,9 +392,9 @@ def test_no_directory_is_swapped_for_a_link_while_nobody_looks(
         wait_until(lambda: not (playground / "a").is_dir() or (playground / "a").is_symlink(), DEADLINE_S, "a swap")
         deadline = time.monotonic() + DEADLINE_S
         while (outcomes.get("put", 0) < 50 or outcomes.get("link", 0) < 50) and time.monotonic() < deadline:
-            for number in range(100):
+            for _ in range(100):
                 try:
-                    put(number, inline(os.urandom(20), playground / "a" / "target"), home, notes)
+                    put_one(os.urandom(20), playground / "a" / "target", notes)
                     what = "put"
                 except BadDestination as error:
                     what = "link" if "symbolic link" in str(error) else "gone"
@@ -482,63 +524,100 @@ def test_a_source_that_changes_in_mid_push_is_not_put_anywhere(fleet: LocalFleet
 CHILD = 10
 
 
-class HalfPushed:
-    """An agent that was told of a push and has two chunks of eight."""
+class Pushed:
+    """A push of eight chunks that an agent was told of, and what it asked for."""
 
-    def __init__(self, stage: Stage, target: Path) -> None:
-        self.stage = stage
-        self.data = os.urandom(8 * CHUNK)
-        stream = stream_of(self.chunk, len(self.data))
-        push = Push(path=str(target), mode=0o600, mtime_ns=0, stream=stream)
-        delivery = stage.delivery(push, to=[AGENT, CHILD], targets=[AGENT, CHILD], manner=Manner.BULK)
+    def __init__(self, stage: Stage, data: bytes, target: Path) -> None:
+        self.stage, self.data, self._target = stage, data, target
+        delivery = stage.delivery(
+            file_push(data, target), to=[AGENT, CHILD], targets=[AGENT, CHILD], manner=Manner.BULK
+        )
         self.id = delivery.id
+        self._given = 0
         stage.parent.send(delivery)
-        self.given = 0
-        stage.until(lambda: len(self._asked()) >= 2, "the agent to ask")
-        self._give(2)
-        (part,) = stage.until(lambda: left_over(target.parent), "the temporary file")
-        stage.until(lambda: part.read_bytes()[: 2 * CHUNK] == self.data[: 2 * CHUNK], "two chunks to be stored")
-        assert stat.S_IMODE(part.stat().st_mode) == 0o600
 
     def chunk(self, index: int) -> bytes:
         return self.data[index * CHUNK : (index + 1) * CHUNK]
 
-    def _asked(self) -> list[int]:
+    def asked(self) -> list[int]:
+        """The chunks that were asked for, in order."""
         asks = [ask for ask in self.stage.parent.bulk_heard if isinstance(ask, Ask) and ask.id == self.id]
         return [index for ask in asks for index in ask.indices]
 
-    def _give(self, most: int) -> None:
-        for index in self._asked()[self.given : most]:
+    def give(self, most: int) -> None:
+        """Give what was asked for first, so many in all."""
+        for index in self.asked()[self._given : most]:
             self.stage.parent.send_chunk(self.id, index, self.chunk(index))
-            self.given += 1
+            self._given += 1
 
-    def go_on(self) -> None:
+    def give_all(self) -> None:
         """Give whatever else was asked for."""
-        self._give(len(self._asked()))
+        self.give(len(self.asked()))
+
+    def ended(self) -> bool:
+        """Give what else was asked for; whether the agent has said what became of it."""
+        self.give_all()
+        return bool(self.stage.parent.outcomes(self.id))
+
+    def again(self) -> Pushed:
+        """The same push once more."""
+        return Pushed(self.stage, self.data, self._target)
 
 
 @contextmanager
-def half_pushed(tmp_path: Path) -> Iterator[tuple[Stage, HalfPushed]]:
+def half_pushed(tmp_path: Path) -> Iterator[tuple[Stage, Pushed]]:
+    """An agent that was told of a push and has two chunks of eight."""
     stage = Stage(tmp_path / "stage", own_address(), [CHILD], {})
     try:
         stage.start()
-        yield stage, HalfPushed(stage, tmp_path / "target")
+        push = Pushed(stage, os.urandom(8 * CHUNK), tmp_path / "target")
+        stage.until(lambda: len(push.asked()) >= 2, "the agent to ask")
+        push.give(2)
+        (staging,) = stage.until(lambda: left_over(tmp_path), "the temporary directory")
+        assert stat.S_IMODE(staging.stat().st_mode) == 0o700
+        part = staging / "0"
+        stage.until(lambda: part.read_bytes()[: 2 * CHUNK] == push.data[: 2 * CHUNK], "two chunks to be stored")
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600
+        yield stage, push
     finally:
         stage.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "old file there"])
-def test_an_agent_killed_in_mid_push_leaves_no_half_file(tmp_path: Path, there: bool) -> None:
+def test_a_push_goes_on_after_a_restart_of_the_agent_with_what_had_come(
+    tmp_path: Path, *, there: bool, number: signal.Signals
+) -> None:
     if there:
         (tmp_path / "target").write_bytes(b"old")
-    with half_pushed(tmp_path) as (stage, _):
-        stage.kill()
-        assert left_over(tmp_path)  # what a killed process can't remove, the next one does
+    with half_pushed(tmp_path) as (stage, push):
+        assert stage.process is not None
+        stage.process.send_signal(number)
+        stage.process.wait(DEADLINE_S)
         stage.start()
+        # Nobody sees a half file; what has come waits in a directory that is the agent's alone.
+        assert (tmp_path / "target").exists() == there
+        assert not there or (tmp_path / "target").read_bytes() == b"old"
+        again = push.again()
+        stage.until(again.ended, "an outcome")
+        assert stage.parent.outcomes(again.id) == {AGENT: [Exited(0)]}
+        assert sorted(again.asked()) == [2, 3, 4, 5, 6, 7]
         assert not left_over(tmp_path)
         assert list(stage.directory.parts.iterdir()) == []
-    assert (tmp_path / "target").exists() == there
-    assert not there or (tmp_path / "target").read_bytes() == b"old"
+    assert (tmp_path / "target").read_bytes() == push.data
+
+
+def test_what_had_come_and_was_spoilt_since_is_asked_for_again(tmp_path: Path) -> None:
+    with half_pushed(tmp_path) as (stage, push):
+        stage.kill()
+        (staging,) = left_over(tmp_path)
+        with (staging / "0").open("r+b") as file:
+            file.write(b"spoilt")
+        stage.start()
+        again = push.again()
+        stage.until(again.ended, "an outcome")
+        assert sorted(again.asked()) == [0, 2, 3, 4, 5, 6, 7]
+    assert (tmp_path / "target").read_bytes() == push.data
 
 
 def test_a_push_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
@@ -552,16 +631,6 @@ def test_a_push_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == b"old"
 
 
-def test_an_agent_that_ends_in_mid_push_leaves_nothing(tmp_path: Path) -> None:
-    with half_pushed(tmp_path) as (stage, _):
-        assert stage.process is not None
-        stage.process.send_signal(signal.SIGTERM)
-        stage.process.wait(DEADLINE_S)
-        assert not left_over(tmp_path)
-        assert list(stage.directory.parts.iterdir()) == []
-    assert not (tmp_path / "target").exists()
-
-
 def test_a_relay_that_fails_in_mid_push_gives_the_file_on(tmp_path: Path) -> None:
     with half_pushed(tmp_path) as (stage, push):
         assert stage.process is not None
@@ -571,14 +640,14 @@ def test_a_relay_that_fails_in_mid_push_gives_the_file_on(tmp_path: Path) -> Non
         child.send(Ask(push.id, (0, 1, 2, 3)))
 
         def half() -> bool:
-            push.go_on()
+            push.give_all()
             return len(child.chunks) == 4
 
         stage.until(half, "the child to have the first half")
         child.send(Ask(push.id, (4, 5, 6, 7)))
 
         def whole() -> bool:
-            push.go_on()
+            push.give_all()
             return len(child.chunks) == 8
 
         stage.until(whole, "the child to have the rest")
@@ -588,23 +657,3 @@ def test_a_relay_that_fails_in_mid_push_gives_the_file_on(tmp_path: Path) -> Non
         assert "File too large" in outcome.why
         stage.until(lambda: not left_over(tmp_path), "the temporary file to be gone")
     assert not (tmp_path / "target").exists()
-
-
-def test_a_restarted_agent_removes_only_what_it_left(tmp_path: Path) -> None:
-    with half_pushed(tmp_path) as (stage, _):
-        stage.kill()
-        for name in ("precious", ".canopy-precious"):
-            (tmp_path / name).write_bytes(b"precious")
-        # A note that leads elsewhere, through another user's link or to what is no temporary file, does no harm.
-        (tmp_path / "link").symlink_to(tmp_path)
-        with suppress(PermissionError):
-            os.lchown(tmp_path / "link", OTHER_UID, OTHER_UID)
-        (stage.directory.parts / "1").write_bytes(os.fsencode(tmp_path / "precious"))
-        (stage.directory.parts / "2").write_bytes(os.fsencode(tmp_path / "link" / ".canopy-precious"))
-        (stage.directory.parts / "3").write_bytes(os.fsencode(tmp_path / "missing" / ".canopy-x"))
-        (stage.directory.parts / "4").write_bytes(b"")
-        stage.start()
-        assert list(stage.directory.parts.iterdir()) == []
-        assert (tmp_path / "precious").exists()
-        assert os.geteuid() != 0 or (tmp_path / ".canopy-precious").exists()
-        (tmp_path / ".canopy-precious").unlink(missing_ok=True)

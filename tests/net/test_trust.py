@@ -16,7 +16,7 @@ import zmq
 from agent.links import endpoint
 from agent.ports import is_free
 from protocol import codec, ranks
-from protocol.commands import Below, Cancel, Leave, Push, Run, Settled
+from protocol.commands import Below, Cancel, Leave, Run, Settled
 from protocol.limits import (
     ASK_WINDOW,
     CHUNK,
@@ -55,6 +55,7 @@ from tests.bench.idle import resident_kib
 from tests.net.curve import RawCurve, frame, greeting
 from tests.net.liar import AGENT, DEADLINE_S, Child, Keys, Stage, monitor, new_epoch
 from tests.net.localfleet import own_address
+from tests.pushes import file_push
 from tests.waiting import wait_until
 
 #: Children of the agent: each hostile test takes one that was not used yet, since a key that broke the rules stays
@@ -778,18 +779,12 @@ def test_only_the_fleet_says_who_may_connect(stage: Stage) -> None:
 # --- chunks -----------------------------------------------------------------------------------------------------------
 
 
-def push_of(data: bytes, path: Path, *, chunk: int = CHUNK) -> Push:
-    """A push of these bytes, in chunks."""
-    stream = stream_of(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk=chunk)
-    return Push(path=str(path), mode=0o600, mtime_ns=0, stream=msgspec.structs.replace(stream, inline=None))
-
-
 class Pushed:
     """A push through the agent, of which the parent has the bytes."""
 
     def __init__(self, stage: Stage, data: bytes, path: Path, targets: list[int]) -> None:
         self.stage, self.data = stage, data
-        self.push = push_of(data, path)
+        self.push = file_push(data, path)
         self.delivery = stage.delivery(self.push, to=targets, targets=targets, manner=Manner.BULK)
         self.id = self.delivery.id
         stage.parent.send(self.delivery)
@@ -916,7 +911,7 @@ def test_chunks_that_nobody_asked_for_are_not_taken(stage: Stage, tmp_path: Path
 
 
 def test_a_manifest_that_contradicts_itself_is_refused(stage: Stage, tmp_path: Path) -> None:
-    push = push_of(os.urandom(CHUNK + 1), tmp_path / "file")
+    push = file_push(os.urandom(CHUNK + 1), tmp_path / "file")
     good = push.stream
     small = stream_of(lambda _: b"right", 5)
     for bad in (

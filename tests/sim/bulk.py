@@ -32,7 +32,7 @@ class Bulk:
         """The root pushes a file in chunks of so many bytes; returns the command's id."""
         assert chunk * 2 <= MAX_INLINE, "made-up files are small"
         stream = stream_of(lambda at: data[at * chunk :][:chunk], len(data), chunk=chunk)
-        body = Push(path="/f", mode=0o644, mtime_ns=0, stream=msgspec.structs.replace(stream, inline=None))
+        body = Push(folder="/", stream=msgspec.structs.replace(stream, inline=None))
         id_ = self._tree.next_id
         self._files[id_] = data, chunk
         self._perform(None, self._of(self._tree.nodes[None]).begin(id_, body.stream, Role.SOURCE))

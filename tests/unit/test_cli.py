@@ -27,6 +27,7 @@ from controller.status import ExitStatus
 from protocol.messages import HostHealth
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Fold, Lost, Outcome, Output, Refused, TimedOut
 from protocol.vms import VmPower, VmState
+from protocol.wishes import Wishes
 from tests.unit import fake_service as fake
 from tests.unit.fake_service import Client, FakeService
 from tests.waiting import wait_until
@@ -532,14 +533,15 @@ def test_a_push_tells_where_the_file_was_there_already(service: FakeService, ctl
     assert done.err.splitlines() == ["h3: refused: /opt is no directory", "3 of 4 answered ok; failed: h3"]
     assert done.status == ExitStatus.FAILED
     (asked,) = service.asked(api.PushTo)
-    assert asked == api.PushTo(hosts=("h0", "h1", "h2", "h3"), source=str(source), path="/opt/tool", mode=0o755)
+    assert asked == api.PushTo(
+        hosts=("h0", "h1", "h2", "h3"), sources=(str(source),), folder="/opt/", wishes=Wishes(mode=0o755)
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (["/nowhere/at/all", "/x"], "No such file"),
-        (["/etc", "/x"], "no regular file"),
         (["/etc/hostname", "x"], "no path from / on"),
         (["--mode", "9", "/etc/hostname", "/x"], "no mode in octal"),
         (["--mode", "77777", "/etc/hostname", "/x"], "no mode in octal"),

@@ -21,9 +21,9 @@ DEADLINE_S = 60
 
 # What a pure module may be made of: no input but its arguments, no output but its results.
 PURE_MODULES = {
-    "__future__", "abc", "base64", "binascii", "bisect", "collections", "copy", "dataclasses", "enum", "functools",
-    "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "msgspec", "operator", "protocol", "re", "string",
-    "struct", "textwrap", "types", "typing", "unicodedata", "zlib",
+    "__future__", "abc", "array", "base64", "binascii", "bisect", "collections", "copy", "dataclasses", "enum",
+    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "msgspec", "operator", "protocol", "re",
+    "string", "struct", "textwrap", "types", "typing", "unicodedata", "zlib",
 }  # fmt: skip
 # Signing is pure where keys are passed in; the rest of PyNaCl draws random keys and nonces by itself.
 PURE_NACL = {"nacl.bindings", "nacl.exceptions"}

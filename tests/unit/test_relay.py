@@ -490,7 +490,7 @@ def test_a_widened_command_is_refused_by_those_whom_it_was_not_for() -> None:
 
 def test_a_relay_on_the_way_of_a_push_that_is_no_target_carries_its_chunks() -> None:
     stream = Stream(size=1, chunk=1, digests=b"d" * 32, digest="0" * 64)
-    push = Push(path="/f", mode=0o644, mtime_ns=0, stream=stream)
+    push = Push(folder="/", stream=stream)
     bench = _agent()
     effects = bench.parent(_delivery({3}, push, manner=Manner.BULK))
     assert Carry(1, push) in effects

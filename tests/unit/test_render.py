@@ -135,11 +135,14 @@ def test_the_waiting_line_names_five_at_most() -> None:
     assert waiting_line(2, [], 3) == "2/2 done: 2 ok, 0 failed, 0 waiting, 3 s"
 
 
-def test_a_push_line_tells_share_hosts_and_rate() -> None:
-    assert push_line(20 << 20, [20 << 20, 10 << 20], 2, 1, 10) == (
-        "[###############.....]  75% of 40.0 MiB, 1/2 hosts, 3.0 MiB/s"
+def test_a_push_line_tells_share_hosts_rate_what_is_left_and_who_is_slowest() -> None:
+    assert push_line(20 << 20, {"h0": 20 << 20, "h1": 10 << 20}, ["h1"], 10) == (
+        "[###############.....]  75% of 40.0 MiB, 1/2 hosts, 3.0 MiB/s, 3 s left, slowest h1 50%"
     )
-    assert push_line(0, [], 2, 2, 0) == "[####################] 100% of 0 B, 2/2 hosts"
+    done = {f"h{number}": 100 - number for number in range(8)}
+    assert push_line(100, done, list(done), 0).endswith("slowest h7 93% h6 94% h5 95% h4 96% h3 97%")
+    assert push_line(0, {"h0": 0, "h1": 0}, [], 0) == "[####################] 100% of 0 B, 2/2 hosts"
+    assert push_line(10, {"h0": 1}, ["h0"], 900.0).split(", ")[3] == "2 h 15 min left"
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_vms_are_made_by_their_hosts_and_the_rerun_changes_nothing(hosts: Hosts,
     assert (vm0.start, vm2.start, vm0.network.bridge) == (True, False, "br0")
     assert vm0.boot is not None
     assert vm0.boot.cmdline.endswith(" console=ttyS0")
-    images = [(Path(asked.source).name, asked.image, asked.hosts) for asked in hosts.service.asked(api.PushTo)]
+    images = [(Path(asked.sources[0]).name, asked.image, asked.hosts) for asked in hosts.service.asked(api.PushTo)]
     assert images == [("vmlinuz", True, ("h0", "h1")), ("initrd", True, ("h0", "h1"))]
     assert len(hosts.service.asked(api.SendNames)) == 1
 

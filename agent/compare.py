@@ -1,0 +1,250 @@
+"""What of a listing is on this host already, and what must change: looked at before anything is touched.
+
+All functions block; the caller runs them in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from agent.paths import BadDestination, Below
+from agent.source import digest_of
+from agent.walk import READ, BadSource, extents_of
+from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
+
+#: The room that a name takes beside its data, in bytes: an inode and its place in a directory.
+_NAME_BYTES = 512
+
+
+class State(IntEnum):
+    """What is at an entry's place."""
+
+    RIGHT = 0  # the same content: at most its mode, times or owner are to be put right
+    NEW = 1  # nothing
+    OTHER = 2  # a file or link that will be replaced
+
+
+@dataclass
+class Comparison:
+    """What is to be done. A *unit* is what one rename puts in place: a file, a link, or a whole new directory."""
+
+    states: bytearray
+    #: For each entry that is not right: the entry whose rename brings it there.
+    unit_of: dict[int, int] = field(default_factory=dict)
+    units: list[int] = field(default_factory=list)
+    #: Entries with the right content whose mode, times or owner differ.
+    to_fix: list[int] = field(default_factory=list)
+
+    def count(self, state: State) -> int:
+        """How many entries are so."""
+        return self.states.count(state)
+
+
+def owner_ids(listing: Listing) -> tuple[tuple[int, int], ...]:
+    """The listing's owners as numbers, -1 for those that are not to change.
+
+    Raises BadDestination for one that this host does not know, or that this process may not give files to.
+    """
+    found: list[tuple[int, int]] = []
+    for user, group in listing.owners:
+        uid = gid = -1
+        if user:
+            uid = _number(user, "user")
+        if group:
+            gid = _number(group, "group")
+        if os.geteuid() != 0 and (uid not in (-1, os.geteuid()) or gid not in (-1, os.getegid(), *os.getgroups())):
+            raise BadDestination(
+                f"only root can give files to {':'.join(filter(None, (user, group)))}, and this agent is another user"
+            )
+        found.append((uid, gid))
+    return tuple(found)
+
+
+def _number(name: str, what: str) -> int:
+    # pwd is a part of every Python on Linux, and an agent that is not asked for owners does without.
+    import grp
+    import pwd
+
+    try:
+        return grp.getgrnam(name).gr_gid if what == "group" else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        if name.isascii() and name.isdecimal() and int(name) < 2**32 - 1:
+            return int(name)
+        raise BadDestination(f"there is no {what} {name} on this host") from None
+
+
+@dataclass
+class Looker:
+    """Looks at every entry's place below `folder`, a descriptor.
+
+    `right(index, fd)` says whether an open file of the right size has entry `index`'s content. With `by_time` a file
+    with the same size and time is taken for it. With `exact` modes and times of what is there are to be right too, else
+    modes of files alone.
+    """
+
+    folder: int
+    listing: Listing
+    owners: tuple[tuple[int, int], ...]
+    right: Callable[[int, int], bool]
+    by_time: bool = False
+    exact: bool = False
+
+    def look(self) -> Comparison:
+        """Raises BadDestination where something is in the way, OSError. Changes nothing."""
+        self._found = Comparison(bytearray(len(self.listing.entries)))
+        self._below = Below(self.folder)
+        self._places = {e.path: index for index, e in enumerate(self.listing.entries) if e.kind is Kind.FILE}
+        device = os.fstat(self.folder).st_dev
+        new: dict[bytes, int] = {}
+        found, writable = self._found, b"\0"
+        try:
+            for index, entry in enumerate(self.listing.entries):
+                above = parent_of(entry.path)
+                if above in new:
+                    found.states[index], found.unit_of[index] = State.NEW, new[above]
+                    if entry.kind is Kind.DIRECTORY:
+                        new[entry.path] = new[above]
+                    continue
+                state = found.states[index] = self._at(index, entry, above)
+                if state == State.RIGHT:
+                    continue
+                if state == State.NEW and entry.kind is Kind.DIRECTORY:
+                    new[entry.path] = index
+                if above != writable:
+                    self._check_parent(above, device)
+                    writable = above
+                found.unit_of[index] = index
+                found.units.append(index)
+        finally:
+            self._below.close()
+        return found
+
+    def _check_parent(self, above: bytes, device: int) -> None:
+        parent = self._below.directory(above)
+        if os.fstat(parent).st_dev != device:
+            raise BadDestination(f"{shown(above)} is another file system: push to it by itself")
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=True):
+            read_only = os.fstatvfs(parent).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), shown(above) or None)
+
+    def _at(self, index: int, entry: Entry, above: bytes) -> State:
+        parent = self._below.directory(above)
+        name = entry.path[len(above) + 1 :] if above else entry.path
+        try:
+            info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return State.NEW
+        if not self._same(index, entry, info, parent, name):
+            return State.OTHER
+        if self._differs(entry, info):
+            self._found.to_fix.append(index)
+        return State.RIGHT
+
+    def _same(self, index: int, entry: Entry, info: os.stat_result, parent: int, name: bytes) -> bool:
+        """Whether what is at an entry's place has its content already."""
+        kind = info.st_mode
+        if entry.kind is Kind.DIRECTORY:
+            if stat.S_ISLNK(kind):
+                raise BadDestination(f"{shown(entry.path)} is a symbolic link here, and is not followed")
+            if not stat.S_ISDIR(kind):
+                raise BadDestination(f"{shown(entry.path)} is no directory here")
+            return True
+        if stat.S_ISDIR(kind):
+            raise BadDestination(f"{shown(entry.path)} is a directory: end the destination with / to push into it")
+        if not stat.S_ISREG(kind) and not stat.S_ISLNK(kind):
+            raise BadDestination(f"{shown(entry.path)} is there and is no regular file")
+        if entry.kind is Kind.LINK:
+            return stat.S_ISLNK(kind) and os.fsencode(os.readlink(name, dir_fd=parent)) == entry.target
+        if not stat.S_ISREG(kind):
+            return False  # the rename will replace the link itself, not what it points to
+        if entry.kind is Kind.SAME:
+            return self._found.states[self._places[entry.target]] == State.RIGHT and self._is_name_of(entry, info)
+        if info.st_size != entry.size:
+            return False
+        if self.by_time and entry.mtime_ns is not None and info.st_mtime_ns == entry.mtime_ns:
+            return True
+        fd = os.open(name, READ, dir_fd=parent)  # not blocking, should it have become a pipe since
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode) and self.right(index, fd)
+        finally:
+            os.close(fd)
+
+    def _is_name_of(self, entry: Entry, info: os.stat_result) -> bool:
+        above = parent_of(entry.target)
+        name = entry.target[len(above) + 1 :] if above else entry.target
+        other = os.stat(name, dir_fd=self._below.directory(above), follow_symlinks=False)
+        return os.path.samestat(other, info)
+
+    def _differs(self, entry: Entry, info: os.stat_result) -> bool:
+        if entry.owner is not None:
+            uid, gid = self.owners[entry.owner]
+            if uid not in (-1, info.st_uid) or gid not in (-1, info.st_gid):
+                return True
+        if entry.kind is Kind.LINK:
+            return False
+        exact = self.exact or entry.kind is Kind.FILE
+        if exact and entry.mode is not None and stat.S_IMODE(info.st_mode) != entry.mode:
+            return True
+        return (self.exact or self.by_time) and entry.mtime_ns is not None and info.st_mtime_ns != entry.mtime_ns
+
+
+def has_holes(entry: Entry, fd: int) -> bool:
+    """Whether an open file of the right size has holes wherever an entry has some."""
+    if entry.extents is None:
+        return True
+    parts = iter(entry.extents)
+    begin, end = 0, 0
+    for offset, length in extents_of(fd, entry.size):
+        while offset >= end:
+            part = next(parts, None)
+            if part is None:
+                return False
+            begin, end = part[0], part[0] + part[1]
+        if offset < begin or offset + length > end:
+            return False
+    return True
+
+
+def has_content(entry: Entry, fd: int) -> bool:
+    """Whether an open file of the right size has an entry's data, by its digest, and nothing where that has holes."""
+    if not has_holes(entry, fd):
+        return False
+    try:
+        return digest_of(fd, entry) == entry.digest
+    except BadSource:  # it became shorter meanwhile
+        return False
+
+
+def check_room(folder: int, listing: Listing, found: Comparison, there: int) -> None:
+    """Raise OSError (ENOSPC) where the file system of `folder` has no room for what is to come. `there` bytes of it are
+    on disk already, from an earlier attempt. Source: statvfs(3)."""
+    room = os.statvfs(folder)
+    block = room.f_frsize or 4096
+    names, need = 0, 0
+    for index in found.unit_of:
+        names += 1
+        data = listing.entries[index].data
+        need += -(-data // block) * block
+    free = (room.f_bfree if os.geteuid() == 0 else room.f_bavail) * block
+    if names and (need - there > free or free == 0):
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {need - there} bytes are needed and {free} are free")
+    inodes = room.f_ffree if os.geteuid() == 0 else room.f_favail
+    if room.f_files and names > inodes:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {names} files are to come and {inodes} can be made")
+
+
+def missing_chunks(listing: Listing, places: Map, found: Comparison, chunk: int, count: int) -> bytearray:
+    """For each of `count` chunks of data whether it has something that is not here (1)."""
+    missing = bytearray(count)
+    for index in found.unit_of:
+        if listing.entries[index].data:
+            begin, end = places.span(index)
+            first, last = begin // chunk, (end - 1) // chunk
+            missing[first : last + 1] = b"\1" * (last + 1 - first)
+    return missing

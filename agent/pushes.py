@@ -1,0 +1,226 @@
+"""Pushes on a host: chunks from the bulk links to the disk and back, each push to exactly one Finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from agent.identity import HostDirectory
+from agent.paths import BadDestination, resolved
+from protocol import events
+from protocol.commands import Push
+from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Outcome, Output, Refused
+from protocol.stream import is_consistent
+from protocol.transfer import Role
+
+if TYPE_CHECKING:
+    from agent.incoming import Incoming
+    from agent.shell import Shell
+
+#: How often a push's progress is told, in seconds: often enough for a moving bar.
+_PROGRESS_EVERY = 0.5
+
+
+def sentence(error: BaseException) -> str:
+    """An exception in the words that people read."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What becomes of a push that ended so."""
+    return Refused(str(error)) if isinstance(error, BadDestination) else FailedToStart(sentence(error))
+
+
+class Pushes:
+    """All pushes that this host is a target of."""
+
+    def __init__(
+        self,
+        shell: Shell,
+        directory: HostDirectory,
+        disk: ThreadPoolExecutor,
+        finish: Callable[[int, Outcome, Output], None],
+        placed: Callable[[str, str], None],
+    ) -> None:
+        """`finish` is told each push's outcome; `placed`, on a thread of `disk`, the folder of one that is in its place
+        and the first name in it."""
+        self._shell = shell
+        self._directory = directory
+        self._disk = disk
+        self._finish = finish
+        self._placed = placed
+        self._folders: dict[int, str] = {}
+        self._loop = asyncio.get_running_loop()
+        self._incoming: dict[int, Incoming] = {}
+        self._progress_at: dict[int, float] = {}
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._incoming
+
+    async def begin(self, id_: int, push: Push) -> None:
+        """Look at the destination, and take part."""
+        if not is_consistent(push.stream):
+            self._finish(id_, Refused("the push's sizes and digests do not agree"), NO_OUTPUT)
+            return
+        try:
+            if push.stream.inline is not None:
+                said = await self._loop.run_in_executor(self._disk, self._put, push)
+                self._finish(id_, Exited(0), Output(out=said.encode()))
+                return
+            incoming = await self._open(push)
+        except (BadDestination, OSError) as error:
+            # Those below get it through here all the same.
+            self._shell.begin_transfer(id_, push.stream, Role.CARRIER)
+            self._finish(id_, outcome_of(error), NO_OUTPUT)
+            return
+        self._incoming[id_], self._folders[id_] = incoming, push.folder
+        self._shell.begin_transfer(id_, push.stream, Role.TARGET, incoming.have)
+
+    def _make(self, push: Push) -> Incoming:
+        from agent.incoming import Incoming
+        from protocol.listing import BadListing, Kind, unpack
+
+        if push.image:
+            try:
+                entries = unpack(push.listing or b"").entries
+            except BadListing as error:
+                raise BadDestination(str(error)) from error
+            if len(entries) != 1 or entries[0].kind is not Kind.FILE or entries[0].path != push.stream.digest.encode():
+                raise BadDestination("an image is one file, under its digest")
+        folder = str(self._directory.images) if push.image else resolved(push.folder, self._directory.path)
+        return Incoming(
+            folder,
+            push.stream,
+            push.listing,
+            self._directory.parts,
+            backup=push.backup,
+            by_time=push.by_time,
+            exact=push.exact,
+            dry_run=push.dry_run,
+        )
+
+    def _put(self, push: Push) -> str:
+        """A push whose bytes came with the command. Blocks."""
+        from agent.incoming import put
+
+        incoming = self._make(push)
+        try:
+            data, chunk = push.stream.inline or b"", push.stream.chunk
+            put(incoming, push.stream, [data[at : at + chunk] for at in range(0, len(data), chunk)])
+            return self._said(push.folder, incoming)
+        finally:
+            incoming.close()
+
+    async def _open(self, push: Push) -> Incoming:
+        opening = self._loop.run_in_executor(self._disk, self._make, push)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+
+            def close(opened: asyncio.Future[Incoming]) -> None:
+                if not opened.cancelled() and opened.exception() is None:
+                    self._disk.submit(opened.result().close)
+
+            opening.add_done_callback(close)  # the thread can't be stopped, and what it opens would stay
+            raise
+
+    def _in_background(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
+        """Run blocking work on the disk's threads, and `then` on the event loop."""
+
+        def done(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled():
+                error = future.exception()
+                then(None if error else future.result(), error)
+
+        self._loop.run_in_executor(self._disk, work).add_done_callback(done)
+
+    def _for(self, id_: int, work: Callable[[Incoming], Any], then: Callable[[Any], None]) -> None:
+        """Work on a push that this host takes part in; one that fails ends the push here."""
+        incoming = self._incoming.get(id_)
+        if incoming is None:
+            return
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if self._incoming.get(id_) is not incoming:
+                return  # it was ended meanwhile
+            if error is not None:
+                self.end(id_, outcome_of(error))
+            else:
+                then(result)
+
+        self._in_background(lambda: work(incoming), done)
+
+    # --- what the transfers want --------------------------------------------------------------------------------------
+
+    def read(self, id_: int, index: int) -> None:
+        """A chunk from this host's own copy."""
+        incoming = self._incoming.get(id_)
+        if incoming is None:
+            self._shell.was_read(id_, index, None)
+            return
+        self._in_background(lambda: incoming.read(index), lambda blob, _: self._shell.was_read(id_, index, blob))
+
+    def store(self, id_: int, index: int, blob: bytes) -> None:
+        """A chunk to disk."""
+
+        def then(_: object) -> None:
+            done = self._shell.was_stored(id_, index)
+            now = self._loop.time()
+            if done is not None and now >= self._progress_at.get(id_, 0.0):
+                self._progress_at[id_] = now + _PROGRESS_EVERY
+                self._shell.feed(events.Advanced(id_, done))
+
+        self._for(id_, lambda incoming: incoming.write(index, blob), then)
+
+    def headed(self, id_: int) -> None:
+        """The listing is there: look at what it names."""
+        self._for(id_, lambda incoming: incoming.headed(), lambda have: self._shell.was_headed(id_, have))
+
+    def complete(self, id_: int) -> None:
+        """The last chunk is stored: into place with it. The transfer goes on, for the hosts below."""
+
+        def then(said: str) -> None:
+            self._progress_at.pop(id_, None)
+            self._finish(id_, Exited(0), Output(out=said.encode()))
+
+        folder = self._folders.get(id_, "")
+
+        def work(incoming: Incoming) -> str:
+            incoming.finish()
+            return self._said(folder, incoming)
+
+        self._for(id_, work, then)
+
+    def _said(self, folder: str, incoming: Incoming) -> str:
+        """What came of a push that is through; before, what follows from it is seen to. Blocks."""
+        if not incoming.dry_run:
+            self._placed(folder, incoming.first)
+        return incoming.said()
+
+    def end(self, id_: int, outcome: Outcome) -> None:
+        """Give a push up here: nothing of it stays. What the hosts below lack still goes through here."""
+        incoming = self._incoming.pop(id_, None)
+        self._folders.pop(id_, None)
+        self._shell.demote_transfer(id_)
+        self._progress_at.pop(id_, None)
+        if incoming is not None:
+            self._in_background(incoming.close, lambda _result, _error: self._finish(id_, outcome, NO_OUTPUT))
+        else:
+            self._finish(id_, outcome, NO_OUTPUT)
+
+    def forget(self, id_: int) -> None:
+        """The root has its outcome: it need no longer be served."""
+        incoming = self._incoming.pop(id_, None)
+        self._folders.pop(id_, None)
+        if incoming is not None:
+            self._disk.submit(incoming.close)
+
+    async def close(self, *, keep: bool) -> None:
+        """End all of them. With `keep` what has come stays for a push that goes on with it."""
+        for id_ in list(self._incoming):
+            incoming = self._incoming.pop(id_)
+            await self._loop.run_in_executor(self._disk, lambda one=incoming: one.close(keep=keep))  # type: ignore[misc]
