@@ -47,6 +47,11 @@ format: venv ## put the code into its format and make the fixes that are safe
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+.PHONY: man
+man: venv ## write ctl's manual page, from its --help, to build/ctl.1
+	@mkdir -p build
+	$(PY) -m controller.ctl.manual > build/ctl.1
+
 .PHONY: bench-broadcast
 bench-broadcast: setup-bench ## compare ctl broadcast with pdsh and clush on 64 test hosts (root)
 	$(PY) -m tests.bench.broadcast $(ARGS)

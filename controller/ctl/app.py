@@ -30,6 +30,8 @@ _MODULES = {
     "get": "show",
     "label": "label",
     "down": "up",
+    "man": "manual",
+    "completion": "manual",
 }
 
 

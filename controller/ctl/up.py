@@ -102,13 +102,16 @@ def up(
         str | None, typer.Option("-l", "--login", metavar="USER", help="ssh's -l: log in as this user.")
     ] = None,
     fanout: Annotated[
-        int, typer.Option(min=1, max=1024, help="Most SSH sessions at a time from here, and children of a relay.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Most SSH sessions at a time from here, and children of a relay."
+        ),
     ] = 32,
     min_up: Annotated[
         str,
         typer.Option(metavar="SHARE", help="How many must be up for success: a percentage (rounded down) or a number."),
     ] = "95%",
-    tries: Annotated[int, typer.Option(min=1, max=100, help="How often a host is tried.")] = 3,
+    tries: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="How often a host is tried.")] = 3,
     connect_timeout: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=0.1, callback=seconds, help="How long a host may take to answer on SSH."),

@@ -1,16 +1,19 @@
-"""What people and programs ask of a real service: choosing hosts by groups, labels and what failed; rolling work."""
+"""What people and programs ask of a real service: choosing hosts by groups, labels and what failed; rolling
+work; and a hundred of them at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from controller import Session
 from controller.session import Job
 from controller.status import CtlError, ExitStatus
 from protocol.outcomes import Cancelled, Exited, Outcome
-from tests.net.localfleet import LocalFleet, local_fleet
+from tests.net.localfleet import FLEET, LocalFleet, local_fleet
 from tests.waiting import wait_until
 
 HOSTS = tuple(f"h{n}" for n in range(6))
@@ -134,3 +137,23 @@ def test_a_service_that_is_killed_goes_on_rolling_and_nobody_runs_it_twice(fleet
     gate.touch()
     assert outcomes(fleet.session.job(job.id)) == dict.fromkeys(HOSTS, Exited(0))
     assert sorted(begun(tmp_path)) == sorted(HOSTS)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_clients_are_served_at_once_and_none_waits_for_another(fleet: LocalFleet, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    slow = fleet.session.run(noting(tmp_path, f"while [ ! -e {gate} ]; do sleep 0.05; done"))
+    wait_until(lambda: len(begun(tmp_path)) == len(HOSTS), DEADLINE_S, "the slow job to begin everywhere")
+
+    def ask(number: int) -> tuple[set[str], set[bytes]]:
+        results = Session(FLEET).run(f"echo {number}").results()
+        return {host for result in results for host in result.hosts}, {result.stdout for result in results}
+
+    with ThreadPoolExecutor(100) as clients:
+        for number, (hosts, texts) in enumerate(clients.map(ask, range(100))):
+            assert (hosts, texts) == (set(HOSTS), {f"{number}\n".encode()})
+    assert len(slow.waiting_for()) == len(HOSTS), "and it still runs"
+    gate.touch()
+    assert outcomes(slow) == dict.fromkeys(HOSTS, Exited(0))

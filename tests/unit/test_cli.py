@@ -482,6 +482,8 @@ COMMANDS = [
     "get",
     "label",
     "down",
+    "man",
+    "completion",
 ]
 
 
