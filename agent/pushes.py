@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.identity import HostDirectory
@@ -92,6 +94,8 @@ class Pushes:
             if len(entries) != 1 or entries[0].kind is not Kind.FILE or entries[0].path != push.stream.digest.encode():
                 raise BadDestination("an image is one file, under its digest")
         folder = str(self._directory.images) if push.image else resolved(push.folder, self._directory.path)
+        if not push.image and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self._directory.images)):
+            raise BadDestination(f"{push.folder} is the image store, whose files never change: use `ctl image add`")
         return Incoming(
             folder,
             push.stream,

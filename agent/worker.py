@@ -18,10 +18,10 @@ from agent.processes import Process
 from agent.pushes import Pushes, sentence
 from agent.spool import trim
 from protocol import events, names
-from protocol.commands import Body, CreateVms, DestroyVms, Leave, ProbeVms, Push, Run, VmAction
+from protocol.commands import Body, CreateVms, DestroyVms, Images, Leave, ProbeVms, Push, Run, VmAction
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
-from protocol.vms import VmChange, VmResult, VmState
+from protocol.vms import ImageState, VmChange, VmResult, VmState
 
 if TYPE_CHECKING:
     from agent.shell import Shell
@@ -35,6 +35,8 @@ _STOPPED = Killed(15)
 #: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in
 #: s.
 _PROBE_WITHIN, _PROBE_SLACK = 30.0, 0.5
+#: How often ARP's table is looked at for VMs that do not answer ping, in seconds.
+_ARP_EVERY = 2.0
 
 
 class AgentWorker:
@@ -67,6 +69,8 @@ class AgentWorker:
                 self._task(id_, self._pushes.begin(id_, body))
             case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
                 self._task(id_, self._vm_work(id_, body, ttl))
+            case Images():
+                self._task(id_, self._image_work(id_, body))
             case _:
                 self._finish(id_, Refused(f"this agent does not know how to {type(body).__name__}"))
 
@@ -168,10 +172,9 @@ class AgentWorker:
         worker = self._vm_worker()
         if isinstance(body, ProbeVms):
             within = _PROBE_WITHIN if ttl is None else max(0.1, ttl - _PROBE_SLACK)
-            answers = await worker.reachable(body.names, within)
-            answered = sorted(name for name, answer in answers.items() if answer)
-            code = 0 if len(answered) == len(answers) else 1
-            self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(answered)))
+            answered = await self._probe(worker, body, within)
+            code = 0 if len(answered) == len(set(body.names)) else 1
+            self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
             return
         if isinstance(body, CreateVms):
             results = await worker.create(body.deployment, body.specs)
@@ -187,6 +190,41 @@ class AgentWorker:
         else:
             results = await worker.destroy(body.deployment, body.names)
         self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
+
+    async def _probe(self, worker: VmWorker, body: ProbeVms, within: float) -> set[str]:
+        """Those that answer, or have their addresses where that is enough."""
+        if not body.address:
+            answers = await worker.reachable(body.names, within)
+            return {name for name, answer in answers.items() if answer}
+        from agent.addressed import found_by_arp
+        from agent.vmfiles import VmFiles
+
+        marks = await asyncio.to_thread(VmFiles(self._directory.path).marks)
+        macs = {name: mark.spec for name, mark in marks.items() if name in set(body.names) and mark.spec is not None}
+        deadline = self._loop.time() + within
+        have: set[str] = set()
+        while (left := deadline - self._loop.time()) > 0 and len(have) < len(set(body.names)):
+            missing = [name for name in body.names if name not in have]
+            # Asking for an echo has the kernel ask for the MAC.
+            answers = await worker.reachable(missing, min(left, _ARP_EVERY))
+            found = found_by_arp({spec.ip: spec.mac for spec in macs.values()})
+            have |= {name for name in missing if answers.get(name) or (name in macs and macs[name].ip in found)}
+        return have
+
+    async def _image_work(self, id_: int, body: Images) -> None:
+        import threading
+
+        from agent import images
+
+        given_up = threading.Event()
+        try:
+            results = await asyncio.to_thread(
+                images.handle, self._directory.path, body.action, body.digests, given_up.is_set
+            )
+        finally:
+            given_up.set()
+        code = 1 if any(result.state in (ImageState.WRONG, ImageState.FAILED) for result in results) else 0
+        self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(results)))
 
     # --- reports ------------------------------------------------------------------------------------------------------
 

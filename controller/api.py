@@ -6,13 +6,14 @@ what comes back; `Accepted` says once which rank is which name.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
+from controller.on_record import Capacity, Vm
 from protocol.messages import HostHealth
 from protocol.outcomes import Fold
-from protocol.vms import Action, VmResult, VmSpec, VmState
+from protocol.vms import Action, ImageAction, ImageResult, VmResult, VmSpec, VmState
 from protocol.wishes import Wishes
 
 #: A request or reply is at most this long: a deployment of 10,240 VMs is about 5 MB.
@@ -100,6 +101,14 @@ class PushTo(_Struct, frozen=True, kw_only=True, tag="push"):
     dry_run: bool = False
 
 
+class Reserve(_Struct, frozen=True, kw_only=True, tag="reserve"):
+    """Put VMs of a deployment on record, with their addresses, before any is made: all of them or none. `capacities`
+    are the hosts as the file declares them. Answered by Done."""
+
+    vms: tuple[Vm, ...]
+    capacities: dict[str, Capacity]
+
+
 class CreateOn(_Struct, frozen=True, kw_only=True, tag="create"):
     """Make VMs: for each host its own. Their addresses are kept by name until they are destroyed.
 
@@ -112,11 +121,14 @@ class CreateOn(_Struct, frozen=True, kw_only=True, tag="create"):
 
 
 class ProbeOn(_Struct, frozen=True, kw_only=True, tag="probe"):
-    """Wait until these VMs answer ping. Answered by Accepted, VmsReached for each host, Folded, Settled."""
+    """Wait until these VMs answer ping, or with `address` until they have their addresses.
+
+    Answered by Accepted, VmsReached for each host, Folded, Settled."""
 
     deployment: str
     names: tuple[str, ...]
     timeout_ms: int
+    address: bool = False
 
 
 class DestroyOn(_Struct, frozen=True, kw_only=True, tag="destroy"):
@@ -142,6 +154,19 @@ class ActOn(_Struct, frozen=True, kw_only=True, tag="act"):
     timeout_ms: int
 
 
+class GetImages(_Struct, frozen=True, kw_only=True, tag="images"):
+    """The images that the service knows. Answered by ImageList."""
+
+
+class ImagesOn(_Struct, frozen=True, kw_only=True, tag="images on"):
+    """List, verify or remove images (None: all) on `hosts` (None: all). One that a VM on record is made of is not
+    removed. Answered by Accepted, ImagesDone for each host as it answers, Folded where a host could not, Settled."""
+
+    hosts: tuple[str, ...] | None
+    action: ImageAction
+    digests: tuple[str, ...] | None
+
+
 class GetDeployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     """What is on record of a deployment. Answered by Deployment."""
 
@@ -149,7 +174,10 @@ class GetDeployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
 
 
 class SendNames(_Struct, frozen=True, kw_only=True, tag="names"):
-    """Bring the name -> IP file to every host. Answered like RunOn."""
+    """Bring the name -> IP file to every host. `in_etc_hosts` says whether names go into a block of /etc/hosts as well,
+    from now on; None leaves that as it is. Answered like RunOn."""
+
+    in_etc_hosts: bool | None = None
 
 
 class DownOn(_Struct, frozen=True, kw_only=True, tag="down"):
@@ -210,10 +238,13 @@ Request: TypeAlias = (
     | Await
     | RunOn
     | PushTo
+    | Reserve
     | CreateOn
     | ProbeOn
     | DestroyOn
     | ActOn
+    | GetImages
+    | ImagesOn
     | GetDeployment
     | SendNames
     | DownOn
@@ -280,6 +311,32 @@ class VmsReached(_Struct, frozen=True, kw_only=True, tag="reached"):
 
     host: str
     names: tuple[str, ...]
+
+
+class ImagesDone(_Struct, frozen=True, kw_only=True, tag="images done"):
+    """What one host says of its images."""
+
+    host: str
+    results: tuple[ImageResult, ...]
+
+
+class KnownImage(_Struct, frozen=True, kw_only=True):
+    """An image that was pushed to hosts. `name` is that of its file then; `vms` are those on record that are made of
+    it, as DEPLOYMENT/NAME, the first few, and `used` is how many they are."""
+
+    digest: str
+    name: str
+    size: int
+    format: Literal["qcow2", "raw"]
+    added_s_ago: float
+    used: int
+    vms: tuple[str, ...] = ()
+
+
+class ImageList(_Struct, frozen=True, kw_only=True, tag="image list"):
+    """The images on record, in the order in which they were added."""
+
+    images: tuple[KnownImage, ...]
 
 
 class Enrolled(_Struct, frozen=True, kw_only=True, tag="enrolled"):
@@ -385,13 +442,15 @@ class Status(_Struct, frozen=True, kw_only=True, tag="status"):
 class Deployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     """A deployment on record: each VM's host and address. Empty where there is none of that name.
 
-    `taken` are addresses of other deployments; they are not to be given again.
+    `taken` are addresses of other deployments; they are not to be given again. `specs` are what VMs were made of, of
+    those whose hosts have said that they made them.
     """
 
     name: str
     hosts: dict[str, str]
     addresses: dict[str, str]
     taken: tuple[str, ...]
+    specs: tuple[VmSpec, ...] = ()
 
 
 class JobStatus(_Struct, frozen=True, kw_only=True):
@@ -442,6 +501,8 @@ Reply: TypeAlias = (
     | OnRecord
     | VmsDone
     | VmsReached
+    | ImagesDone
+    | ImageList
     | Enrolled
     | Awaited
     | Status

@@ -19,6 +19,7 @@ from controller.addresses import Addresses, mac_of
 from controller.infra import Node
 from controller.placement import MemoryUnit, NodeUse, Placement
 from controller.text_problems import shown, some
+from controller.vm_parts import Parts
 from protocol.vms import NAME_PATTERN, DirectBoot, Disk, Network, VmSpec
 
 #: Canopy's own namespace for uuid5, drawn once. Another value would give every VM another UUID.
@@ -76,11 +77,12 @@ def make_specs(
     boot: DirectBoot | None = None,
     disk: Disk | None = None,
     network: Network | None = None,
+    parts: Mapping[str, Parts] | None = None,
 ) -> dict[str, tuple[VmSpec, ...]]:
     """What each host is to run: hosts with VMs, sorted by name, and their VMs, sorted by name.
 
-    `boot`, `disk` and `network` hold for all VMs; a kernel's command line gets each guest's own address.
-    Raises DeploymentError with all causes.
+    `boot`, `disk` and `network` hold for all VMs that `parts` does not name; a kernel's command line gets each guest's
+    own address. Raises DeploymentError with all causes.
     """
     problems: list[str] = []
     if re.fullmatch(NAME_PATTERN, deployment) is None:
@@ -89,6 +91,7 @@ def make_specs(
             "with a letter or digit first and last."
         )
     nodes = {use.node.name: use.node for use in placement.nodes}
+    for_all = Parts(boot=boot, disk=disk, network=network or Network())
     specs: dict[str, list[VmSpec]] = {}
     for place in placement.places:
         vm, node = place.vm, nodes[place.node]
@@ -106,17 +109,18 @@ def make_specs(
             )
         elif vm.cpu_cap is not None:
             quota = cpu_quota(vm.cpu_cap, node)
-        vm_boot = boot
-        if boot is not None:
+        made_of = for_all if parts is None else parts.get(vm.name, for_all)
+        vm_boot = made_of.boot
+        if vm_boot is not None:
             cmdline = guest_cmdline(
-                boot.cmdline, name=vm.name, ip=ip, prefix=addresses.prefix, gateway=addresses.gateway
+                vm_boot.cmdline, name=vm.name, ip=ip, prefix=addresses.prefix, gateway=addresses.gateway
             )
             if len(cmdline.encode()) > MAX_CMDLINE:
                 problems.append(
                     f"{vm.name} would get a kernel command line of {len(cmdline.encode())} bytes and Linux reads "
                     f"{MAX_CMDLINE}; shorten --cmdline."
                 )
-            vm_boot = msgspec.structs.replace(boot, cmdline=cmdline)
+            vm_boot = msgspec.structs.replace(vm_boot, cmdline=cmdline)
         spec = VmSpec(
             name=vm.name,
             uuid=vm_uuid(deployment, vm.name),
@@ -130,8 +134,9 @@ def make_specs(
             cpu_quota=quota,
             start=not vm.sleeping,
             boot=vm_boot,
-            disk=disk,
-            network=network or Network(),
+            disk=made_of.disk,
+            network=made_of.network,
+            seed=made_of.seed,
         )
         specs.setdefault(node.name, []).append(spec)
     if problems:

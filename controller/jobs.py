@@ -9,9 +9,9 @@ import msgspec
 
 from controller import api
 from protocol import ranks
-from protocol.commands import Body, CreateVms, DestroyVms, ProbeVms, VmAction
+from protocol.commands import Body, CreateVms, DestroyVms, Images, ProbeVms, VmAction
 from protocol.outcomes import Exited, Fold
-from protocol.vms import VmResult
+from protocol.vms import ImageResult, VmResult
 
 #: What a fold becomes for the client.
 Translate = Callable[[Fold], Iterable[api.Reply]]
@@ -46,10 +46,24 @@ def as_vms_reached(name: Callable[[int], str]) -> Translate:
     return translate
 
 
+def as_images_done(name: Callable[[int], str]) -> Translate:
+    """The answers of hosts about their images."""
+
+    def translate(fold: Fold) -> Iterable[api.Reply]:
+        if isinstance(fold.outcome, Exited) and fold.output.out:
+            results = tuple(msgspec.msgpack.decode(fold.output.out, type=list[ImageResult]))
+            return [api.ImagesDone(host=name(rank), results=results) for rank in ranks.each(ranks.unpack(fold.ranks))]
+        return as_folded(fold)
+
+    return translate
+
+
 def translation(body: Body, name: Callable[[int], str]) -> Translate:
     """How the outcomes of such a command are told to clients."""
     if isinstance(body, CreateVms | DestroyVms | VmAction):
         return as_vms_done(name)
+    if isinstance(body, Images):
+        return as_images_done(name)
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 
 

@@ -18,8 +18,8 @@ from typing import Protocol
 from agent.identity import write_atomically
 from controller.jobs import Job
 from controller.node import RootNode
+from controller.on_record import Vm
 from controller.status import CtlError, ExitStatus
-from controller.vm_records import Vm
 from protocol import ranks
 from protocol.names import IN_ETC_HOSTS, PATH
 from protocol.outcomes import Fold, succeeded
@@ -79,10 +79,6 @@ class Names:
             self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-
-    def set_in_etc_hosts(self, *, wanted: bool) -> None:
-        """Whether hosts have the names in a block of their /etc/hosts as well."""
-        self._node.state.set_meta("names_in_etc_hosts", "yes" if wanted else "no")
 
     def _write(self) -> None:
         """The file as it is to be, under a new version where anything else than that changed."""
@@ -144,11 +140,16 @@ class Names:
             rank: host.name for rank, host in node.members.present.items() if ranks.holds(node.relay.reachable, rank)
         }
 
-    async def send(self, uid: int) -> tuple[Job, dict[int, str]]:
-        """Bring the file to every host that is in the tree. Raises CtlError where none is."""
+    async def send(self, uid: int, *, in_etc_hosts: bool | None = None) -> tuple[Job, dict[int, str]]:
+        """Bring the file to every host that is in the tree. Raises CtlError where none is.
+
+        `in_etc_hosts` is whether hosts have the names in a block of /etc/hosts as well from now on; None as before.
+        """
         hosts = self._reachable()
         if not hosts:
             raise CtlError("no host is in the tree: see `ctl status`", ExitStatus.NO_TARGET)
+        if in_etc_hosts is not None:
+            self._node.state.set_meta("names_in_etc_hosts", "yes" if in_etc_hosts else "no")
         self._write()
         if not self._version:
             self._version = 1

@@ -35,6 +35,7 @@ from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
 from protocol.transfer import Role
 from protocol.trust import SEED_BYTES, Signer, open_command
+from protocol.vms import VmSpec
 
 log = logging.getLogger("canopy")
 
@@ -305,6 +306,10 @@ class RootNode:
                     listener()
             case _:
                 raise TypeError(f"the root can't {effect}")
+
+    def specs_under_way(self) -> list[VmSpec]:
+        """What hosts are being asked to make now."""
+        return [spec for body in self._vm_bodies.values() if isinstance(body, CreateVms) for spec in body.specs]
 
     def vms_changed(self) -> None:
         """VMs came on record, or left it."""

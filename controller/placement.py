@@ -2,7 +2,9 @@
 
 A mapping is kept where it fits; VMs without a place, and on request those of offline nodes, are placed first fit
 decreasing: the largest memory first, then the largest CPU demand, then the order of declaration; each goes to the
-first node, in the order of declaration, that has room for both. What a VM needs is its wanted demand.
+first node, in the order of declaration, that has room for both (`Strategy.PACK`: few nodes), or to the one with the
+fewest VMs, then the most free memory, among those that have room (`Strategy.SPREAD`). What a VM needs is its wanted
+demand. VMs that stay apart share no node. A VM that is there already, and has no place in the file, stays where it is.
 
 A sleeping VM that the file maps to a node counts nothing there, since in Entropy it lies on disk and a full node may
 hold it. One that the planner places gets room like any other: it may be woken, and its place was our choice.
@@ -10,7 +12,8 @@ hold it. One that the planner places gets room like any other: it may be woken, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import ClassVar, Literal
 
@@ -29,6 +32,13 @@ class MemoryUnit(StrEnum):
     GIB = "GiB"
     MIB = "MiB"
     AUTO = "auto"
+
+
+class Strategy(StrEnum):
+    """Where VMs without a place go: on few nodes, or on as many as there are."""
+
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class OverCapacity(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -67,8 +77,21 @@ class OfflineMapping(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         return f"{self.node}: offline, with {len(self.vms)} VM{plural} mapped to it ({some(self.vms)})"
 
 
+class Together(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """VMs that are to stay apart (`rule` says by what), and that the file maps to one node."""
+
+    next_step: ClassVar[str] = "Map VMs that stay apart to different nodes, or take the rule out of the profile."
+
+    node: str
+    rule: str
+    vms: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.node}: {some(self.vms)} are mapped to it and stay apart by {self.rule!r}"
+
+
 class NoRoom(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A VM that fits on no online node, beside what is there already."""
+    """A VM that fits on no online node, beside what is there already. `rule` is the one that it stays apart by."""
 
     next_step: ClassVar[str] = "Add nodes, or make these VMs smaller."
 
@@ -76,16 +99,18 @@ class NoRoom(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cpu: int
     memory: int
     unit: str
+    rule: str = ""
 
     def __str__(self) -> str:
-        return f"{self.vm}: no online node has room for memory {self.memory} {self.unit} and CPU {self.cpu}"
+        apart = f", apart from the others of {self.rule!r}" if self.rule else ""
+        return f"{self.vm}: no online node has room for memory {self.memory} {self.unit} and CPU {self.cpu}{apart}"
 
 
-PlacementProblem = OverCapacity | OfflineMapping | NoRoom
+PlacementProblem = OverCapacity | OfflineMapping | Together | NoRoom
 
 
 class PlacementError(Exception):
-    """No plan. `problems`: nodes over capacity first, then offline ones, then VMs without room."""
+    """No plan. `problems`: nodes over capacity first, then offline ones, then broken rules, then VMs without room."""
 
     def __init__(self, problems: Iterable[PlacementProblem]) -> None:
         self.problems = tuple(problems)
@@ -131,39 +156,58 @@ def place(
     memory_unit: MemoryUnit = MemoryUnit.AUTO,
     overcommit: bool = False,
     replace_offline: bool = False,
+    strategy: Strategy = Strategy.PACK,
+    apart: Mapping[str, str] | None = None,
+    homes: Mapping[str, str] | None = None,
 ) -> Placement:
     """A node for every VM.
 
     `overcommit` lets the file's own mapping exceed a node; the planner itself never does. `replace_offline` places
-    the VMs of offline nodes elsewhere. Raises PlacementError with everything that stands in the way.
+    the VMs of offline nodes elsewhere. `apart` names the rule of each VM that has one: those of one rule share no node.
+    `homes` are the nodes where VMs are already. Raises PlacementError with everything that stands in the way.
     """
+    apart, homes = apart or {}, homes or {}
     unit, was_auto = chosen_unit(infra, memory_unit)
     offline = {node.name for node in infra.nodes if node.offline}
-    cpu = {node.name: 0 for node in infra.nodes}
-    memory = dict(cpu)
-    home: dict[str, str] = {}
+    room = _Room(infra, apart)
     waiting: list[Vm] = []
     stranded: dict[str, list[str]] = {}
     for vm in infra.vms:
-        if vm.node is None or (vm.node in offline and replace_offline):
-            waiting.append(vm)
-            continue
-        if vm.node in offline:
+        if vm.node in offline and not replace_offline:
             stranded.setdefault(vm.node, []).append(vm.name)
-            continue
-        home[vm.name] = vm.node
-        if not vm.sleeping:
-            cpu[vm.node] += vm.cpu_wanted
-            memory[vm.node] += vm.memory_wanted
+        elif vm.node is not None and vm.node not in offline:
+            room.take(vm, vm.node, counts=not vm.sleeping)
+        else:
+            waiting.append(vm)
 
-    over = tuple(_over_capacity(infra, cpu, memory, unit))
+    over = tuple(_over_capacity(infra, room.cpu, room.memory, unit))
     problems: list[PlacementProblem] = [] if overcommit else list(over)
-    problems += [OfflineMapping(node=name, vms=tuple(stranded[name])) for name in cpu if name in stranded]
-    for vm in _first_fit_decreasing(infra, waiting, cpu, memory, home):
-        problems.append(NoRoom(vm=vm.name, cpu=vm.cpu_wanted, memory=vm.memory_wanted, unit=unit.value))
+    problems += [OfflineMapping(node=name, vms=tuple(stranded[name])) for name in room.cpu if name in stranded]
+    problems += room.together()
+    there = [vm for vm in waiting if homes.get(vm.name) in room.online]
+    for vm in there:
+        room.take(vm, homes[vm.name], counts=True)
+    settled = {vm.name for vm in there}
+    left_over = set()
+    for vm in sorted(
+        (vm for vm in waiting if vm.name not in settled),
+        # sorted() is stable, which keeps the order of declaration among equals.
+        key=lambda vm: (-vm.memory_wanted, -vm.cpu_wanted),
+    ):
+        node = room.first_fit(vm) if strategy is Strategy.PACK else room.emptiest_fit(vm)
+        if node is None:
+            left_over.add(vm.name)
+        else:
+            room.take(vm, node, counts=True)
+    problems += [
+        NoRoom(vm=vm.name, cpu=vm.cpu_wanted, memory=vm.memory_wanted, unit=unit.value, rule=apart.get(vm.name, ""))
+        for vm in waiting
+        if vm.name in left_over
+    ]
     if problems:
         raise PlacementError(problems)
 
+    home = room.home
     lists: dict[str, list[str]] = {node.name: [] for node in infra.nodes}
     for vm in infra.vms:
         lists[home[vm.name]].append(vm.name)
@@ -171,12 +215,94 @@ def place(
         memory_unit=unit,
         unit_was_auto=was_auto,
         nodes=tuple(
-            NodeUse(node=node, vms=tuple(lists[node.name]), cpu=cpu[node.name], memory=memory[node.name])
+            NodeUse(node=node, vms=tuple(lists[node.name]), cpu=room.cpu[node.name], memory=room.memory[node.name])
             for node in infra.nodes
         ),
         places=tuple(Place(vm=vm, node=home[vm.name], planned=vm.node != home[vm.name]) for vm in infra.vms),
         overcommitted=over,
     )
+
+
+class _Room:
+    """What is taken of each node so far, and by whom."""
+
+    def __init__(self, infra: Infra, apart: Mapping[str, str]) -> None:
+        self.online = {node.name: node for node in infra.nodes if not node.offline}
+        self.cpu = {node.name: 0 for node in infra.nodes}
+        self.memory = dict(self.cpu)
+        self.home: dict[str, str] = {}
+        self._apart = apart
+        self._of_rule: dict[tuple[str, str], list[str]] = {}
+        self._order = list(self.online)
+        self._places = {name: place for place, name in enumerate(self._order)}
+        # Where first fit goes on for VMs of the same size and rule: room only shrinks.
+        self._first: dict[tuple[int, int, str], int] = {}
+        # Nodes by how full they are, the emptiest first; entries that are out of date are passed over.
+        self._count = dict(self.cpu)
+        self._heap = [(0, -node.memory, place) for place, node in enumerate(self.online.values())]
+        heapq.heapify(self._heap)
+
+    def take(self, vm: Vm, node: str, *, counts: bool) -> None:
+        """The VM is on this node. Whether it fits is not looked at."""
+        self.home[vm.name] = node
+        if vm.name in self._apart:
+            self._of_rule.setdefault((node, self._apart[vm.name]), []).append(vm.name)
+        if counts:
+            self.cpu[node] += vm.cpu_wanted
+            self.memory[node] += vm.memory_wanted
+            self._count[node] += 1
+            if node in self.online:
+                heapq.heappush(self._heap, self._entry(self.online[node]))
+
+    def together(self) -> list[Together]:
+        """The rules that are broken by now."""
+        return [
+            Together(node=node, rule=rule, vms=tuple(vms))
+            for (node, rule), vms in self._of_rule.items()
+            if len(vms) > 1
+        ]
+
+    def _entry(self, node: Node) -> tuple[int, int, int]:
+        return self._count[node.name], self.memory[node.name] - node.memory, self._places[node.name]
+
+    def _fits(self, vm: Vm, node: Node) -> bool:
+        return (
+            self.memory[node.name] + vm.memory_wanted <= node.memory
+            and self.cpu[node.name] + vm.cpu_wanted <= node.cpu_capacity
+            and (vm.name not in self._apart or (node.name, self._apart[vm.name]) not in self._of_rule)
+        )
+
+    def first_fit(self, vm: Vm) -> str | None:
+        """The first node, in the order of declaration, that has room."""
+        key = (vm.memory_wanted, vm.cpu_wanted, self._apart.get(vm.name, ""))
+        for place in range(self._first.get(key, 0), len(self._order)):
+            if self._fits(vm, self.online[self._order[place]]):
+                self._first[key] = place
+                return self._order[place]
+        self._first[key] = len(self._order)
+        return None
+
+    def emptiest_fit(self, vm: Vm) -> str | None:
+        """Of the nodes that have room the one with the fewest VMs, then with the most free memory."""
+        key = (vm.memory_wanted, vm.cpu_wanted, self._apart.get(vm.name, ""))
+        if key in self._first:
+            return None
+        passed = []
+        found = None
+        while self._heap:
+            entry = heapq.heappop(self._heap)
+            node = self.online[self._order[entry[2]]]
+            if entry != self._entry(node):
+                continue
+            passed.append(entry)
+            if self._fits(vm, node):
+                found = node.name
+                break
+        for entry in passed:
+            heapq.heappush(self._heap, entry)
+        if found is None:
+            self._first[key] = len(self._order)
+        return found
 
 
 def chosen_unit(infra: Infra, asked: MemoryUnit) -> tuple[MemoryUnit, bool]:
@@ -197,32 +323,3 @@ def _over_capacity(
         wanted = memory[node.name]
         if wanted > node.memory:
             yield OverCapacity(node=node.name, resource="memory", wanted=wanted, capacity=node.memory, unit=unit.value)
-
-
-def _first_fit_decreasing(
-    infra: Infra, waiting: list[Vm], cpu: dict[str, int], memory: dict[str, int], home: dict[str, str]
-) -> list[Vm]:
-    """Place `waiting`, adding to `cpu`, `memory` and `home`; those that fit nowhere, in the order of declaration."""
-    online = [node for node in infra.nodes if not node.offline]
-    left_over: set[str] = set()
-    demand, start = (-1, -1), 0
-    # sorted() is stable, which keeps the order of declaration among equals.
-    for vm in sorted(waiting, key=lambda vm: (-vm.memory_wanted, -vm.cpu_wanted)):
-        # Room only shrinks: what was too full for the last VM of this size is too full for this one.
-        if demand != (vm.memory_wanted, vm.cpu_wanted):
-            demand, start = (vm.memory_wanted, vm.cpu_wanted), 0
-        while start < len(online):
-            node = online[start]
-            if (
-                memory[node.name] + vm.memory_wanted <= node.memory
-                and cpu[node.name] + vm.cpu_wanted <= node.cpu_capacity
-            ):
-                break
-            start += 1
-        if start == len(online):
-            left_over.add(vm.name)
-            continue
-        home[vm.name] = online[start].name
-        cpu[home[vm.name]] += vm.cpu_wanted
-        memory[home[vm.name]] += vm.memory_wanted
-    return [vm for vm in waiting if vm.name in left_over]

@@ -11,6 +11,7 @@ import msgspec
 from agent.source import Source, gather
 from agent.walk import BadSource
 from controller import api
+from controller.image_requests import ImageRequests
 from controller.jobs import Job
 from controller.node import RootNode
 from controller.status import CtlError, ExitStatus
@@ -27,8 +28,9 @@ _IMAGE = b"image"
 class Pushing:
     """Begins pushes. `directory` is the fleet's."""
 
-    def __init__(self, node: RootNode, directory: Path) -> None:
+    def __init__(self, node: RootNode, directory: Path, images: ImageRequests) -> None:
         self._node = node
+        self._images = images
         self._directory = directory
 
     async def push(self, request: api.PushTo, hosts: dict[int, str], uid: int) -> Job:
@@ -40,6 +42,9 @@ class Pushing:
             raise CtlError(f"nothing was pushed: {error}", ExitStatus.USAGE) from error
         except (OSError, BadListing, ValueError) as error:
             raise CtlError(f"nothing was pushed: {error}") from error
+        if request.image:
+            head = await node.loop.run_in_executor(None, source.read, 0) if source.stream.size else b""
+            self._images.added(Path(request.sources[0]), source.stream, head)
         body = Push(
             folder="@/" if request.image else request.folder,
             stream=source.stream,

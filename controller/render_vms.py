@@ -80,10 +80,24 @@ def spawn_troubles(report: SpawnReport, others: Sequence[str]) -> list[str]:
         lines.append(f"not running: {fold(report.not_running)} (see `ctl health`)")
     if report.unreachable:
         lines.append(f"no answer to ping: {fold(report.unreachable)}")
+    if report.not_begun:
+        lines.append(f"not begun, since too many failed before: {fold(report.not_begun)}")
     lines += [f"without the names file: {line}" for line in by_reason(report.unnamed)]
     if others:
         lines.append(f"on record and not in the file: {fold(others)}; `ctl destroy` removes them")
     return lines
+
+
+def held(vms: Mapping[str, str]) -> list[str]:
+    """VMs that were left alone since their hosts are down."""
+    return [f"{label(hosts)}: down, so its VMs were left alone: {fold(names)}" for names, hosts in _by_names(vms)]
+
+
+def _by_names(vms: Mapping[str, str]) -> list[tuple[list[str], list[str]]]:
+    names: dict[str, list[str]] = {}
+    for vm, host in vms.items():
+        names.setdefault(host, []).append(vm)
+    return [(mine, [host]) for host, mine in sorted(names.items())]
 
 
 def names_paths(status: Status, directory: str) -> list[str]:
@@ -116,6 +130,7 @@ def spawn_object(deployment: str, report: SpawnReport, addresses: Mapping[str, s
         "hosts_failed": report.troubles,
         "not_running": report.not_running,
         "unreachable": report.unreachable,
+        "not_begun": report.not_begun,
         "names_file": names,
         "names_file_missing": report.unnamed,
     }

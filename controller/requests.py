@@ -12,13 +12,14 @@ import msgspec
 from agent.links import to_text
 from agent.version import VERSION
 from controller import api, labels
+from controller.image_requests import ImageRequests
 from controller.jobs import Job, translation
 from controller.node import RootNode
+from controller.on_record import Vm
 from controller.pushing import Pushing
 from controller.rolling import Roll, share
 from controller.state import Host
 from controller.status import CtlError, ExitStatus
-from controller.vm_records import Vm
 from protocol import ranks
 from protocol.commands import Leave, Run
 from protocol.outcomes import Lost, TimedOut, succeeded
@@ -34,9 +35,9 @@ _LOST_SHOWN = 5
 class Requests:
     """Answers to requests. Methods that begin a command return its Job and the hosts that it went to, by rank."""
 
-    def __init__(self, node: RootNode, directory: Path) -> None:
+    def __init__(self, node: RootNode, directory: Path, images: ImageRequests) -> None:
         self._node = node
-        self._pushing = Pushing(node, directory)
+        self._pushing = Pushing(node, directory, images)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

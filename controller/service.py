@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from controller import api
+from controller.image_requests import ImageRequests
 from controller.jobs import Job
 from controller.names import Names
 from controller.node import RootNode
@@ -32,7 +33,8 @@ class Service:
 
     def __init__(self, node: RootNode, directory: Path) -> None:
         self._node = node
-        self._requests = Requests(node, directory)
+        self._images = ImageRequests(node)
+        self._requests = Requests(node, directory, self._images)
         self._vms = VmRequests(node)
         self.names = Names(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
@@ -119,6 +121,8 @@ class Service:
                 return requests.run(request, uid)
             case api.PushTo():
                 return await requests.push(request, uid)
+            case api.Reserve():
+                return vms.reserve(request)
             case api.CreateOn():
                 return vms.create(request, uid)
             case api.ProbeOn():
@@ -127,8 +131,12 @@ class Service:
                 return vms.destroy(request, uid)
             case api.ActOn():
                 return vms.act(request, uid)
-            case api.SendNames():
-                return await self.names.send(uid)
+            case api.GetImages():
+                return self._images.known()
+            case api.ImagesOn():
+                return self._images.ask(request, uid)
+            case api.SendNames(in_etc_hosts=wanted):
+                return await self.names.send(uid, in_etc_hosts=wanted)
             case api.DownOn():
                 return requests.down(request, uid)
             case api.GetJobs(most=most):

@@ -20,12 +20,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from controller import api
+from controller.on_record import Capacity, Vm
 from controller.selection import Chooser, Selection
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.limits import DEFAULT_OUTPUT
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Lost, Outcome, Output, Refused, TimedOut, succeeded
-from protocol.vms import VmResult, VmSpec
+from protocol.vms import Action, ImageAction, ImageResult, VmResult, VmSpec
 from protocol.wishes import Wishes
 
 if TYPE_CHECKING:
@@ -111,7 +112,15 @@ class VmReached:
     names: tuple[str, ...]
 
 
-Happening = Result | Piece | Progress | VmAnswer | VmReached
+@dataclass(frozen=True)
+class ImageAnswer:
+    """What one host says of its images."""
+
+    host: str
+    results: tuple[ImageResult, ...]
+
+
+Happening = Result | Piece | Progress | VmAnswer | VmReached | ImageAnswer
 
 
 @dataclass
@@ -145,6 +154,8 @@ class Job:
                     yield VmAnswer(host, results)
                 case api.VmsReached(host=host, names=names):
                     yield VmReached(host, names)
+                case api.ImagesDone(host=host, results=results):
+                    yield ImageAnswer(host, results)
                 case api.Settled():
                     self.settled = True
                     self._connection.close()
@@ -366,18 +377,61 @@ class Session:
         """Make each host's VMs. Yields a VmAnswer for each host, and a Result for each host that could not."""
         return self._job(api.CreateOn(deployment=deployment, slices=slices, timeout_ms=round(timeout * 1000)))
 
-    def probe_vms(self, deployment: str, names: Iterable[str], *, timeout: float) -> Job:
-        """Wait until VMs answer ping from their hosts. Yields a VmReached for each host."""
-        return self._job(api.ProbeOn(deployment=deployment, names=tuple(names), timeout_ms=round(timeout * 1000)))
+    def reserve_vms(self, vms: Iterable[Vm], capacities: Mapping[str, Capacity]) -> None:
+        """Put VMs on record with their addresses, all or none, and what their file says of hosts."""
+        self._ask(api.Reserve(vms=tuple(vms), capacities=dict(capacities)), api.Done)
+
+    def probe_vms(self, deployment: str, names: Iterable[str], *, timeout: float, address: bool = False) -> Job:
+        """Wait until VMs answer ping from their hosts, or have their addresses. Yields a VmReached for each host."""
+        request = api.ProbeOn(
+            deployment=deployment, names=tuple(names), timeout_ms=round(timeout * 1000), address=address
+        )
+        return self._job(request)
 
     def destroy_vms(self, deployment: str, names: Iterable[str] | None = None, *, timeout: float = 600.0) -> Job:
         """Remove VMs (None: all of the deployment) and free their addresses. Yields as create_vms does."""
         chosen = None if names is None else tuple(names)
         return self._job(api.DestroyOn(deployment=deployment, names=chosen, timeout_ms=round(timeout * 1000)))
 
-    def send_names(self) -> Job:
-        """Bring the name -> IP file to every host."""
-        return self._job(api.SendNames())
+    def act(
+        self,
+        deployment: str,
+        names: Iterable[str] | None,
+        action: Action,
+        *,
+        hosts: Iterable[str] | None = None,
+        hard: bool = False,
+        label: str | None = None,
+        timeout: float = 600.0,
+    ) -> Job:
+        """Start, stop, reboot, suspend, resume or snapshot VMs (None: all of the deployment), on `hosts` alone where
+        they are given. Yields as create_vms does."""
+        return self._job(
+            api.ActOn(
+                deployment=deployment,
+                names=_tuple(names),
+                action=action,
+                hosts=self._names(hosts),
+                hard=hard,
+                label=label,
+                timeout_ms=round(timeout * 1000),
+            )
+        )
+
+    def images(self) -> tuple[api.KnownImage, ...]:
+        """The images that were pushed and not removed again."""
+        return self._ask(api.GetImages(), api.ImageList).images
+
+    def images_on(
+        self, action: ImageAction, digests: Iterable[str] | None = None, hosts: Iterable[str] | None = None
+    ) -> Job:
+        """List, verify or remove images on hosts. Yields an ImageAnswer for each host, and a Result for each that could
+        not."""
+        return self._job(api.ImagesOn(hosts=self._names(hosts), action=action, digests=_tuple(digests)))
+
+    def send_names(self, *, in_etc_hosts: bool | None = None) -> Job:
+        """Bring the name -> IP file to every host. `in_etc_hosts`: from now on into /etc/hosts too, or no more."""
+        return self._job(api.SendNames(in_etc_hosts=in_etc_hosts))
 
     def down(self, hosts: str | Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
         """End agents. With `vms` their VMs are destroyed first, with `purge` nothing is left on the host."""
@@ -524,3 +578,7 @@ class _Facts:
 
 def _texts(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _tuple(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)

@@ -5,13 +5,11 @@ Decides everything and changes nothing. The same file, fleet and options give th
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -19,28 +17,36 @@ from controller import api
 from controller.addresses import AddressError, Addresses, Pool, SubnetsFileError, assign, grid5000_pool, subnet_pool
 from controller.deployment import DeploymentError, Plan, make_plan, make_specs
 from controller.hosts import fold
-from controller.infra import Infra, InfraError, load_infra
-from controller.placement import MemoryUnit, Placement, PlacementError, place
+from controller.infra import NO_CAP, Infra, InfraError, load_infra
+from controller.on_record import Capacity
+from controller.placement import MemoryUnit, Placement, PlacementError, Strategy, place
+from controller.profile import Profile, ProfileError, Settings, load_profile
+from controller.shares import share
+from controller.spawn_images import DigestCache, ImageFinder
 from controller.status import CtlError, ExitStatus
 from controller.text_problems import Notice, some
-from protocol.stream import chunk_for, digest_chunks
-from protocol.vms import NAME_PATTERN, Bridge, DirectBoot, Disk, Network, VmSpec
-
-#: A qcow2 file's first bytes (QEMU, docs/interop/qcow2.rst, "Header").
-_QCOW2 = b"QFI\xfb"
-#: Stands for an image's digest in a plan that is only shown: reading gigabytes would add nothing to it.
-_NO_DIGEST = "0" * 64
+from controller.vm_parts import PartsFinder
+from protocol.vms import NAME_PATTERN, Bridge, Network, VmSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpawnOptions:
-    """What is wanted, beside the infra.conf itself. Either `subnet` or `g5k_subnets` says where addresses come from."""
+    """What is wanted, beside the infra.conf itself. Either `subnet` or `g5k_subnets` says where addresses come from.
+
+    `kernel`, `initrd` and `image` are files, or names or digests of images on record. They and `cmdline`, `bridge`,
+    `disk_mib`, `user_data` and `ssh_keys` hold for all VMs of which the profile's patterns say nothing else.
+    `min_hosts` is how many of the file's hosts have to be usable, a percentage or a number; None is all with VMs.
+    """
 
     deployment: str
     kernel: Path | None = None
     initrd: Path | None = None
     cmdline: str = ""
     image: Path | None = None
+    disk_mib: int | None = None
+    user_data: Path | None = None
+    ssh_keys: Path | None = None
+    profile: Path | None = None
     subnet: str | None = None
     g5k_subnets: Path | None = None
     skip_ips: int = 0
@@ -49,13 +55,18 @@ class SpawnOptions:
     memory_unit: MemoryUnit = MemoryUnit.AUTO
     overcommit: bool = False
     replace_offline: bool = False
+    strategy: Strategy = Strategy.PACK
+    min_hosts: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """All that is decided.
 
-    `images` are the files that hosts need, by digest; `others` are VMs on record that the file lacks.
+    `images` are the files that hosts need, by digest, and `stored` images that they are to have already, digest to
+    name; `others` are VMs on record that the file lacks, `held` those that are left alone since their host, which is
+    named, is down.
+    `capacities` and `demands` (in hundredths of a CPU) are what the file says of hosts and VMs.
     """
 
     plan: Plan
@@ -63,6 +74,10 @@ class Prepared:
     images: dict[str, Path]
     addresses: Addresses
     others: tuple[str, ...]
+    stored: dict[str, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
+    capacities: dict[str, Capacity] = field(default_factory=dict)
+    demands: dict[str, int] = field(default_factory=dict)
 
     @property
     def to_run(self) -> tuple[str, ...]:
@@ -100,18 +115,27 @@ def prepare(
     known: api.Deployment | None,
     warnings: Iterable[object] = (),
     digest: bool = True,
+    images: Sequence[api.KnownImage] = (),
+    cache: Path | None = None,
 ) -> Prepared:
-    """Decide where each VM goes, its address and its specification. `status` and `known` are the service's word on the
-    fleet and the deployment; None where it isn't asked. Without `digest` images are looked at but not read.
+    """Decide where each VM goes, its address and its specification. `status`, `known` and `images` are the service's
+    word on the fleet, the deployment and the images; None where it isn't asked. Without `digest` images are looked at
+    but not read; `cache` keeps digests from one time to the next.
 
     Raises CtlError with all causes; nothing has been changed then.
     """
+    profile = _profile(options)
+    infra, held = _usable(infra, options, status, known)
+    names = [vm.name for vm in infra.vms]
     try:
         placement = place(
             infra,
             memory_unit=options.memory_unit,
             overcommit=options.overcommit,
             replace_offline=options.replace_offline,
+            strategy=options.strategy,
+            apart=profile.rules(names),
+            homes=known.hosts if known is not None else None,
         )
     except PlacementError as error:
         raise _refused(error) from error
@@ -120,27 +144,103 @@ def prepare(
     if known is not None:
         _check_places(placement, known)
     addresses = _addresses(placement, options, status, known)
-    boot, disk, images = _boot(options, digest=digest)
+    finder = ImageFinder(known=images, read=digest, cache=DigestCache(cache))
+    parts = PartsFinder(finder)
     try:
         slices = make_specs(
             deployment=options.deployment,
             placement=placement,
             addresses=addresses,
-            boot=boot,
-            disk=disk,
-            network=_network(options.bridge),
+            parts={name: parts.of(profile.settings(name)) for name in names},
         )
     except DeploymentError as error:
         raise _refused(error) from error
     _check_specs(slices)
-    declared = {vm.name for vm in infra.vms}
+    unused = profile.unused([*names, *held])
+    noticed = [f"no VM matches the profile's pattern {some([repr(one) for one in unused])}"] if unused else []
+    declared = {*names, *held}
     return Prepared(
-        plan=make_plan(deployment=options.deployment, placement=placement, specs=slices, warnings=warnings),
+        plan=make_plan(
+            deployment=options.deployment, placement=placement, specs=slices, warnings=[*warnings, *noticed]
+        ),
         slices=slices,
-        images=images,
+        images=finder.files,
+        stored=finder.stored,
         addresses=addresses,
         others=tuple(name for name in (known.hosts if known is not None else ()) if name not in declared),
+        held=held,
+        capacities=_capacities(placement),
+        demands=_demands(placement),
     )
+
+
+def _profile(options: SpawnOptions) -> Profile:
+    """The profile, with what the options say as the default of all VMs. Raises CtlError."""
+    profile = Profile()
+    if options.profile is not None:
+        try:
+            profile = load_profile(options.profile)
+        except ProfileError as error:
+            raise CtlError(f"the profile can't be used, and nothing was changed:\n{error}", ExitStatus.USAGE) from error
+        except OSError as error:
+            raise CtlError(f"{options.profile}: {error.strerror}", ExitStatus.USAGE) from error
+    if options.kernel is None and (options.initrd is not None or options.cmdline):
+        raise CtlError("--initrd and --cmdline go with --kernel; an image has its own", ExitStatus.USAGE)
+    if not (options.cmdline.isascii() and options.cmdline.isprintable()):
+        raise CtlError("--cmdline: a kernel's command line is printable ASCII", ExitStatus.USAGE)
+    _network(options.bridge)
+    said = {"image": options.image, "kernel": options.kernel, "initrd": options.initrd}
+    said |= {"user_data": options.user_data, "ssh_keys": options.ssh_keys}
+    given = Settings(
+        **{key: str(path) for key, path in said.items() if path is not None},
+        cmdline=options.cmdline if options.kernel is not None else None,
+        bridge=options.bridge,
+        disk_mib=options.disk_mib,
+    )
+    return msgspec.structs.replace(profile, defaults=given.over(profile.defaults))
+
+
+def _usable(
+    infra: Infra, options: SpawnOptions, status: api.Status | None, known: api.Deployment | None
+) -> tuple[Infra, dict[str, str]]:
+    """With --min-hosts: the file with hosts that can't be used taken for offline, without the VMs that are on record
+    there, which are left alone; and these. Raises CtlError where too few can be used."""
+    if options.min_hosts is None or status is None:
+        return infra, {}
+    up = {host.name for host in status.hosts if host.up}
+    wanted = [node.name for node in infra.nodes if not node.offline]
+    down = {name for name in wanted if name not in up}
+    least = share(options.min_hosts, len(wanted), "--min-hosts")
+    if len(wanted) - len(down) < least:
+        raise CtlError(
+            f"{len(wanted) - len(down)} of the file's {len(wanted)} hosts can be used, --min-hosts asks for {least}, "
+            f"and nothing was changed; down or not in the fleet: {fold(sorted(down))}",
+            ExitStatus.UNREACHABLE,
+        )
+    homes = known.hosts if known is not None else {}
+    held = {vm.name: homes[vm.name] for vm in infra.vms if homes.get(vm.name) in down}
+    nodes = tuple(msgspec.structs.replace(node, offline=node.offline or node.name in down) for node in infra.nodes)
+    return Infra(nodes=nodes, vms=tuple(vm for vm in infra.vms if vm.name not in held)), held
+
+
+def _capacities(placement: Placement) -> dict[str, Capacity]:
+    """The hosts as the file declares them, in units that do not depend on the file."""
+    scale = 1024 if placement.memory_unit is MemoryUnit.GIB else 1
+    return {
+        use.node.name: Capacity(cpus=use.node.cpus, cpu=use.node.cpus * 100, memory_mib=use.node.memory * scale)
+        for use in placement.nodes
+    }
+
+
+def _demands(placement: Placement) -> dict[str, int]:
+    """The VMs' demand in hundredths of a CPU, rounded down, so that what fits still fits."""
+    nodes = {use.node.name: use.node for use in placement.nodes}
+    found = {}
+    for at in placement.places:
+        node = nodes[at.node]
+        capacity = max(1, node.cpu_capacity)
+        found[at.vm.name] = min(NO_CAP, at.vm.cpu_wanted * node.cpus * 100 // capacity)
+    return found
 
 
 def _check_specs(slices: dict[str, tuple[VmSpec, ...]]) -> None:
@@ -232,61 +332,3 @@ def _is_ipv4(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _boot(options: SpawnOptions, *, digest: bool) -> tuple[DirectBoot | None, Disk | None, dict[str, Path]]:
-    if options.kernel is None and options.image is None:
-        raise CtlError("give --kernel or --image: without either VMs have nothing to boot", ExitStatus.USAGE)
-    if options.kernel is None and (options.initrd is not None or options.cmdline):
-        raise CtlError("--initrd and --cmdline go with --kernel; an image has its own", ExitStatus.USAGE)
-    if not (options.cmdline.isascii() and options.cmdline.isprintable()):
-        raise CtlError("--cmdline: a kernel's command line is printable ASCII", ExitStatus.USAGE)
-    images: dict[str, Path] = {}
-
-    def image(path: Path) -> str:
-        found = image_digest(path) if digest else _readable(path)
-        images[found] = path
-        return found
-
-    boot = disk = None
-    if options.kernel is not None:
-        kernel = image(options.kernel)
-        initrd = None if options.initrd is None else image(options.initrd)
-        boot = DirectBoot(kernel=kernel, initrd=initrd, cmdline=options.cmdline)
-    if options.image is not None:
-        disk = Disk(image=image(options.image), image_format=image_format(options.image))
-    return boot, disk, images
-
-
-def image_digest(path: Path) -> str:
-    """The name that an image has in hosts' stores: the digest over its chunks' digests (protocol.commands.Stream).
-
-    Reads all of it. Raises CtlError (USAGE) where it can't be read.
-    """
-    try:
-        with path.open("rb") as file:
-            fd = file.fileno()
-            size = os.fstat(fd).st_size
-            chunk = chunk_for(size)
-            return digest_chunks(lambda index: os.pread(fd, chunk, index * chunk), size, chunk)[1]
-    except OSError as error:
-        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error
-    except ValueError as error:
-        raise CtlError(f"{path}: {error}", ExitStatus.USAGE) from error
-
-
-def _readable(path: Path) -> str:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error
-    return _NO_DIGEST
-
-
-def image_format(path: Path) -> Literal["qcow2", "raw"]:
-    """What a disk image is, by its first bytes."""
-    try:
-        with path.open("rb") as file:
-            return "qcow2" if file.read(len(_QCOW2)) == _QCOW2 else "raw"
-    except OSError as error:
-        raise CtlError(f"{path}: {error.strerror}", ExitStatus.USAGE) from error

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from controller.on_record import Capacity, Image, Vm
 from protocol.vms import VmSpec
 
 SCHEMA = """
@@ -20,32 +21,12 @@ create table if not exists vms (
     primary key (deployment, name)) strict;
 create table if not exists capacities (
     host text primary key, cpus integer not null, cpu integer not null, memory_mib integer not null) strict;
+create table if not exists images (
+    digest text primary key, name text not null, size integer not null, format text not null,
+    added_ms integer not null) strict;
 create table if not exists disowned (
     deployment text not null, name text not null, host text not null, primary key (deployment, name, host)) strict;
 """
-
-
-class Vm(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM on record. `cpu` is its demand in hundredths of a CPU, as far as its file told. `spec` is what its host made
-    it of, None until the host has said that it did."""
-
-    deployment: str
-    name: str
-    host: str
-    ip: str
-    mac: str
-    vcpus: int
-    memory_mib: int
-    cpu: int = 0
-    spec: VmSpec | None = None
-
-
-class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """A host as an infra.conf declares it: `cpu` in hundredths of a CPU, memory in MiB."""
-
-    cpus: int
-    cpu: int
-    memory_mib: int
 
 
 _decode_spec = msgspec.msgpack.Decoder(VmSpec).decode
@@ -151,6 +132,24 @@ class VmRecords:
     def disowned_hosts(self) -> set[str]:
         """The hosts that are to remove VMs."""
         return {row[0] for row in self._db.execute("select distinct host from disowned")}
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def images(self) -> list[Image]:
+        """The images on record, in the order in which they were added."""
+        rows = self._db.execute("select digest, name, size, format, added_ms from images order by rowid")
+        return [Image(digest=row[0], name=row[1], size=row[2], format=row[3], added_ms=row[4]) for row in rows]
+
+    def put_image(self, image: Image) -> None:
+        """Keep an image, under its latest name."""
+        self._db.execute(
+            "insert into images values (?, ?, ?, ?, ?) on conflict (digest) do update set name = excluded.name",
+            (image.digest, image.name, image.size, image.format, image.added_ms),
+        )
+
+    def drop_images(self, digests: Iterable[str]) -> None:
+        """Forget images."""
+        self._db.executemany("delete from images where digest = ?", [(digest,) for digest in digests])
 
     # --- hosts as files declare them ----------------------------------------------------------------------------------
 

@@ -3,13 +3,15 @@ on record."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from controller import api
 from controller.jobs import Job, as_vms_done, as_vms_reached
 from controller.node import RootNode
+from controller.on_record import Vm
 from controller.status import CtlError, ExitStatus
-from controller.vm_records import Vm
 from protocol.commands import CreateVms, DestroyVms, ProbeVms, VmAction
 
 
@@ -29,12 +31,36 @@ class VmRequests:
             hosts={vm.name: vm.host for vm in mine},
             addresses={vm.name: vm.ip for vm in mine},
             taken=tuple(vm.ip for vm in vms if vm.deployment != name),
+            specs=tuple(self._node.state.specs(name)),
         )
+
+    def reserve(self, request: api.Reserve) -> api.Done:
+        """Put VMs on record. Raises CtlError, with nothing changed, where one is elsewhere or an address another's."""
+        self._node.members.ranks_of({vm.host for vm in request.vms})
+        self._put(request.vms)
+        self._node.state.put_capacities(request.capacities)
+        self._node.vms_changed()
+        return api.Done()
+
+    def _put(self, vms: Sequence[Vm]) -> None:
+        known = {(vm.deployment, vm.name): vm for vm in self._node.state.vms()}
+        moved = [
+            f"{vm.name} is on {known[vm.deployment, vm.name].host}"
+            for vm in vms
+            if (vm.deployment, vm.name) in known and known[vm.deployment, vm.name].host != vm.host
+        ]
+        against = moved or self._node.state.put_vms(vms)
+        if against:
+            raise CtlError(
+                f"{vms[0].deployment} can't be made as planned: {'; '.join(against[:10])}"
+                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"
+            )
 
     def create(self, request: api.CreateOn, uid: int) -> tuple[Job, dict[int, str]]:
         """Make VMs. Raises CtlError before anything is done where an address is another VM's."""
         node = self._node
         hosts = node.members.ranks_of(request.slices)
+        known = {vm.name: vm for vm in node.state.vms(request.deployment)}
         vms = [
             Vm(
                 deployment=request.deployment,
@@ -44,18 +70,12 @@ class VmRequests:
                 mac=spec.mac,
                 vcpus=spec.vcpus,
                 memory_mib=spec.memory_mib,
+                cpu=known[spec.name].cpu if spec.name in known else 0,
             )
             for host, specs in request.slices.items()
             for spec in specs
         ]
-        elsewhere = {vm.name: vm.host for vm in node.state.vms() if vm.deployment == request.deployment}
-        moved = [f"{vm.name} is on {elsewhere[vm.name]}" for vm in vms if elsewhere.get(vm.name, vm.host) != vm.host]
-        against = moved or node.state.put_vms(vms)
-        if against:
-            raise CtlError(
-                f"{request.deployment} can't be made as planned: {'; '.join(against[:10])}"
-                f"{f' and {len(against) - 10} more' if len(against) > 10 else ''}"
-            )
+        self._put(vms)
         node.vms_changed()
         job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode(["create vms", request.deployment]).decode()
@@ -85,7 +105,7 @@ class VmRequests:
         job = Job(as_vms_reached(node.members.name))
         what = msgspec.json.encode(["probe vms", request.deployment]).decode()
         for rank, name in hosts.items():
-            body = ProbeVms(deployment=request.deployment, names=tuple(placed[name]))
+            body = ProbeVms(deployment=request.deployment, names=tuple(placed[name]), address=request.address)
             node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
         job.seal()
         return job, hosts

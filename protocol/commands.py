@@ -19,7 +19,7 @@ from protocol.limits import (
     MAX_PATH,
     MAX_RANK,
 )
-from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, VmSpec
+from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, VmSpec
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_COMMAND_TEXT)]
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH)]
@@ -120,13 +120,23 @@ class VmAction(msgspec.Struct, frozen=True, kw_only=True, tag="vm action", forbi
 
 
 class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbid_unknown_fields=True):
-    """Wait until the VMs answer ping at their addresses, until the command's deadline.
+    """Wait until the VMs answer ping at their addresses, or with `address` until they have these, until the command's
+    deadline. A VM has its address when it answers ping, or when ARP finds it there.
 
     Answers with a list of names that did.
     """
 
     deployment: Name
     names: tuple[Name, ...]
+    address: bool = False
+
+
+class Images(msgspec.Struct, frozen=True, kw_only=True, tag="images", forbid_unknown_fields=True):
+    """List, verify or remove images of this host's store, all of them where `digests` is None. Answers with
+    ImageResults. One that VMs are made of is never removed."""
+
+    action: ImageAction
+    digests: Annotated[tuple[HexDigest, ...], msgspec.Meta(max_length=10_000)] | None = None
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -183,7 +193,7 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unkno
     vms: bool = False
 
 
-Work: TypeAlias = Run | Push | CreateVms | DestroyVms | VmAction | ProbeVms | Plan | Leave
+Work: TypeAlias = Run | Push | CreateVms | DestroyVms | VmAction | ProbeVms | Images | Plan | Leave
 #: Commands that end in no outcome, for they are about other commands.
 Quiet: TypeAlias = Cancel | Settled
 Body: TypeAlias = Work | Quiet

@@ -54,6 +54,17 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     size_mib: Mib | None = None
 
 
+class Seed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What cloud-init finds at the first boot, on a NoCloud disk: host name, address, and these.
+
+    `user_data` is the image digest of a template in which the host fills in $name, $ip, $prefix, $gateway, $mac,
+    $deployment and $host (string.Template); None has none. `ssh_keys` may log in, each a line of authorized_keys.
+    """
+
+    user_data: Digest | None = None
+    ssh_keys: tuple[Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e]{1,8192}\Z")], ...] = ()
+
+
 class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the VM's one interface reaches the world.
 
@@ -87,6 +98,17 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     boot: DirectBoot | None = None
     disk: Disk | None = None
     network: Network = Network()
+    seed: Seed | None = None
+
+
+def images_of(spec: VmSpec) -> set[str]:
+    """The digests of the images that a VM is made of."""
+    found = {spec.boot.kernel, spec.boot.initrd} if spec.boot is not None else set()
+    if spec.disk is not None:
+        found.add(spec.disk.image)
+    if spec.seed is not None:
+        found.add(spec.seed.user_data)
+    return {digest for digest in found if digest is not None}
 
 
 class Action(str, Enum):
@@ -122,6 +144,36 @@ class VmResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     name: str
     change: VmChange
+    detail: str = ""
+
+
+class ImageAction(str, Enum):
+    """What can be asked about a host's image store."""
+
+    LIST = "list"
+    VERIFY = "verify"  # read them all again, against their digests
+    REMOVE = "remove"
+
+
+class ImageState(str, Enum):
+    """What an agent says of one image."""
+
+    PRESENT = "present"
+    RIGHT = "right"  # its bytes are those of its digest
+    WRONG = "wrong"  # they are not, or it is writable
+    REMOVED = "removed"
+    IN_USE = "in use"  # VMs here are made of it, so it stays
+    ABSENT = "absent"
+    FAILED = "failed"
+
+
+class ImageResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One image of a host. `size` in bytes; `vms` is how many VMs of this agent are made of it."""
+
+    digest: Digest
+    state: ImageState
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
+    vms: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     detail: str = ""
 
 

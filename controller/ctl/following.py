@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from controller import render
 from controller.ctl.context import Interruptible
 from controller.progress import push_line, waiting_line
-from controller.session import Happening, Job, Progress, Result, VmAnswer, VmReached, exit_status
+from controller.session import Happening, ImageAnswer, Job, Progress, Result, VmAnswer, VmReached, exit_status
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Live, Terminal
 
@@ -77,7 +77,7 @@ class Following:
                         self.failed += 0 if happening.ok else len(happening.hosts)
                         for host in happening.hosts:
                             self.waiting.pop(host, None)
-                    elif isinstance(happening, VmAnswer | VmReached):
+                    elif isinstance(happening, VmAnswer | VmReached | ImageAnswer):
                         self.waiting.pop(happening.host, None)
                     other(happening)
         except KeyboardInterrupt:
@@ -148,18 +148,32 @@ class Watcher:
         following = Following(job, self._terminal, quiet=self._quiet)
         pushed = Pushed(following)
         happened: list[Happening] = []
+        vms = 0
 
         def line() -> str:
             told = waiting_line(len(following.order), list(following.waiting), following.seconds)
-            return f"{what}: {pushed.line() if pushed.size else told}"
+            counted = f"{vms} VMs, " if vms else ""
+            return f"{what}: {pushed.line() if pushed.size else counted + told}"
 
         def note(happening: Happening) -> None:
+            nonlocal vms
             happened.append(happening)
             pushed.note(happening)
+            if isinstance(happening, VmAnswer):
+                vms += len(happening.results)
+            elif isinstance(happening, VmReached):
+                vms += len(happening.names)
 
         following.run(line, note)
         following.check()
         return happened
+
+    def until(self, what: str, look: Callable[[], str | None]) -> None:
+        """Wait for something that is no job. Ctrl-C is a KeyboardInterrupt."""
+        told = ""
+        with Live(self._terminal, lambda: f"{what}: {told}", quiet=self._quiet):
+            while (now := look()) is not None:
+                told = now
 
 
 class Pushed:

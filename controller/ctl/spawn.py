@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,12 @@ import typer
 from controller import api, render_vms
 from controller.ctl.following import Watcher
 from controller.ctl.options import Json, Quiet, ctl_of, seconds
+from controller.ctl.spawn_options import wanting
 from controller.deployment import render_plan
-from controller.placement import MemoryUnit
+from controller.plan_changes import changes, changes_object, render_changes
 from controller.render import json_text
 from controller.session import Session, exit_status
+from controller.shares import share
 from controller.spawn import NOT_RIGHT, DestroyReport, SpawnReport, Wait, on_record
 from controller.spawn import destroy as destroy_vms
 from controller.spawn import spawn as spawn_vms
@@ -27,6 +30,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 Deployment = Annotated[
     str | None, typer.Option("--deployment", metavar="NAME", help="The deployment (default: the file's name).")
 ]
+InfraFile = Annotated[Path, typer.Argument(metavar="INFRA.CONF", help="Nodes, VMs, and which VM runs where.")]
+
+#: The exit code of a plan that has something to do, as `diff` and `terraform plan -detailed-exitcode` have it.
+CHANGES = 2
 
 
 @app.command(
@@ -36,39 +43,21 @@ Examples:
   ctl spawn infra.conf --kernel vmlinuz --initrd initrd.gz --cmdline console=ttyS0 \\
       --subnet 198.18.0.0/22 --bridge br0
   ctl spawn infra.conf --image debian.qcow2 --g5k-subnets subnets.txt --wait reachable
+  ctl spawn infra.conf --profile lab.toml --subnet 10.0.0.0/16 --wave 5% --max-fail 2%
   ctl spawn infra.conf --image debian.qcow2 --subnet 10.0.0.0/16 --dry-run""",
 )
+@wanting
 def spawn(
     *,
     context: typer.Context,
-    infra: Annotated[Path, typer.Argument(metavar="INFRA.CONF", help="Nodes, VMs, and which VM runs where.")],
-    deployment: Deployment = None,
-    kernel: Annotated[Path | None, typer.Option(metavar="FILE", help="Boot this kernel directly.")] = None,
-    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="The kernel's initial RAM disk.")] = None,
-    cmdline: Annotated[str, typer.Option(metavar="TEXT", help="Its command line; each VM's ip= is added.")] = "",
-    image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A base disk (qcow2 or raw); each VM gets an overlay on it.")
-    ] = None,
-    subnet: Annotated[
-        str | None, typer.Option(metavar="CIDR", help="Take the VMs' addresses from this network.")
-    ] = None,
-    g5k_subnets: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take them from the output of `g5k-subnets -im`.")
-    ] = None,
-    skip_ips: Annotated[int, typer.Option(metavar="N", min=0, help="Leave out the first N addresses.")] = 0,
-    gateway: Annotated[str | None, typer.Option(metavar="IP", help="The VMs' gateway.")] = None,
-    bridge: Annotated[
-        str | None,
-        typer.Option(metavar="BRIDGE", help="A bridge on the hosts; without one VMs can't be reached from outside."),
-    ] = None,
-    memory_unit: Annotated[MemoryUnit, typer.Option(help="The unit of the file's memory columns.")] = MemoryUnit.AUTO,
-    overcommit: Annotated[bool, typer.Option("--overcommit", help="Let the file exceed a node's capacity.")] = False,
-    replace_offline: Annotated[
-        bool, typer.Option("--replace-offline", help="Place the VMs of offline nodes on others.")
-    ] = False,
+    infra: InfraFile,
+    wanted: SpawnOptions,
     wait: Annotated[
         Wait,
-        typer.Option(help="defined: until hosts have made them; started: until they run; reachable: answer ping."),
+        typer.Option(
+            help="defined: until hosts have made them; started: until they run; address: have their addresses; "
+            "reachable: answer ping."
+        ),
     ] = Wait.STARTED,
     timeout: Annotated[
         float,
@@ -76,6 +65,19 @@ def spawn(
             callback=seconds, metavar="SECONDS", min=1, max=86_400, help="For making them, and again for the wait."
         ),
     ] = 600.0,
+    wave: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Make so many VMs at a time, and wait for them: 5% or a number."),
+    ] = None,
+    max_fail: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Begin no further wave where more have failed: 2% or a number."),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove VMs on record that the file lacks.")] = False,
+    etc_hosts: Annotated[
+        bool | None,
+        typer.Option("--etc-hosts/--no-etc-hosts", help="Keep the names in hosts' /etc/hosts too, from now on."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -84,37 +86,41 @@ def spawn(
 
     The file is checked whole before anything happens. Kernels and images go to the hosts that need them; each VM gets
     an address, which it keeps, and the list of names and addresses goes to all hosts. Run it again at any time: what
-    is there stays, what is missing is made, and what differs is told and left as it is.
+    is there stays, what is missing is made, and what differs is told and left as it is. `ctl plan` tells beforehand.
     """
     ctl = ctl_of(context)
     terminal = ctl.terminal
-    name = deployment_name(infra, deployment)
-    parsed, warnings = load(infra)
-    options = SpawnOptions(
-        deployment=name,
-        kernel=kernel,
-        initrd=initrd,
-        cmdline=cmdline,
-        image=image,
-        subnet=subnet,
-        g5k_subnets=g5k_subnets,
-        skip_ips=skip_ips,
-        gateway=gateway,
-        bridge=bridge,
-        memory_unit=memory_unit,
-        overcommit=overcommit,
-        replace_offline=replace_offline,
-    )
     with ctl.session() as session:
-        status, known = _known(session, name, terminal, dry_run=dry_run)
-        prepared = prepare(parsed, options, status=status, known=known, warnings=warnings, digest=not dry_run)
+        looked = look(session, infra, wanted, terminal, dry_run=dry_run)
+        prepared = looked.prepared
+        name = prepared.plan.deployment
         if dry_run:
             terminal.text(json_text(prepared.plan) if as_json else render_plan(prepared.plan))
             raise typer.Exit
         if not as_json:
             _say_plan(prepared, terminal)
-        report = spawn_vms(session, prepared, wait=wait, timeout=timeout, watch=Watcher(terminal, quiet=quiet))
-        names = render_vms.names_paths(session.status(), str(session.directory))
+        total = sum(len(specs) for specs in prepared.slices.values())
+        size = None if wave is None else max(1, share(wave, total, "--wave"))
+        most = share(max_fail, total, "--max-fail") if max_fail not in (None, "0", "0%") else 0
+        watch = Watcher(terminal, quiet=quiet)
+        if prune and prepared.others:
+            removed = destroy_vms(session, {name: prepared.others}, watch=watch)
+            for line in (*render_vms.by_reason(removed.troubles), *render_vms.not_right(removed.answers)):
+                terminal.say(line, bad=True)
+        report = spawn_vms(
+            session,
+            prepared,
+            wait=wait,
+            timeout=timeout,
+            wave=size,
+            max_fail=None if max_fail is None else most,
+            in_etc_hosts=etc_hosts,
+            watch=watch,
+        )
+        status = session.status()
+        left = session.deployment(name).hosts if prune else prepared.others
+        others = [one for one in prepared.others if one in left]
+        names = render_vms.names_paths(status, str(session.directory))
     if as_json:
         terminal.text(json_text(render_vms.spawn_object(name, report, prepared.addresses.by_name, names)))
     else:
@@ -122,22 +128,83 @@ def spawn(
             terminal.text(f"{line}\n")
         terminal.text(f"{render_vms.total(name, report.answers)}\n")
         terminal.text(f"names and addresses, on every host: {', '.join(names)}\n")
-    for line in render_vms.spawn_troubles(report, prepared.others):
+    for line in render_vms.spawn_troubles(report, others):
         terminal.say(line, bad=True)
-    raise typer.Exit(_spawn_status(report))
+    for line in render_vms.held(prepared.held):
+        terminal.say(line, bad=True)
+    raise typer.Exit(_spawn_status(report) or (ExitStatus.UNREACHABLE if prepared.held else ExitStatus.OK))
+
+
+@app.command(
+    "plan",
+    epilog="""\b
+Examples:
+  ctl plan infra.conf --image debian.qcow2 --subnet 10.0.0.0/16
+  ctl plan infra.conf --profile lab.toml --subnet 10.0.0.0/16 --json
+Exit codes: 0 nothing to do, 2 something to do, or wrong usage (which standard error tells).""",
+)
+@wanting
+def plan(
+    *,
+    context: typer.Context,
+    infra: InfraFile,
+    wanted: SpawnOptions,
+    as_json: Json = False,
+) -> None:
+    """Show what `ctl spawn` with the same options would do, and change nothing.
+
+    + is made, ~ differs (or is off, and would be started), - is on record and not in the file: `ctl spawn --prune`
+    removes it.
+    """
+    ctl = ctl_of(context)
+    with ctl.session() as session:
+        looked = look(session, infra, wanted, ctl.terminal, dry_run=True, digest=True)
+    found = changes(looked.prepared, looked.status, looked.known)
+    ctl.terminal.text(json_text(changes_object(found)) if as_json else render_changes(found))
+    raise typer.Exit(CHANGES if found.changes else ExitStatus.OK)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A file, as it would be made now."""
+
+    prepared: Prepared
+    status: api.Status | None
+    known: api.Deployment | None
+
+
+def look(
+    session: Session, infra: Path, wanted: SpawnOptions, terminal: Terminal, *, dry_run: bool, digest: bool = False
+) -> Looked:
+    """Read a file, ask the service what there is, and decide. Raises CtlError."""
+    name = deployment_name(infra, wanted.deployment or None)
+    parsed, warnings = load(infra)
+    options = replace(wanted, deployment=name)
+    status, known, images = _known(session, name, terminal, dry_run=dry_run)
+    prepared = prepare(
+        parsed,
+        options,
+        status=status,
+        known=known,
+        warnings=warnings,
+        digest=digest or not dry_run,
+        images=images,
+        cache=session.directory / "digests.json",
+    )
+    return Looked(prepared, status, known)
 
 
 def _known(
     session: Session, deployment: str, terminal: Terminal, *, dry_run: bool
-) -> tuple[api.Status | None, api.Deployment | None]:
+) -> tuple[api.Status | None, api.Deployment | None, Sequence[api.KnownImage]]:
     """What the service knows. A plan can be shown without it."""
     try:
-        return session.status(), session.deployment(deployment)
+        return session.status(), session.deployment(deployment), session.images()
     except CtlError as error:
         if not dry_run or error.status != ExitStatus.NO_SERVICE:
             raise
         terminal.say("no service runs: hosts are not looked at, and addresses are given as if there were no VM yet")
-        return None, None
+        return None, None, ()
 
 
 def _say_plan(prepared: Prepared, terminal: Terminal) -> None:
@@ -154,7 +221,11 @@ def _spawn_status(report: SpawnReport) -> int:
         return status
     if report.unreachable:
         return ExitStatus.UNREACHABLE
-    return ExitStatus.FAILED if report.troubles or report.not_running or _any_not_right(report) else ExitStatus.OK
+    return (
+        ExitStatus.FAILED
+        if report.troubles or report.not_running or report.not_begun or _any_not_right(report)
+        else ExitStatus.OK
+    )
 
 
 def _any_not_right(report: SpawnReport | DestroyReport) -> bool:

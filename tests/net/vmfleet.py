@@ -55,6 +55,7 @@ def prepared(session: Session, text: str, kernel: Path, **options: object) -> Pr
         SpawnOptions(**(known | options)),  # type: ignore[arg-type]  # a test says what it wants
         status=session.status(),
         known=session.deployment(DEPLOYMENT),
+        images=session.images(),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from agent.etchosts import EtcHostsError, follow, leave
 from controller.names import names_text
-from controller.vm_records import Vm
+from controller.on_record import Vm
 
 
 def vm(name: str, ip: str, deployment: str = "d") -> Vm:

@@ -13,11 +13,12 @@ import pytest
 
 from controller import api, cli
 from controller.session import Session
-from controller.spawn_plan import deployment_name, image_digest, image_format
+from controller.spawn_images import image_digest, image_format
+from controller.spawn_plan import deployment_name
 from controller.status import CtlError, ExitStatus
 from protocol.limits import CHUNK
 from protocol.outcomes import Lost, Output, Refused
-from protocol.vms import VmChange, VmPower, VmResult, VmState
+from protocol.vms import ImageResult, ImageState, VmChange, VmPower, VmResult, VmSpec, VmState
 from tests.unit import fake_service as fake
 from tests.unit.fake_service import Client, FakeService
 
@@ -52,6 +53,13 @@ class Hosts:
         self.hosts = [fake.host(0), fake.host(1)]
         service.on(api.GetStatus, self._status)
         service.on(api.GetDeployment, self._deployment)
+        #: Digests that hosts have, and images on record.
+        self.stored: dict[str, set[str]] = {"h0": set(), "h1": set()}
+        self.images: list[api.KnownImage] = []
+        self.specs: dict[str, VmSpec] = {}
+        service.on(api.GetImages, lambda _, client: client.send(api.ImageList(images=tuple(self.images))))
+        service.on(api.ImagesOn, self._list_images)
+        service.replies(api.Reserve, api.Done())
         service.on(api.PushTo, self._push)
         service.on(api.CreateOn, self._create)
         service.on(api.SendNames, lambda _, client: self._settle(client, {0: "h0", 1: "h1"}))
@@ -69,8 +77,17 @@ class Hosts:
                 hosts={vm.name: vm.host for vm in mine},
                 addresses={vm.name: vm.ip for vm in mine},
                 taken=tuple(vm.ip for vm in self.vms.values() if vm.deployment != asked.name),
+                specs=tuple(spec for spec in self.specs.values() if spec.deployment == asked.name),
             )
         )
+
+    def _list_images(self, asked: api.ImagesOn, client: Client) -> None:
+        client.send(api.Accepted(id=6, hosts={int(name[1:]): name for name in asked.hosts or ()}))
+        for name in asked.hosts or ():
+            have = [digest for digest in asked.digests or () if digest in self.stored[name]]
+            results = [ImageResult(digest=digest, state=ImageState.PRESENT, size=6) for digest in have]
+            client.send(api.ImagesDone(host=name, results=tuple(results)))
+        client.send(api.Settled())
 
     def _settle(self, client: Client, hosts: dict[int, str]) -> None:
         client.send(api.Accepted(id=7, hosts=hosts), api.Folded(folds=(fake.fold(hosts),)), api.Settled())
@@ -90,6 +107,7 @@ class Hosts:
             results = []
             for spec in specs:
                 there = spec.name in self.vms
+                self.specs[spec.name] = spec
                 results.append(
                     self.changes.get(spec.name)
                     or VmResult(name=spec.name, change=VmChange.UNCHANGED if there else VmChange.CREATED)
@@ -209,7 +227,7 @@ def test_a_dry_run_shows_the_plan_and_asks_for_nothing(hosts: Hosts, ctl: Ctl, s
         ("h0", ["vm0", "vm2"]),
         ("h1", ["vm1", "vm3"]),
     ]
-    assert {type(asked) for asked in hosts.service.requests} == {api.GetStatus, api.GetDeployment}
+    assert {type(asked) for asked in hosts.service.requests} == {api.GetStatus, api.GetDeployment, api.GetImages}
 
 
 def test_a_plan_can_be_shown_without_a_service(hosts: Hosts, ctl: Ctl, spawn: list[str]) -> None:
@@ -347,7 +365,7 @@ def test_a_spawn_that_can_not_be_is_refused_before_anything_happens(
         done = ctl(*spawn, *change.get("arguments", []), *dry)
         assert (done.status, done.out) == (status, "")
         assert why in done.err
-    assert {type(asked) for asked in hosts.service.requests} <= {api.GetStatus, api.GetDeployment}
+    assert {type(asked) for asked in hosts.service.requests} <= {api.GetStatus, api.GetDeployment, api.GetImages}
 
 
 def test_something_to_boot_has_to_be_given(hosts: Hosts, ctl: Ctl, infra: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from controller.on_record import Capacity, Vm
 from controller.state import Host, Record, State
-from controller.vm_records import Capacity, Vm
 from protocol import ranks
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Exited, Fold, Output
