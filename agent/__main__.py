@@ -19,6 +19,7 @@ from pathlib import Path
 from agent.identity import HostDirectory, NotEnrolled, enrolment_text
 from agent.links import Keyring
 from agent.notify import Notifier
+from agent.outcomes import KeptOutcomes
 from agent.shell import Shell
 from agent.staging import trim
 from agent.version import VERSION
@@ -72,26 +73,29 @@ class _Welcomes:
         self._timer.cancel()
 
 
-async def serve(directory: HostDirectory, uri: str | None) -> None:
-    """Be the agent until a Leave or a signal."""
+async def serve(directory: HostDirectory, uri: str | None, *, waited: bool = False) -> None:
+    """Be the agent until a Leave or a signal. `waited` says that a predecessor may have lived until just now."""
     identity, welcome = directory.identity(), directory.welcome()
     plan = directory.plan(welcome)
     loop = asyncio.get_running_loop()
     rank = plan.you.rank
     if rank is None:
         raise NotEnrolled("the plan is the root's own; run `ctl up` for this host again")
-    guard = Guard(fleet=welcome.fleet, verify_key=welcome.verify_key, rank=rank, started=loop.time() - _age())
+    started = loop.time() - (0.0 if waited else _age())
+    guard = Guard(fleet=welcome.fleet, verify_key=welcome.verify_key, rank=rank, started=started)
+    kept = KeptOutcomes(directory.outcomes)
     relay = Relay(
         plan=plan,
         incarnation=directory.next_incarnation(),
         draw=random.SystemRandom().random,
         nonce=lambda: os.urandom(_NONCE),
         guard=guard,
+        found=kept.scan(),
     )
     trim(directory.parts)
     keyring = Keyring(identity.public, identity.secret)
     shell = Shell(keyring, relay, identity.address, identity.control_port, identity.bulk_port)
-    worker = AgentWorker(shell, directory, version=VERSION, uri=uri)
+    worker = AgentWorker(shell, directory, kept, version=VERSION, uri=uri)
     shell.worker = worker
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.end)
@@ -129,13 +133,14 @@ def main() -> int:
             print(enrolment_text(directory.enrol(arguments.address, new_ports=True)))
             return 0
         try:
+            waited = directory.is_locked()
             lock = directory.lock()
         except BlockingIOError:
             print(f"an agent runs in {directory.path} already", file=sys.stderr)
             return 1
         with suppress(OSError):
             os.chdir(Path.home())
-        asyncio.run(serve(directory, arguments.libvirt))
+        asyncio.run(serve(directory, arguments.libvirt, waited=waited))
         os.close(lock)
     except (NotEnrolled, Untrusted, OSError) as error:
         print(f"agent: {error}", file=sys.stderr)

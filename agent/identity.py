@@ -5,6 +5,7 @@ welcome    what the root sent at enrolment: the fleet, its verify key, and this 
 plan       the latest signed plan, where there has been a newer one
 lock       held for the agent's life; agent.pid holds its pid
 images/ vms/ spool/ parts/
+outcomes/  what the root has not acknowledged yet, a file for each command
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class HostDirectory:
         self.vms = path / "vms"
         self.spool = path / "spool"
         self.parts = path / "parts"
+        self.outcomes = path / "outcomes"
 
     def enrol(self, address: str, *, new_ports: bool = False) -> Identity:
         """The identity, made where there is none yet. A new `address` is taken over; the keys stay, and so do the

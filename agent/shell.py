@@ -48,6 +48,12 @@ class Worker(Protocol):
     def stop(self, id_: int, *, hard: bool) -> None:
         """End it."""
 
+    def keep(self, outcome: events.Keep) -> None:
+        """Write an outcome to disk, and say Kept."""
+
+    def load(self, id_: int, signature: bytes) -> None:
+        """Read what was kept of a command, and say Loaded."""
+
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has these outcomes."""
 
@@ -167,6 +173,10 @@ class Shell:
                 self.worker.stop(id_, hard=hard)
             case events.Carry(id_, push):
                 self.transfer_effects(self._transfers.begin(id_, push.stream, Role.CARRIER))
+            case events.Keep():
+                self.worker.keep(effect)
+            case events.Load(id_, signature):
+                self.worker.load(id_, signature)
             case events.Forget(ids):
                 self.worker.forget(ids)
             case events.SavePlan(delivery):
@@ -387,7 +397,9 @@ class Shell:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close all sockets; what is queued for the parent gets a moment to go."""
+        """Close all sockets; what is queued for the parent gets a moment to go, and what must be kept is written."""
+        for effect in self.relay.close():
+            self._perform(effect)
         for timer in (self._timer, self._bulk_timer):
             if timer is not None:
                 timer.cancel()

@@ -14,6 +14,8 @@ import msgspec
 
 from agent.health import EVERY, Health
 from agent.identity import HostDirectory
+from agent.keeper import Keeper
+from agent.outcomes import KeptOutcomes
 from agent.processes import Process
 from agent.pushes import Pushes, sentence
 from agent.spool import trim
@@ -42,9 +44,12 @@ _ARP_EVERY = 2.0
 class AgentWorker:
     """The work of one host."""
 
-    def __init__(self, shell: Shell, directory: HostDirectory, *, version: str, uri: str | None) -> None:
+    def __init__(
+        self, shell: Shell, directory: HostDirectory, kept: KeptOutcomes, *, version: str, uri: str | None
+    ) -> None:
         """`uri` is libvirt's; None for the usual one. `version` is that of this agent."""
         self._shell = shell
+        self._keeper = Keeper(kept, shell.feed)
         self._directory = directory
         self._uri = uri
         self._loop = asyncio.get_running_loop()
@@ -86,9 +91,18 @@ class AgentWorker:
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has these outcomes: pushes need no longer be served."""
+        self._keeper.forget(ids)
         for id_ in ids:
             self._shell.end_transfer(id_)
             self._pushes.forget(id_)
+
+    def keep(self, outcome: events.Keep) -> None:
+        """Write an outcome to disk."""
+        self._keeper.keep(outcome)
+
+    def load(self, id_: int, signature: bytes) -> None:
+        """Read an outcome from disk."""
+        self._keeper.load(id_, signature)
 
     def _finish(self, id_: int, outcome: Outcome, output: Output = NO_OUTPUT) -> None:
         self._shell.feed(events.Finished(id_, outcome, output))
@@ -282,6 +296,7 @@ class AgentWorker:
         if self._vms is not None:
             await self._vms.close()
         self._disk.shutdown()
+        self._keeper.close()
 
 
 def _exit_code(results: list[VmResult]) -> int:

@@ -275,6 +275,12 @@ class Folded(_Struct, frozen=True, kw_only=True, tag="folded"):
     folds: tuple[Fold, ...]
 
 
+class Late(_Struct, frozen=True, kw_only=True, tag="late"):
+    """What hosts answered whose outcome is `lost`, and stays so."""
+
+    folds: tuple[Fold, ...]
+
+
 class Streamed(_Struct, frozen=True, kw_only=True, tag="streamed"):
     """A piece of a host's standard output (1) or error (2), from byte `offset` on."""
 
@@ -495,6 +501,7 @@ class Failed(_Struct, frozen=True, kw_only=True, tag="failed"):
 Reply: TypeAlias = (
     Accepted
     | Folded
+    | Late
     | Streamed
     | Advanced
     | Settled

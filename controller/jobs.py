@@ -10,7 +10,7 @@ import msgspec
 from controller import api
 from protocol import ranks
 from protocol.commands import Body, CreateVms, DestroyVms, Images, ProbeVms, VmAction
-from protocol.outcomes import Exited, Fold
+from protocol.outcomes import NO_OUTPUT, Exited, Fold
 from protocol.vms import ImageResult, VmResult
 
 #: What a fold becomes for the client.
@@ -67,6 +67,12 @@ def translation(body: Body, name: Callable[[int], str]) -> Translate:
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 
 
+def as_late(translate: Translate, folds: Iterable[Fold]) -> api.Late:
+    """What hosts answered after they were lost. What they said of their VMs is for programs, and left out."""
+    plain = translate is as_folded
+    return api.Late(folds=tuple(fold if plain else msgspec.structs.replace(fold, output=NO_OUTPUT) for fold in folds))
+
+
 class Job:
     """One client's request. `replies` is what the client that began it is sent, in order; None ends it.
 
@@ -109,6 +115,10 @@ class Job:
                 heard(fold)
             for reply in self._translate(fold):
                 self.say(reply)
+
+    def late(self, folds: Iterable[Fold]) -> None:
+        """Hosts answered that were settled as lost."""
+        self.say(as_late(self._translate, folds))
 
     def say(self, reply: api.Reply | None) -> None:
         """Tell whoever listens."""

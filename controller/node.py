@@ -279,6 +279,8 @@ class RootNode:
                     self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
                 if id_ in self.jobs:
                     self.jobs[id_].folds(folds)
+            case events.TellLate(id_, folds):
+                self._answered_late(id_, folds)
             case events.TellSettled(id_):
                 self._settled(id_, now)
             case events.TellStream(id_, rank, stream, offset, data):
@@ -315,6 +317,15 @@ class RootNode:
         """VMs came on record, or left it."""
         for listener in self.on_vms:
             listener()
+
+    def _answered_late(self, id_: int, folds: Iterable[Fold]) -> None:
+        """Hosts answered that are settled: as lost, which then stays and has the answer beside it, or otherwise."""
+        late = self.state.late_outcomes(id_, folds)
+        for fold in late:
+            self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
+        if late and id_ in self.jobs:
+            self.jobs[id_].late(late)
+        self._settle_soon()
 
     def _settled(self, id_: int, now: float) -> None:
         if self._plans.pop(id_, None) is not None:
@@ -456,6 +467,12 @@ class RootNode:
     def stop(self, id_: int, *, hard: bool) -> None:
         """The root does no work of its own."""
         raise TypeError(f"the root was told to stop command {id_} (hard: {hard})")
+
+    def keep(self, outcome: events.Keep) -> None:
+        """The root has no outcomes of its own."""
+
+    def load(self, id_: int, signature: bytes) -> None:
+        """The root has no outcomes of its own."""
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has no outcomes of its own."""

@@ -111,11 +111,24 @@ def largest_code(results: Iterable[Result], otherwise: int) -> int:
     return max([*codes, otherwise if without or not codes else 0])
 
 
-def failures(results: Iterable[Result], order: Mapping[str, int]) -> list[str]:
-    """A line for each outcome that is not the one hoped for: `h[3,9] (2): exited with exit code 3`."""
-    bad = [result for result in results if not result.ok]
+def failures(results: Iterable[Result], order: Mapping[str, int], late: Iterable[Result] = ()) -> list[str]:
+    """A line for each outcome that is not the one hoped for: `h[3,9] (2): exited with exit code 3`.
+
+    Where hosts answered after they were lost that stands behind it: `h7: lost: …; answered later: ok`.
+    """
+    answers = {host: result.outcome for result in late for host in result.hosts}
+    bad = [
+        Result((host,), result.outcome, result.output) for result in results if not result.ok for host in result.hosts
+    ]
+
+    def both(result: Result) -> tuple[Outcome, Outcome | None]:
+        lost = isinstance(result.outcome, Lost)
+        return result.outcome, answers.get(result.hosts[0]) if lost else None
+
     return [
-        f"{label(hosts)}: {clean(describe(outcome))}" for outcome, hosts in grouped(bad, lambda r: r.outcome, order)
+        f"{label(hosts)}: {clean(describe(outcome))}"
+        + (f"; answered later: {clean(describe(later))}" if later is not None else "")
+        for (outcome, later), hosts in grouped(bad, both, order)
     ]
 
 

@@ -13,7 +13,7 @@ from agent.links import to_text
 from agent.version import VERSION
 from controller import api, labels
 from controller.image_requests import ImageRequests
-from controller.jobs import Job, translation
+from controller.jobs import Job, as_late, translation
 from controller.node import RootNode
 from controller.on_record import Vm
 from controller.pushing import Pushing
@@ -216,6 +216,9 @@ class Requests:
             for fold in node.state.outcomes_of(record.id):
                 for reply in translate(fold):
                     queue.put_nowait(reply)
+            late = node.state.late_of(record.id)
+            if late:
+                queue.put_nowait(as_late(translate, late))
         if not listens:
             queue.put_nowait(api.Settled() if live is None else api.OnRecord())
             queue.put_nowait(None)

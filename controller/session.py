@@ -25,7 +25,18 @@ from controller.selection import Chooser, Selection
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.limits import DEFAULT_OUTPUT
-from protocol.outcomes import Cancelled, Exited, FailedToStart, Lost, Outcome, Output, Refused, TimedOut, succeeded
+from protocol.outcomes import (
+    Cancelled,
+    Exited,
+    FailedToStart,
+    Fold,
+    Lost,
+    Outcome,
+    Output,
+    Refused,
+    TimedOut,
+    succeeded,
+)
 from protocol.vms import Action, ImageAction, ImageResult, VmResult, VmSpec
 from protocol.wishes import Wishes
 
@@ -79,6 +90,13 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Late:
+    """What hosts answered after their outcome had been settled as lost, which it stays."""
+
+    result: Result
+
+
+@dataclass(frozen=True)
 class Piece:
     """Something that a host wrote, as it came: standard output is stream 1, standard error 2."""
 
@@ -120,7 +138,7 @@ class ImageAnswer:
     results: tuple[ImageResult, ...]
 
 
-Happening = Result | Piece | Progress | VmAnswer | VmReached | ImageAnswer
+Happening = Result | Late | Piece | Progress | VmAnswer | VmReached | ImageAnswer
 
 
 @dataclass
@@ -143,9 +161,11 @@ class Job:
             match reply:
                 case api.Folded(folds=folds):
                     for fold in folds:
-                        members = list(ranks.each(ranks.unpack(fold.ranks)))
-                        self._left.difference_update(members)
-                        yield Result(tuple(self.hosts[rank] for rank in members), fold.outcome, fold.output)
+                        self._left.difference_update(ranks.each(ranks.unpack(fold.ranks)))
+                        yield self._result(fold)
+                case api.Late(folds=folds):
+                    for fold in folds:
+                        yield Late(self._result(fold))
                 case api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
                     yield Piece(self.hosts[rank], stream, offset, data)
                 case api.Advanced(size=size, done=done):
@@ -164,6 +184,10 @@ class Job:
                     return
                 case _:
                     raise CtlError(f"the service answered with a {type(reply).__name__} in the middle of a command")
+
+    def _result(self, fold: Fold) -> Result:
+        members = ranks.each(ranks.unpack(fold.ranks))
+        return Result(tuple(self.hosts[rank] for rank in members), fold.outcome, fold.output)
 
     def waiting_for(self) -> tuple[str, ...]:
         """The hosts that have no outcome yet."""

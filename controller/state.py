@@ -36,6 +36,8 @@ create index if not exists commands_of_job on commands (job);
 create table if not exists rolls (job integer primary key, roll blob not null) strict;
 create table if not exists outcomes (command integer not null, fold blob not null) strict;
 create index if not exists outcomes_of_command on outcomes (command);
+create table if not exists late (command integer not null, fold blob not null) strict;
+create index if not exists late_of_command on late (command);
 """
 _SCHEMA_VERSION = 2
 #: Command numbers are taken from the database in blocks, so that a command costs no write for its number.
@@ -299,6 +301,29 @@ class State(VmRecords):
         rows = self._db.execute("select fold from outcomes where command = ? order by rowid", (id_,))
         return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
 
+    def late_outcomes(self, id_: int, folds: Iterable[Fold]) -> tuple[Fold, ...]:
+        """Hosts answered after their outcome was settled. Returns what of that is kept beside it: the first answer of
+        each host that is on record as lost."""
+        lost = ranks.NONE
+        for fold in self.outcomes_of(id_):
+            if isinstance(fold.outcome, Lost):
+                lost |= ranks.unpack(fold.ranks)
+        for fold in self.late_of(id_) if lost else ():
+            lost &= ~ranks.unpack(fold.ranks)
+        news = []
+        for fold in folds:
+            fresh = ranks.unpack(fold.ranks) & lost
+            lost &= ~fresh
+            if fresh:
+                news.append(msgspec.structs.replace(fold, ranks=ranks.pack(fresh)))
+        self._db.executemany("insert into late values (?, ?)", [(id_, msgspec.msgpack.encode(fold)) for fold in news])
+        return tuple(news)
+
+    def late_of(self, id_: int) -> list[Fold]:
+        """What hosts answered to a command after they were settled as lost, in the order in which it came."""
+        rows = self._db.execute("select fold from late where command = ? order by rowid", (id_,))
+        return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
+
     def lost_on(self, rank: int, most: int) -> list[tuple[Record, Lost]]:
         """The latest commands, newest first, whose outcome on a host was lost. At most `most` are looked for among the
         latest _LOOKED_AT outcomes."""
@@ -326,3 +351,4 @@ class State(VmRecords):
                 (keep,),
             )
             self._db.execute("delete from outcomes where command not in (select id from commands)")
+            self._db.execute("delete from late where command not in (select id from commands)")

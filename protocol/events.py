@@ -64,6 +64,22 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A `Keep` was done: the outcome is on disk, and will be found there by whoever begins anew; or it could not be."""
+
+    id: int
+    well: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A `Load` was done: what was kept of that very command; None where it is gone, damaged, or another command's."""
+
+    id: int
+    found: tuple[Outcome, Output] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Wrote:
     """Local work wrote something, and its command asked for a stream."""
 
@@ -118,6 +134,8 @@ Event: TypeAlias = (
     | ParentLost
     | ChildLost
     | Finished
+    | Kept
+    | Loaded
     | Wrote
     | Observed
     | Advanced
@@ -196,8 +214,26 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Write this outcome to disk, where it survives this process, and say Kept. `signature` is the command's."""
+
+    id: int
+    signature: bytes
+    outcome: Outcome
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read what was kept of the command with this number and signature, and say Loaded."""
+
+    id: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
-    """The root has these commands' outcomes: spools and transfers of theirs may go."""
+    """The root has these commands' outcomes: what was kept of them, and transfers of theirs, may go."""
 
     ids: tuple[int, ...]
 
@@ -231,6 +267,15 @@ class Warn:
 @dataclass(frozen=True, slots=True)
 class Tell:
     """Root only: outcomes that are now final, each rank once in a command's life."""
+
+    id: int
+    folds: tuple[Fold, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellLate:
+    """Root only: what hosts answered after they had been settled, as lost as far as is known here. It changes nothing
+    of that; perhaps it is told more than once."""
 
     id: int
     folds: tuple[Fold, ...]
@@ -286,12 +331,15 @@ Effect: TypeAlias = (
     | Start
     | Stop
     | Carry
+    | Keep
+    | Load
     | Forget
     | SavePlan
     | Depart
     | Arrived
     | Warn
     | Tell
+    | TellLate
     | TellSettled
     | TellStream
     | TellProgress

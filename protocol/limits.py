@@ -95,6 +95,20 @@ FOLD_BYTES = 256 << 10
 #: What a relay without a way up keeps of outcomes, so that those of hosts that die meanwhile are not lost. Above it,
 #: the agents are asked again once there is a way.
 FOLD_KEEP = 16 << 20
+#: An outcome that is not acknowledged after this goes to the agent's disk: the word that a command is settled takes
+#: SETTLED_EVERY and a way down, so that what goes well never touches the disk.
+KEEP_AFTER = 3.0
+#: What an agent keeps in memory of outcomes that are on its disk, or can't be: four of the largest with both streams.
+KEEP_MEMORY = 8 << 20
+#: What it keeps of them on disk: thirty-two of the largest, and a sixteenth of what output spools may take there.
+KEEP_DISK = 64 << 20
+#: An outcome that nobody acknowledged for so long belongs to a command that the root has forgotten: a week is longer
+#: than a service is away that comes back at all.
+KEEP_FOR = 7 * 86_400.0
+#: Commands of which the root remembers who was lost, to ask them once more when they come back, and the bytes that
+#: these may have: a thousand are more than are given while a host is away for minutes.
+LATE_COMMANDS = 1_000
+LATE_BYTES = 16 << 20
 #: Reports may wait longer than outcomes; nobody waits for them.
 REPORT_WINDOW = 0.2
 #: The root tells agents which commands are settled at most this often, in one message for all of them.

@@ -55,6 +55,7 @@ class Manner(IntEnum):
     WORK = 0  # outcomes will come
     BULK = 1  # outcomes will come, and chunks pass through relays that are no targets
     QUIET = 2  # about other commands: nothing comes back
+    RECALL = 3  # outcomes will come, from memory alone: whoever has not begun the command never will
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

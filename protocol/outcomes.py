@@ -73,6 +73,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 NO_OUTPUT = Output()
 #: Why a command is lost that was given to an agent's predecessor, whoever says so.
 RESTARTED = "its agent restarted"
+#: And one whose outcome was on its disk, where that is no longer what was written.
+UNREADABLE = "its agent restarted, and what it had written of the outcome can't be read"
 
 
 class Fold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ So a relay in the middle keeps nothing that matters: it splits targets on the wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -21,7 +21,7 @@ import msgspec
 
 from protocol import ranks
 from protocol.commands import Plan, Push, Quiet, Settled
-from protocol.duty import Answer, Duty
+from protocol.duty import Duty
 from protocol.events import (
     Admit,
     Advanced,
@@ -36,6 +36,8 @@ from protocol.events import (
     Finished,
     FromChild,
     FromParent,
+    Kept,
+    Loaded,
     Observed,
     ParentLost,
     Replan,
@@ -53,6 +55,7 @@ from protocol.events import (
     Wrote,
 )
 from protocol.folding import Folding
+from protocol.keeping import Answer
 from protocol.limits import (
     BEAT_EVERY,
     CLOCK_EVERY,
@@ -91,6 +94,9 @@ from protocol.stranded import Stranded
 from protocol.trust import Guard, Signer, Untrusted
 from protocol.uplink import Uplink
 
+#: Deliveries that whoever gets them answers sooner or later, so that it is worth a relay's while to wait for all.
+_ANSWERED = frozenset({Manner.WORK, Manner.BULK})
+
 
 @dataclass(frozen=True)
 class RootPart:
@@ -117,10 +123,12 @@ class Relay:
         nonce: Callable[[], bytes],
         guard: Guard | None = None,
         root: RootPart | None = None,
+        found: Mapping[int, int] | None = None,
     ) -> None:
         """An agent has a `guard` and no `root`; the root the other way round.
 
         `incarnation` counts the agent's starts; `draw` gives numbers in [0, 1), `nonce` 16 fresh random bytes.
+        `found` are the commands whose outcomes the agent's predecessor left on disk, with the bytes of each.
         """
         if (guard is None) == (root is None):
             raise ValueError("a relay is either an agent, with a guard, or the root")
@@ -130,7 +138,7 @@ class Relay:
         self._nonce = nonce
         self._guard = guard
         self._root = root
-        self._duty = Duty(guard) if guard is not None else None
+        self._duty = Duty(guard, found) if guard is not None else None
         self._uplink = Uplink(plan.ancestors, draw) if root is None else None
         self._picture = Picture(self._me)
         self._folding = Folding()
@@ -191,6 +199,10 @@ class Relay:
                 due = time
         self._expected = due
         return due
+
+    def close(self) -> list[Effect]:
+        """The process ends in good order: what is to be kept for the next one."""
+        return [] if self._duty is None else self._duty.close()
 
     # --- what people ask of it ----------------------------------------------------------------------------------------
 
@@ -254,6 +266,12 @@ class Relay:
                 self._child_lost(rank, why, now)
             case Finished():
                 self._finished(event, now)
+            case Kept():
+                self._effects += [] if self._duty is None else self._duty.kept(event)
+            case Loaded(id_):
+                answer = None if self._duty is None else self._duty.loaded(event)
+                if answer is not None:
+                    self._own_outcome(id_, answer, now)
             case Wrote(id_, stream, offset, data):
                 self._up(Streamed(id_, self._rank(), stream, offset, data))
             case Observed(host, vms, whole):
@@ -373,7 +391,7 @@ class Relay:
             self._carry(delivery)
         self._pass_on(delivery, targets)
         if mine:
-            if delivery.manner is not Manner.QUIET:
+            if delivery.manner in _ANSWERED:
                 self._folding.expect(delivery.id, ranks.only(self._rank()))
             self._deliver_here(delivery, now)
         astray = targets & ~self._picture.reachable
@@ -404,7 +422,7 @@ class Relay:
             if share:
                 self._effects.append(ToChild(child, msgspec.structs.replace(delivery, targets=ranks.pack(share))))
                 sent |= share
-        if sent and self._root is None and delivery.manner is not Manner.QUIET:
+        if sent and self._root is None and delivery.manner in _ANSWERED:
             self._folding.expect(delivery.id, sent)
         return sent
 
@@ -415,7 +433,9 @@ class Relay:
             raise RuntimeError("the root does no work of its own")
         known, answer = duty.known(delivery.id)
         effects: list[Effect] = []
-        if not known:
+        if known and answer is None:
+            effects = duty.load(delivery.id, delivery.signature)
+        elif not known:
             # What kind of command it is, only its signature tells: nothing in it is believed before.
             try:
                 command = guard.open(delivery)
@@ -436,11 +456,13 @@ class Relay:
             if isinstance(command.body, Plan):
                 self._planned_anew(delivery, command.body, now)
                 return
-            if not duty.clock_known:
-                answer = duty.postpone(delivery, command, now)
+            if delivery.manner is Manner.RECALL:
+                answer = duty.recall(command, now)
+            elif not duty.clock_known:
+                effects, answer = duty.postpone(delivery, command, now)
             else:
                 ttl = None if delivery.ttl_ms is None else delivery.ttl_ms / 1000
-                effects, answer = duty.deliver(command, ttl, now)
+                effects, answer = duty.deliver(command, ttl, now, delivery.signature)
         self._effects += effects
         if answer is not None:
             self._own_outcome(delivery.id, answer, now)
@@ -566,6 +588,10 @@ class Relay:
                 f"and its parent {VERSION_MIN} to {VERSION_MAX}: run `ctl up` again to bring both to one version"
             )
             self._effects += [ToChild(rank, Rejected(why)), Warn(f"rank {rank} may not attach: {why}")]
+            # The child can tell nobody but its log: those above, and the people there, learn it from here.
+            refused = msgspec.structs.replace(own, up=False, why=sentence(f"its parent refused it: {why}"))
+            self._child_lost(rank, why, now)
+            self._changed(self._picture.apply([refused]), now)
             return
         known = self._picture.links.get(rank)
         if known is not None and later(known, own):
@@ -635,7 +661,7 @@ class Relay:
     def _finished(self, event: Finished, now: float) -> None:
         if self._duty is None:
             return
-        effects, answer = self._duty.finished(event)
+        effects, answer = self._duty.finished(event, now)
         self._effects += effects
         if answer is not None:
             self._own_outcome(event.id, answer, now)

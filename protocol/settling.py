@@ -3,6 +3,7 @@ which nobody can say what became of it.
 
 The moments: a host is not there when the command is given; it stays out of reach for LOST_AFTER; its agent began anew;
 DEADLINE_SLACK has passed since the deadline. A host that comes, or comes by another way, is asked again before that.
+One that was settled as lost is asked as well, once it is back: what it says changes nothing, and is told beside it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from math import inf
 
 from protocol import ranks
 from protocol.commands import Body, Cancel, Plan, Settled
-from protocol.events import Effect, Tell, TellSettled
-from protocol.ledger import Absence, Account
-from protocol.limits import DEADLINE_SLACK, LOST_AFTER, RETURN_WITHIN
+from protocol.events import Effect, Tell, TellLate, TellSettled
+from protocol.ledger import Absence, Account, tells
+from protocol.limits import DEADLINE_SLACK, LATE_BYTES, LATE_COMMANDS, LOST_AFTER, RETURN_WITHIN
 from protocol.messages import Deliver, Link
-from protocol.outcomes import RESTARTED, Fold, sentence
+from protocol.outcomes import Fold, sentence
 from protocol.picture import Picture
 from protocol.ranks import Ranks
 
@@ -44,6 +45,11 @@ class Settling:
         self._send = send
         self._tell = tell
         self._accounts: dict[int, Account] = {}
+        #: Settled commands, the latest last, of which somebody was lost and may say more.
+        self._late: dict[int, Account] = {}
+        self._late_bytes = 0
+        #: Who was lost of commands with lower numbers, only the service's record tells.
+        self._remembered_from = inf
         self._absences: list[Absence] = []
         #: Nothing is settled by time alone before this.
         self.due = inf
@@ -78,6 +84,8 @@ class Settling:
         owing = targets if missing is None else missing
         account = Account(delivery, targets, owing, ranks.NONE, deadline, isinstance(body, Plan))
         self._accounts[delivery.id] = account
+        if missing is None:
+            self._remembered_from = min(self._remembered_from, delivery.id)
         if deadline is not None:
             self.due = min(self.due, deadline + DEADLINE_SLACK)
         # What was given before the service began anew may have gone out then.
@@ -95,22 +103,40 @@ class Settling:
             self._settle(delivery.id, ())
 
     def outcomes(self, id_: int, folds: tuple[Fold, ...]) -> None:
-        """Outcomes came in; those of other commands, or of hosts that have theirs, are ignored."""
-        account = self._accounts.get(id_)
-        if account is not None:
+        """Outcomes came in; those of hosts that have theirs are ignored, unless they were lost."""
+        account = self._accounts.get(id_) or self._late.get(id_)
+        if account is None:
+            late = tuple(fold for fold in folds if tells(fold.outcome)) if id_ < self._remembered_from else ()
+        else:
+            late = account.late(folds)
+            if not account.lost and id_ in self._late:
+                self._drop_late(id_)
             self._settle(id_, account.settle(folds))
+        if late:
+            self._tell(TellLate(id_, late))
 
     def _settle(self, id_: int, folds: tuple[Fold, ...]) -> None:
         if folds:
             self._tell(Tell(id_, folds))
         if id_ in self._accounts and not self._accounts[id_].missing:
-            del self._accounts[id_]
+            account = self._accounts.pop(id_)
             self._tell(TellSettled(id_))
+            if account.lost:
+                self._late[id_] = account
+                self._late_bytes += len(account.delivery.payload)
+                while len(self._late) > LATE_COMMANDS or self._late_bytes > LATE_BYTES:
+                    oldest = next(iter(self._late))
+                    self._remembered_from = max(self._remembered_from, oldest + 1)
+                    self._drop_late(oldest)
+
+    def _drop_late(self, id_: int) -> None:
+        self._late_bytes -= len(self._late.pop(id_).delivery.payload)
 
     # --- the tree changes ---------------------------------------------------------------------------------------------
 
     def note_restarts(self, news: tuple[Link, ...]) -> None:
-        """An agent began anew: what its predecessor was given and did not report is lost, and never given again.
+        """An agent began anew: what its predecessor was given and did not report is never given again. The successor is
+        asked what it found of it on disk; without anything it is lost.
 
         What had not gone out to it yet goes out to its successor, which refuses what is from before its time.
         """
@@ -121,7 +147,7 @@ class Settling:
         for id_ in sorted(self._accounts) if reborn else ():
             account = self._accounts[id_]
             if not account.again:
-                self._settle(id_, account.lose(account.missing & account.sent & reborn, RESTARTED))
+                account.reborn |= account.missing & account.sent & reborn
 
     def changed(self, news: tuple[Link, ...], gone: Ranks, back: Ranks, now: float) -> None:
         """These links changed, and by them `gone` went out of reach and `back` came."""
@@ -146,8 +172,17 @@ class Settling:
         for id_ in sorted(self._accounts):
             account = self._accounts[id_]
             share = account.missing & who
+            recalled = share & account.reborn | account.lost & who
+            if recalled:
+                self._send(account.recall(recalled), recalled)
+            if account.cancel is None:
+                share &= ~account.reborn
             if share:
                 account.sent |= self._send(account.next_delivery(share, now), share)
+        for account in self._late.values():
+            recalled = account.lost & who
+            if recalled:
+                self._send(account.recall(recalled), recalled)
 
     def _expect_back(self, who: Ranks, now: float) -> None:
         if who:

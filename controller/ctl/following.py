@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from controller import render
 from controller.ctl.context import Interruptible
 from controller.progress import push_line, waiting_line
-from controller.session import Happening, ImageAnswer, Job, Progress, Result, VmAnswer, VmReached, exit_status
+from controller.session import Happening, ImageAnswer, Job, Late, Progress, Result, VmAnswer, VmReached, exit_status
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Live, Terminal
 
@@ -30,6 +30,8 @@ class Following:
         all went well. With `leave` Ctrl-C leaves the job as it is."""
         self.terminal = terminal
         self.results: list[Result] = []
+        #: What hosts answered that are lost all the same.
+        self.late: list[Result] = []
         #: Names to ranks, in the order of ranks.
         self.order = {name: rank for rank, name in sorted(job.hosts.items())}
         #: Hosts without an outcome. A dictionary, since the live line copies it while it changes.
@@ -77,6 +79,8 @@ class Following:
                         self.failed += 0 if happening.ok else len(happening.hosts)
                         for host in happening.hosts:
                             self.waiting.pop(host, None)
+                    elif isinstance(happening, Late):
+                        self.late.append(happening.result)
                     elif isinstance(happening, VmAnswer | VmReached | ImageAnswer):
                         self.waiting.pop(happening.host, None)
                     other(happening)
@@ -96,9 +100,9 @@ class Following:
 
     def show_failures(self, *, shortened: bool = True) -> None:
         """Who did not do well, and what was cut short."""
-        for failure in render.failures(self.results, self.order):
+        for failure in render.failures(self.results, self.order, self.late):
             self.terminal.say(failure, bad=True)
-        for short in render.shortened(self.results, self.order) if shortened else ():
+        for short in render.shortened([*self.results, *self.late], self.order) if shortened else ():
             self.terminal.say(short)
 
     @property

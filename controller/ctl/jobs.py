@@ -103,6 +103,7 @@ def job(
         view = Gathered(ctl.terminal)
         view.show(following)
         view.show_errors(following)
+        view.show_late(following)
         _show_vms(following, answers, reached)
         following.show_failures()
     try:
@@ -159,6 +160,7 @@ def _show_json(
         "settled": settled,
         "missing": list(following.waiting),
         "results": render.result_objects(following.results, following.order),
+        "late": render.result_objects(following.late, following.order),
         "vms": {answer.host: answer.results for answer in answers},
         "reached": {one.host: one.names for one in reached},
     }

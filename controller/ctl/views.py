@@ -45,6 +45,7 @@ class Gathered(View):
     def end(self, following: Following) -> None:
         self.show(following)
         self.show_errors(following)
+        self.show_late(following)
         following.show_failures()
 
     def show(self, following: Following) -> None:
@@ -62,9 +63,19 @@ class Gathered(View):
     def show_errors(self, following: Following) -> None:
         """What was written to standard error."""
         for hosts, data in render.outputs(following.results, following.order, 2):
-            for text in (render.RULE, f"{self._name(hosts)}: standard error", render.RULE):
-                self._terminal.say(text)
-            self._terminal.say_bytes(data if data.endswith(b"\n") else data + b"\n")
+            self._error_block(f"{self._name(hosts)}: standard error", data)
+
+    def _error_block(self, title: str, data: bytes) -> None:
+        for text in (render.RULE, title, render.RULE):
+            self._terminal.say(text)
+        self._terminal.say_bytes(data if data.endswith(b"\n") else data + b"\n")
+
+    def show_late(self, following: Following) -> None:
+        """What hosts wrote whose answer came after they had been given up."""
+        for hosts, data in render.outputs(following.late, following.order, 1):
+            self._block(f"{self._name(hosts)}: answered later", data)
+        for hosts, data in render.outputs(following.late, following.order, 2):
+            self._error_block(f"{self._name(hosts)}: standard error, answered later", data)
 
 
 class Merged(Gathered):

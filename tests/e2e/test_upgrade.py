@@ -225,8 +225,8 @@ def test_a_version_whose_protocol_nobody_speaks_is_refused_and_put_back(
     told, said = up(ctl, foreign, hosts, status=1)
     assert told["up"] == list(NAMES), said
     assert "its new agent did not come into the tree" in told["stopped"]
-    log = (session.directory / "service.log").read_text()
-    assert "it speaks protocol versions 7 to 8, and its parent 1 to 1: run `ctl up` again" in log
+    # Whoever was asked last has refused it, and the service knows.
+    assert "its parent refused it: it speaks protocol versions 7 to 8, and its parent 1 to " in told["stopped"], told
     wait_until(lambda: running(hosts) == dict.fromkeys(NAMES, "second"), 10, "all to run what they ran")
     assert {host.name: host.digest for host in session.status().hosts} == good
     broadcasts = Broadcasts(session)

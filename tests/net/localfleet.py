@@ -171,15 +171,15 @@ class LocalFleet:
         )
         write_atomically(directory.path / "welcome", welcome)
 
-    def start(self, name: str) -> None:
-        """Start the agent's process."""
+    def start(self, name: str, path: Path | None = None) -> None:
+        """Start the agent's process, with its code in `path` where that is given."""
         directory = self.directory(name).path
         self.agents[name] = start_python(
             ["-m", "agent", "run", "--dir", str(directory)],
             directory / "agent.log",
             {MARK: self.mark, "CANOPY_HOST": name},
             python=self._python,
-            path=self._path,
+            path=path or self._path,
             before=self.before.get(name, ()),
         )
 

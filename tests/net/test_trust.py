@@ -688,7 +688,8 @@ def test_a_command_from_before_a_restart_is_not_run_again(stage: Stage, tmp_path
     stage.start()
     stage.parent.send(delivery)
     stage.until(lambda: len(stage.parent.outcomes(delivery.id)[AGENT]) == 2, "an answer")
-    assert stage.parent.outcomes(delivery.id)[AGENT][-1] == Lost(RESTARTED), "nobody here can say what became of it"
+    # It may have got to the predecessor's disk; otherwise nobody here can say what became of it.
+    assert stage.parent.outcomes(delivery.id)[AGENT][-1] in (Lost(RESTARTED), Exited(0))
     assert outcome_of(stage, stage.delivery(run("true"))) == Exited(0)
     assert marker.read_text() == "run\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import pytest
 from controller import tables
 from controller.render_why import why
 from controller.session import Job, Result
+from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.outcomes import Lost
-from tests.net.localfleet import DEADLINE_S, LocalFleet, local_fleet
+from tests.net.localfleet import DEADLINE_S, ROOT, LocalFleet, local_fleet
 from tests.waiting import wait_until
+
+#: The versions of an agent that nobody here can speak with.
+FOREIGN = "VERSION_MIN = 7\nVERSION_MAX = 8\n"
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,25 @@ def test_why_tells_of_a_relay_that_died_and_of_its_child(fleet: LocalFleet) -> N
     assert known.status.incarnation is not None
     assert back.status.incarnation > known.status.incarnation
     wait_until(lambda: fleet.session.host("h3").unacknowledged is None, DEADLINE_S, "the plan to be acknowledged again")
+
+
+def test_that_an_agent_speaks_no_version_that_its_parent_does_is_told_to_people(
+    fleet: LocalFleet, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    for package in ("agent", "protocol"):
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    limits = code / "protocol" / "limits.py"
+    text = limits.read_text()
+    assert f"VERSION_MIN = {VERSION_MIN}\nVERSION_MAX = {VERSION_MAX}\n" in text
+    limits.write_text(text.replace(f"VERSION_MIN = {VERSION_MIN}\nVERSION_MAX = {VERSION_MAX}\n", FOREIGN))
+    fleet.kill("h3")
+    fleet.start("h3", path=code)
+    said = "its parent refused it: it speaks protocol versions 7 to 8, and its parent 1 to 1: run `ctl up` again"
+    wait_until(lambda: said in fleet.hosts()["h3"].why, DEADLINE_S, "the service to know why")
+    assert said in tables.summary(fleet.session.status())
+    assert said in why(fleet.session.host("h3"))
+    assert said in fleet.session.wait_for(["h3"], 0.1)["h3"], "as `ctl up` tells it"
+    fleet.kill("h3")
+    fleet.restart("h3")
+    assert set(fleet.answers("true")) == {"h0", "h1", "h2", "h3"}

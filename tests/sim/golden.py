@@ -14,7 +14,7 @@ import msgspec
 
 from protocol import events, ranks
 from protocol.commands import Run
-from protocol.limits import LOST_AFTER, SILENT_AFTER
+from protocol.limits import KEEP_AFTER, LOST_AFTER, SILENT_AFTER
 from protocol.outcomes import NO_OUTPUT, Exited
 from tests.sim.bulk import Bulk
 from tests.sim.tree import Tree
@@ -117,13 +117,43 @@ def host_not_in_the_tree() -> Story:
 
 def agent_restarted_in_mid_command() -> Story:
     """An agent dies while it works, and is started again. It attaches with a higher incarnation: what its
-    predecessor was given is lost, and is not given to it again."""
+    predecessor was given is not given to it again. It is asked what became of it, knows nothing, and that is lost."""
     tree = _tree(_RELAY, _LONG)
     story = Story(tree)
     command = tree.broadcast()
     tree.run_for(0.5)
     tree.restart(2)
     tree.settle(command)
+    return story
+
+
+def agent_restarted_with_an_outcome_on_disk() -> Story:
+    """An agent is cut off while it works. Nobody takes its outcome, so that it writes it to disk after KEEP_AFTER.
+    Then it dies, and is started again and reached again: asked what became of the command, its successor reads it."""
+    tree = _tree(_RELAY, 0.5)
+    story = Story(tree)
+    command = tree.broadcast([2])
+    tree.run_for(0.2)
+    tree.cut(2)
+    tree.run_for(KEEP_AFTER + 1)
+    tree.restart(2)
+    tree.heal(2)
+    tree.settle(command)
+    tree.run_for(_FORGOTTEN)
+    return story
+
+
+def answer_after_it_was_lost() -> Story:
+    """An agent is cut off while it works, for longer than it is waited for: its outcome is settled as lost. When it
+    is back it is asked what became of the command. That changes nothing, and is told beside it."""
+    tree = _tree(_RELAY, 0.5)
+    story = Story(tree)
+    command = tree.broadcast([2])
+    tree.run_for(0.2)
+    tree.cut(2)
+    tree.settle(command)
+    tree.heal(2)
+    tree.run_until(lambda: tree.late)
     return story
 
 
@@ -226,6 +256,8 @@ STORIES: tuple[Callable[[], Story], ...] = (
     deadline_with_a_frozen_host,
     host_not_in_the_tree,
     agent_restarted_in_mid_command,
+    agent_restarted_with_an_outcome_on_disk,
+    answer_after_it_was_lost,
     service_restarted_in_mid_command,
     replan_in_mid_command,
     forged_command,

@@ -20,6 +20,11 @@ _ROOT = Path(__file__).parents[2]
 #: Seeds that a mutant has to survive, and the largest tree among them: faults of the protocol show in small ones.
 _SCHEDULES = 400
 _MOST = 25
+#: The tests that are asked then: those of whole trees, and those of the parts that the faults are planted in.
+_TESTS = (
+    *(f"tests/sim/test_{name}.py" for name in ("broadcast", "stateful", "golden")),
+    *(f"tests/unit/test_{name}.py" for name in ("relay", "duty", "keeping", "folding", "picture", "uplink")),
+)
 #: Seconds for each of the two; a mutant that hangs is found as well.
 _WITHIN = 300
 
@@ -45,8 +50,9 @@ MUTANTS = (
     Mutant(
         "commands are not recognised when they come again",
         "duty.py",
-        "        if task is not None:\n            return True, None if",
-        "        if task is not None and task.outcome is None:\n            return True, None if",
+        "        if id_ in self._keeping:\n            return True, self._keeping.answer(id_)\n"
+        "        if id_ in self._tasks:\n",
+        "        if id_ in self._running:\n",
     ),
     Mutant(
         "outcomes are forgotten as soon as they are sent",
@@ -69,7 +75,7 @@ MUTANTS = (
     Mutant(
         "a cancel that overtakes its command is not remembered",
         "duty.py",
-        "            self._tasks[of] = _Task(Cancel(of=of), None, outcome)\n            self._seen[of] = inf\n",
+        "            self._tasks[of] = _Task(Cancel(of=of), None, over=True)\n            self._seen[of] = inf\n",
         "",
     ),
     Mutant(
@@ -147,8 +153,8 @@ MUTANTS = (
     Mutant(
         "an agent does not keep the deadline",
         "duty.py",
-        "        task = _Task(command.body, None if ttl is None else now + ttl)",
-        "        task = _Task(command.body, None)",
+        "        task = _Task(command.body, None if ttl is None else now + ttl, signature)",
+        "        task = _Task(command.body, None, signature)",
     ),
     Mutant(
         "who has just left is lost at once",
@@ -300,6 +306,48 @@ MUTANTS = (
         "        delivery = self.cancel or self.delivery\n",
         "        delivery = self.delivery\n",
     ),
+    Mutant(
+        "what is on disk is not answered",
+        "keeping.py",
+        "        return id_ in self._held or id_ in self._found\n",
+        "        return id_ in self._held\n",
+    ),
+    Mutant(
+        "outcomes are not written to disk",
+        "keeping.py",
+        "            if held is not None:\n                effects += self._write(id_, held)\n",
+        "            del held\n",
+    ),
+    Mutant(
+        "what is on disk is never removed",
+        "duty.py",
+        "        return [Forget(tuple(gone))] if gone else []\n",
+        "        return []\n",
+    ),
+    Mutant(
+        "a damaged outcome is answered by nothing",
+        "keeping.py",
+        "            return Lost(UNREADABLE), NO_OUTPUT\n",
+        "            return None\n",
+    ),
+    Mutant(
+        "a cancel that overtakes the question says that the predecessor did not begin",
+        "ledger.py",
+        "            if fold.outcome == Cancelled(ran=False) and fresh & self.reborn:",
+        "            if False:",
+    ),
+    Mutant(
+        "who was lost is not asked again",
+        "settling.py",
+        "        for account in self._late.values():\n",
+        "        for account in ():\n",
+    ),
+    Mutant(
+        "a late answer is not told",
+        "settling.py",
+        "            late = account.late(folds)\n",
+        "            late = ()\n",
+    ),
 )
 
 
@@ -316,7 +364,7 @@ def caught_by(mutant: Mutant | None, schedules: int) -> str | None:
     """What finds the mutant: a seed, or a test's name; None where it survives. Without a mutant: what finds nothing."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         directory = Path(name)
-        for package in ("protocol", "tests/sim"):
+        for package in ("protocol", "tests/sim", "tests/unit"):
             shutil.copytree(_ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             target = directory / "protocol" / mutant.file
@@ -326,8 +374,7 @@ def caught_by(mutant: Mutant | None, schedules: int) -> str | None:
         )
         if seeds is not None:
             return seeds
-        tests = [f"tests/sim/{test}" for test in ("test_broadcast.py", "test_stateful.py", "test_golden.py")]
-        return _run(directory, "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests)
+        return _run(directory, "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *_TESTS)
 
 
 def _run(directory: Path, module: str, *arguments: str) -> str | None:

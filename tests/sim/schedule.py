@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from protocol.commands import Body, Run
-from protocol.limits import LOST_AFTER, RETRY_MOST, SILENT_AFTER
+from protocol.limits import KEEP_AFTER, LOST_AFTER, RETRY_MOST, SILENT_AFTER
 from protocol.outcomes import NO_OUTPUT, Exited, Killed, Outcome, Output
 from protocol.topology import depth_for
 from tests.sim.tree import Tree
@@ -21,6 +21,8 @@ _FORGOTTEN_WITHIN = 15.0
 #: A link may be so slow, in seconds each way, and still be none that beats don't get through.
 SLOWEST = 2.0
 _MOST_HOSTS = 2_000
+#: Short work and KEEP_AFTER, in seconds, and less than it takes to be given up.
+_KEPT_WITHIN = KEEP_AFTER + 1.0
 
 #: What commands end in, by themselves.
 _ENDS: tuple[tuple[Outcome, Output], ...] = (
@@ -72,6 +74,11 @@ _KINDS = (
     ("cancel", 4),
     ("kill", 4),
     ("restart", 5),
+    ("restart without disk", 1),
+    ("restart with a damaged disk", 1),
+    ("full disk", 1),
+    ("restart behind a cut", 4),
+    ("restart without a service", 2),
     ("cut", 3),
     ("cut from parent", 2),
     ("cut way up", 2),
@@ -201,6 +208,17 @@ class Performance:
             "cancel": ((self._commands, lambda: tree.cancel(self._commands[-1 - step.number % len(self._commands)])),),
             "kill": ((node.alive, lambda: tree.kill(rank)),),
             "restart": ((not node.departed, lambda: tree.restart(rank)),),
+            "restart without disk": (
+                (not node.departed, lambda: tree.disks.harm(rank, damaged=False)),
+                (not node.departed, lambda: tree.restart(rank)),
+            ),
+            "restart with a damaged disk": (
+                (not node.departed, lambda: tree.disks.harm(rank, damaged=True)),
+                (not node.departed, lambda: tree.restart(rank)),
+            ),
+            "full disk": ((True, lambda: tree.disks.fill(rank)),),
+            "restart behind a cut": ((not node.departed, lambda: self._restart_behind_a_cut(rank)),),
+            "restart without a service": ((not node.departed, lambda: self._restart_without_service(rank)),),
             "cut": ((True, lambda: tree.cut(rank)),),
             "cut from parent": ((True, lambda: tree.cut(rank, up)),),
             "cut way up": ((True, lambda: tree.cut_way(rank, up)),),
@@ -216,6 +234,20 @@ class Performance:
             "join": ((True, lambda: tree.join(self.schedule.fanout)),),
             "leave": ((len(there) > 1 and node.alive, lambda: tree.leave(rank)),),
         }
+
+    def _restart_behind_a_cut(self, rank: int) -> None:
+        """What the agent finishes meanwhile it has to keep, and is asked for when it has begun anew."""
+        self.tree.cut(rank)
+        self.tree.run_for(_KEPT_WITHIN)
+        self.tree.restart(rank)
+        self.tree.heal(rank)
+
+    def _restart_without_service(self, rank: int) -> None:
+        """The same, where it is the service that is away."""
+        self.tree.kill(None)
+        self.tree.run_for(_KEPT_WITHIN)
+        self.tree.restart(rank)
+        self.tree.restart_root()
 
     def _give(self, targets: list[int] | None, ttl: float | None) -> None:
         self._commands.append(self.tree.broadcast(targets, ttl=ttl))

@@ -450,3 +450,16 @@ def test_reports_of_many_hosts_reach_the_root_by_few_messages() -> None:
         tree.observed(rank)
     tree.run_until(lambda: len({r.rank for told in tree.reports for r in told.reports}) == 200)
     assert tree.received[None, "Reports"] <= 3 * 20
+
+
+def test_who_is_given_a_command_later_has_only_the_time_that_remains() -> None:
+    tree = _rested(3, parents={0: None, 1: 0, 2: 0})
+    _slow(tree, 100.0)
+    tree.cut(2)
+    tree.run_until(lambda: not ranks.holds(tree.root.reachable, 2))
+    began = tree.now
+    command = tree.broadcast(ttl=5.0)
+    tree.run_for(1.0)
+    tree.heal(2)
+    assert tree.settle(command) == dict.fromkeys(range(3), TimedOut())
+    assert tree.now - began < 6.0

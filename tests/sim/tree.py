@@ -29,10 +29,11 @@ from protocol.limits import (
     SETTLED_EVERY,
 )
 from protocol.messages import DOWNWARDS, UPWARDS, Deliver, Link, Manner, Message, Outcomes, Reports
-from protocol.outcomes import NO_OUTPUT, Exited, Killed, Outcome, Output
+from protocol.outcomes import NO_OUTPUT, Exited, Killed, Lost, Outcome, Output
 from protocol.relay import Relay, RootPart
 from protocol.topology import Seat, ancestors, below, children_of, even_fanout, grow
 from protocol.trust import Guard, Signer
+from tests.sim.disks import Disks
 from tests.sim.network import Connection, Network
 from tests.sim.witness import Witness
 
@@ -118,8 +119,11 @@ class Tree:
         self.work: Work = lambda _rank, _id, _body: (self.random.uniform(0.001, 0.02), Exited(0), NO_OUTPUT)
         #: Processes that ignore SIGTERM.
         self.stubborn: set[int] = set()
+        self.disks = Disks(self)
         # The root's service:
         self.told: dict[int, dict[int, tuple[Outcome, Output]]] = {}
+        #: What hosts answered that had been settled as lost.
+        self.late: dict[int, dict[int, tuple[Outcome, Output]]] = {}
         self.tells: Counter[int] = Counter()
         self.targets: dict[int, int] = {}
         self.settled: set[int] = set()
@@ -198,7 +202,14 @@ class Tree:
         clock = self.random.uniform(1e3, 1e6)
         started = self.now + clock - _STARTS_IN
         guard = Guard(fleet=FLEET, verify_key=self.signer.verify_key, rank=rank, started=started)
-        relay = Relay(plan=plan, incarnation=incarnation, draw=self.random.random, nonce=self._nonce, guard=guard)
+        relay = Relay(
+            plan=plan,
+            incarnation=incarnation,
+            draw=self.random.random,
+            nonce=self._nonce,
+            guard=guard,
+            found=self.disks.found(rank),
+        )
         self.nodes[rank] = Node(rank, relay, plan, clock, life=incarnation)
         self._living |= ranks.only(rank)
         self.feed(rank, events.Begin())
@@ -310,9 +321,13 @@ class Tree:
                 self._start(node, id_, body)
             case events.Stop(id_, hard):
                 self._stop(node, id_, hard=hard)
+            case events.Keep() | events.Load():
+                self.disks.perform(node, effect)
             case events.Warn(text):
                 self.warnings.append(f"{node.rank}: {text}")
             case events.Arrived() | events.Carry() | events.Forget():
+                if isinstance(effect, events.Forget):
+                    self.disks.perform(node, effect)
                 if self.bulk is not None:
                     self.bulk.perform(node, effect)
             case _:
@@ -442,7 +457,7 @@ class Tree:
         self.network.forget_closed()
 
     def restart(self, rank: int) -> None:
-        """The agent begins anew: with its plan and its keys, and without its memory."""
+        """The agent begins anew: with its plan, its keys and its disk, and without its memory."""
         node = self.nodes[rank]
         if node.alive:
             self.kill(rank)
@@ -523,6 +538,7 @@ class Tree:
     def mend(self) -> None:
         """Undo every fault: all who are planned run, and reach one another."""
         self.heal_all()
+        self.disks.full.clear()
         if not self.nodes[None].alive:
             self.restart_root()
         for rank, node in sorted(self.nodes.items(), key=lambda item: (item[0] is not None, item[0] or 0)):
@@ -544,6 +560,13 @@ class Tree:
                         self.told[id_][rank] = (fold.outcome, fold.output)
                         if id_ in self._plan_versions and fold.outcome == Exited(0):
                             self.planned[rank] = max(self._plan_versions[id_], self.planned.get(rank, 0))
+            case events.TellLate(id_, folds):
+                for fold in folds:
+                    for rank in ranks.each(ranks.unpack(fold.ranks)):
+                        lost = self.told.get(id_, {}).get(rank)
+                        if lost is not None and isinstance(lost[0], Lost):  # as on record, whichever root said so
+                            self.witness.late(rank, id_, fold.outcome, fold.output)
+                            self.late.setdefault(id_, {}).setdefault(rank, (fold.outcome, fold.output))
             case events.TellSettled(id_):
                 self.settled.add(id_)
                 self._open.pop(id_, None)
@@ -765,6 +788,9 @@ class Tree:
         """How many commands each living relay still keeps something about."""
         planned = {None, *self.parents}
         kept = {rank: node.relay.kept() for rank, node in self.nodes.items() if node.alive and rank in planned}
+        for rank in self.parents:
+            if self.nodes[rank].alive:
+                kept[rank] += len(self.disks.of(rank))
         return {rank: count for rank, count in kept.items() if count}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from protocol.commands import Body, Run
-from protocol.outcomes import Cancelled, Exited, Killed, Lost, Outcome, Output, Refused, TimedOut
+from protocol.outcomes import RESTARTED, Cancelled, Exited, Killed, Lost, Outcome, Output, Refused, TimedOut
 from protocol.topology import ancestors
 
 Key = tuple[int, int]
@@ -31,6 +31,8 @@ class Witness:
     _ended: dict[Key, tuple[Outcome, Output]] = field(default_factory=dict)
     _stopped: set[Key] = field(default_factory=set)
     _told: dict[Key, Outcome] = field(default_factory=dict)
+    #: What is on a host's disk of its outcomes.
+    _kept: set[Key] = field(default_factory=set)
     #: Whom any fault has struck; None is the root, and strikes all.
     _harmed: set[int | None] = field(default_factory=set)
     #: By rank, all who were ever planned above it.
@@ -71,6 +73,15 @@ class Witness:
         assert rank is not None
         self._ended[rank, id_] = (outcome, output)
 
+    def kept(self, rank: int | None, id_: int) -> None:
+        """Its outcome is on disk there."""
+        assert rank is not None
+        self._kept.add((rank, id_))
+
+    def wiped(self, rank: int) -> None:
+        """What was on disk there is of no use any more."""
+        self._kept = {key for key in self._kept if key[0] != rank}
+
     def told(self, rank: int, id_: int, outcome: Outcome, output: Output) -> None:
         """The root says that this is what became of it. Raises AssertionError where that is not so."""
         key = (rank, id_)
@@ -80,6 +91,16 @@ class Witness:
         if isinstance(outcome, Lost):
             self._may_be_lost(rank, id_, given, outcome)
             return
+        self._is_true(rank, id_, given, outcome, output)
+
+    def late(self, rank: int, id_: int, outcome: Outcome, output: Output) -> None:
+        """The root says that this is what became of it, after it was lost. Raises AssertionError as `told` does."""
+        assert isinstance(self._told[rank, id_], Lost), f"h{rank} was not lost for command {id_}"
+        assert not isinstance(outcome, Lost), f"h{rank} is lost for command {id_}, and that late"
+        self._is_true(rank, id_, self._given[id_], outcome, output)
+
+    def _is_true(self, rank: int, id_: int, given: _Given, outcome: Outcome, output: Output) -> None:
+        key = (rank, id_)
         if not isinstance(given.body, Run):
             return
         what = f"h{rank}, command {id_}: {outcome}"
@@ -99,5 +120,7 @@ class Witness:
 
     def _may_be_lost(self, rank: int, id_: int, given: _Given, outcome: Lost) -> None:
         """Who was never struck, and never had anybody above it who was, has a way to the root, and is not lost."""
+        why = f"h{rank} has the outcome of command {id_} on disk, and it is told as {outcome}"
+        assert outcome.why != RESTARTED or (rank, id_) not in self._kept, why
         if given.formed:
             assert ({rank} | self._above[rank]) & self._harmed, f"h{rank} is lost for {id_} without a fault: {outcome}"

@@ -20,6 +20,7 @@ from protocol.messages import (
     Deliver,
     Link,
     Links,
+    Manner,
     NoChunk,
     Outcomes,
     Rejected,
@@ -70,6 +71,10 @@ class Story:
                 return f"loses {_name(rank)}: {why}"
             case events.Finished(id_, outcome):
                 return f"has done command {id_}: {describe(outcome)}"
+            case events.Kept(id_, well):
+                return f"has {'' if well else 'no room for '}the outcome of command {id_} on disk"
+            case events.Loaded(id_, found):
+                return f"has read command {id_}: {'nothing' if found is None else describe(found[0])}"
             case events.Submit(delivery, body, missing):
                 again = "" if missing is None else f", taken up again for {_set(missing)}"
                 ttl = "" if delivery.ttl_ms is None else f", {delivery.ttl_ms / 1000:g} s"
@@ -100,6 +105,8 @@ class Story:
                 return f"cuts {_name(rank)} off: {why}"
             case events.Tell(id_, folds):
                 return f"settled in command {id_}: {_folds(folds)}"
+            case events.TellLate(id_, folds):
+                return f"after it was settled in command {id_}: {_folds(folds)}"
             case events.TellSettled(id_):
                 return f"command {id_} is settled"
             case _:
@@ -115,6 +122,10 @@ class Story:
                 return f"ends the work of command {id_} {'for certain' if hard else 'politely'}"
             case events.Carry(id_):
                 return f"carries the chunks of push {id_}"
+            case events.Keep(id_):
+                return f"keeps the outcome of command {id_} on disk"
+            case events.Load(id_):
+                return f"reads what it kept of command {id_}"
             case events.Forget(ids):
                 return f"forgets {_commands(ids)}"
             case events.SavePlan():
@@ -180,7 +191,8 @@ def _delivery(delivery: Deliver) -> str:
         body = codec_command(delivery).body
     except ValueError:
         return f"command {delivery.id}"
-    return f"command {delivery.id} ({_body(body)})"
+    recalled = "what became of " if delivery.manner is Manner.RECALL else ""
+    return f"{recalled}command {delivery.id} ({_body(body)})"
 
 
 def _body(body: Body) -> str:

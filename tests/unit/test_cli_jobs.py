@@ -142,6 +142,22 @@ def test_a_job_that_runs_is_shown_as_far_as_it_came_with_who_is_missing(service:
     assert service.asked(api.FollowJob) == [api.FollowJob(id=7, wait=False)]
 
 
+def test_what_a_lost_host_answered_after_all_is_shown_beside_that_it_is_lost(service: FakeService, ctl: Ctl) -> None:
+    late = api.Late(folds=(fake.fold([3], Exited(4), fake.printed(b"5.15\n")),))
+    following(service, SOME, REST, late, api.Settled())
+    done = ctl("job", "7")
+    rule = "-" * 15
+    assert done.out.splitlines() == [rule, "h[0-1] (2)", rule, "6.1", rule, "h3: answered later", rule, "5.15"]
+    assert done.err.splitlines()[:2] == [
+        "h2: exited with exit code 3",
+        "h3: lost: its relay died; answered later: exited with exit code 4",
+    ]
+    assert done.status == ExitStatus.UNREACHABLE, "it was lost when its outcome was needed"
+    following(service, SOME, REST, late, api.Settled())
+    (found,) = json.loads(ctl("job", "7", "--json").out)["late"]
+    assert (found["hosts"], found["outcome"], found["stdout"]) == (["h3"], {"kind": "exited", "code": 4}, "5.15\n")
+
+
 def test_a_job_with_hosts_missing_is_no_success(service: FakeService, ctl: Ctl) -> None:
     following(service, api.Folded(folds=(fake.fold([0, 1, 2]),)), api.OnRecord())
     assert ctl("job", "7").status == ExitStatus.UNREACHABLE

@@ -239,7 +239,7 @@ def test_a_body_of_another_shape_is_refused(body: object) -> None:
 
 def test_an_unknown_manner_is_refused() -> None:
     with pytest.raises(MalformedMessage):
-        decode(_frames(Kind.DELIVER, [1, b"", None, 3, b"", b"s" * 64]))
+        decode(_frames(Kind.DELIVER, [1, b"", None, 4, b"", b"s" * 64]))
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -32,6 +32,7 @@ from protocol.events import (
     Stop,
     Submit,
     Tell,
+    TellLate,
     TellLinks,
     TellProgress,
     TellReports,
@@ -71,7 +72,7 @@ from protocol.messages import (
     Reports,
     Streamed,
 )
-from protocol.outcomes import Cancelled, Exited, Fold, Lost, Refused
+from protocol.outcomes import RESTARTED, Cancelled, Exited, Fold, Lost, Refused
 from protocol.relay import Relay, RootPart
 from protocol.trust import Guard, Signer
 
@@ -275,7 +276,7 @@ def test_who_came_while_the_attachment_was_on_its_way_is_told_of_when_it_is_answ
 @pytest.mark.parametrize(("low", "high"), [(2, 9), (0, 0)])
 def test_a_child_with_which_no_version_is_shared_is_told_so_in_a_sentence(low: int, high: int) -> None:
     bench = _agent(children=False)
-    (rejected, warned) = bench.child(2, Attach(low, high, (Link(2, 1, 1, 1, True),)))
+    (rejected, warned, *_) = bench.child(2, Attach(low, high, (Link(2, 1, 1, 1, True),)))
     assert isinstance(rejected, ToChild)
     assert isinstance(rejected.message, Rejected)
     assert f"protocol versions {low} to {high}" in rejected.message.why
@@ -622,13 +623,64 @@ def test_what_hangs_below_somebody_who_moved_is_asked_again_too() -> None:
     assert _sent_down(effects) == {2: {4, 5}}
 
 
-def test_a_restarted_agent_has_lost_what_it_was_given_but_not_its_plan() -> None:
+def _manners(effects: list[Effect]) -> dict[int, Manner]:
+    """How each command that goes down is to be taken."""
+    sent = [e.message for e in effects if isinstance(e, ToChild)]
+    return {message.id: message.manner for message in sent if isinstance(message, Deliver)}
+
+
+def test_a_restarted_agent_is_asked_for_what_it_was_given_and_given_its_plan_again() -> None:
     root = _root()
     root(Submit(_delivery({9}, id_=1), _RUN))
     root(Submit(_delivery({9}, _plan(9, 2), id_=2), _plan(9, 2)))
     effects = root.attach(9, incarnation=2)
-    assert Tell(1, (Fold(ranks.pack(ranks.only(9)), Lost("its agent restarted")),)) in effects
-    assert [e.message.id for e in effects if isinstance(e, ToChild) and isinstance(e.message, Deliver)] == [2]
+    assert _manners(effects) == {1: Manner.RECALL, 2: Manner.WORK}
+    lost = Fold(ranks.pack(ranks.only(9)), Lost(RESTARTED))
+    assert Tell(1, (lost,)) in root.child(9, Outcomes(1, (lost,)))
+
+
+def test_a_cancel_that_overtakes_the_question_does_not_say_that_the_predecessor_did_not_begin() -> None:
+    root = _root()
+    root(Submit(_delivery({9}), _RUN))
+    root.attach(9, incarnation=2)
+    not_begun = Fold(ranks.pack(ranks.only(9)), Cancelled(ran=False))
+    effects = root.child(9, Outcomes(1, (not_begun,)))
+    assert effects[0] == Tell(1, (Fold(not_begun.ranks, Lost(RESTARTED)),))
+
+
+def _lost_by_absence(root: _Bench) -> None:
+    """Command 1 went to 9, which went away for too long."""
+    root(Submit(_delivery({9}), _RUN))
+    root(ChildLost(9, "connection closed"))
+    root.child(1, Beat())
+    assert TellSettled(1) in root.wait(LOST_AFTER)
+
+
+def test_who_was_lost_is_asked_once_more_and_its_answer_told_beside() -> None:
+    root = _root()
+    _lost_by_absence(root)
+    assert _manners(root.attach(9, epoch=2)) == {1: Manner.RECALL}
+    assert root.child(9, Outcomes(1, (_fold(9),))) == [TellLate(1, (_fold(9),))]
+    assert root.child(9, Outcomes(1, (_fold(9),))) == [], "once"
+    assert _manners(root.attach(9, epoch=3)) == {}
+
+
+def test_who_was_lost_and_does_not_know_either_says_nothing_new() -> None:
+    root = _root()
+    _lost_by_absence(root)
+    root.attach(9, epoch=2)
+    for outcome in (Lost(RESTARTED), Cancelled(ran=False), Refused("it was settled", trust=True)):
+        assert root.child(9, Outcomes(1, (Fold(ranks.pack(ranks.only(9)), outcome),))) == []
+    assert _manners(root.attach(9, epoch=3)) == {}
+
+
+def test_what_comes_late_of_a_command_of_the_service_before_this_one_is_left_to_its_record() -> None:
+    root = _root()
+    assert root.child(9, Outcomes(1, (_fold(9),))) == [TellLate(1, (_fold(9),))]
+    root(Submit(_delivery({1}, id_=2), _RUN))
+    root.child(1, Outcomes(2, (_fold(1),)))
+    assert root.child(9, Outcomes(1, (_fold(9),))) == [TellLate(1, (_fold(9),))]
+    assert root.child(1, Outcomes(2, (_fold(1),))) == []
 
 
 def test_the_root_signs_the_time_for_whoever_asks() -> None:

@@ -16,7 +16,7 @@ from controller.on_record import Capacity, Vm
 from controller.state import Host, Record, State
 from protocol import ranks
 from protocol.messages import Deliver, Manner
-from protocol.outcomes import Exited, Fold, Output
+from protocol.outcomes import Exited, Fold, Lost, Outcome, Output
 from protocol.vms import VmSpec
 
 
@@ -209,3 +209,21 @@ def test_whatever_was_kept_is_there_after_a_kill_at_any_point(tmp_path: Path) ->
         assert all(state.outcomes_of(number) for number in range(1, kept + 1))
         assert len(state.open_commands()) <= 1
         state.close()
+
+
+def test_only_the_first_late_answer_of_a_lost_host_is_kept_beside_it(state: State, tmp_path: Path) -> None:
+    def fold(hosts: int, outcome: Outcome) -> Fold:
+        return Fold(ranks.pack(hosts), outcome)
+
+    state.command_begins(record(1, 1))
+    state.command_outcomes(1, [fold(0b001, Exited(0)), fold(0b110, Lost("its link"))])
+    assert state.late_outcomes(1, [fold(0b011, Exited(3))]) == (fold(0b010, Exited(3)),)
+    assert state.late_outcomes(1, [fold(0b010, Exited(4))]) == ()
+    again = State(tmp_path / "state.db")
+    assert again.late_outcomes(1, [fold(0b110, Exited(4))]) == (fold(0b100, Exited(4)),)
+    assert again.late_of(1) == [fold(0b010, Exited(3)), fold(0b100, Exited(4))]
+    assert again.outcomes_of(1) == [fold(0b001, Exited(0)), fold(0b110, Lost("its link"))], "nothing of that changed"
+    assert again.late_outcomes(2, [fold(0b1, Exited(0))]) == (), "nobody gave that"
+    again.command_settles(1, 9)
+    again.prune_jobs(0)
+    assert again.late_of(1) == []

@@ -6,9 +6,9 @@ import msgpack
 import pytest
 
 from protocol import codec, relay
-from protocol.events import ToChild
+from protocol.events import ToChild, ToParent
 from protocol.limits import VERSION_MAX
-from protocol.messages import Attach, Attached, Beat, Link, Rejected
+from protocol.messages import Attach, Attached, Beat, Link, Links, Rejected
 from tests.unit.test_relay import _agent
 
 
@@ -48,3 +48,20 @@ def test_a_message_has_the_version_of_its_link_in_its_header() -> None:
     assert msgpack.unpackb(codec.encode(Beat(), version=VERSION_MAX)[0])[0] == VERSION_MAX
     with pytest.raises(KeyError):
         codec.encode(Beat(), version=VERSION_MAX + 1)
+
+
+def test_that_versions_do_not_meet_is_told_to_those_above_as_well(newer: int) -> None:
+    bench = _agent(children=False)
+    bench.parent(Attached(VERSION_MAX, 1))
+    effects = bench.child(2, Attach(newer + 1, newer + 2, (Link(2, 1, 5, 7, True),)))
+    (told,) = [one.message for one in effects if isinstance(one, ToParent) and isinstance(one.message, Links)]
+    (link,) = told.links
+    assert (link.rank, link.parent, link.incarnation, link.epoch, link.up) == (2, 1, 5, 7, False)
+    assert link.why.startswith(f"its parent refused it: it speaks protocol versions {newer + 1} to {newer + 2}")
+    assert "run `ctl up` again" in link.why
+    # Once it speaks a version that is known here it is in, by its next attempt.
+    assert Attached(VERSION_MAX, 8) in [
+        one.message
+        for one in bench.child(2, Attach(VERSION_MAX, VERSION_MAX, (Link(2, 1, 5, 8, True),)))
+        if isinstance(one, ToChild)
+    ]
