@@ -27,6 +27,13 @@ image = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     help="Base images on hosts: read-only, named by what is in them, shared by the VMs that are made of them.",
+    epilog="""\b
+Examples:
+  ctl image add debian.qcow2 vmlinuz initrd.img
+  ctl image add images/ -w h[0-31]
+  ctl image ls --verify
+  ctl image rm debian.qcow2
+  ctl image gc                      all that no VM is made of""",
 )
 app.add_typer(image)
 

@@ -51,19 +51,26 @@ def page(root: Any) -> str:
         *_options(root, context),
         ".SH COMMANDS",
     ]
-    for name in root.list_commands(context):
-        command = root.get_command(context, name)
-        within = command.make_context(name, [], parent=context, resilient_parsing=True)
-        usage = " ".join(command.collect_usage_pieces(within))
-        lines += [f".SS {_text(f'ctl {name} {usage}')}", *_paragraphs(command.help)]
-        lines += _options(command, within)
-        lines += _paragraphs(command.epilog)
+    lines += _commands(root, context, "ctl")
     for title, entries in (("ENVIRONMENT", _ENVIRONMENT), ("FILES", _FILES)):
         lines.append(f".SH {title}")
         for name, what in entries.items():
             lines += [".TP", f".B {_text(name)}", _text(what)]
     lines += [".SH SEE ALSO", _text("clush(1), nodeset(1), ssh(1), virsh(1)")]
     return "\n".join(lines) + "\n"
+
+
+def _commands(group: Any, context: Any, path: str) -> Iterator[str]:
+    """A section for each command, those of a group within the group behind it."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        within = command.make_context(name, [], parent=context, resilient_parsing=True)
+        usage = " ".join(command.collect_usage_pieces(within))
+        yield from (f".SS {_text(f'{path} {name} {usage}')}", *_paragraphs(command.help))
+        yield from _options(command, within)
+        yield from _paragraphs(command.epilog)
+        if hasattr(command, "list_commands"):
+            yield from _commands(command, within, f"{path} {name}")
 
 
 def _first(text: str | None) -> str:
