@@ -61,12 +61,14 @@ class Enrol(_Struct, frozen=True, kw_only=True, tag="enrol"):
 class Await(_Struct, frozen=True, kw_only=True, tag="await"):
     """Answered by Awaited when all these hosts are in the tree, or after `within_ms` with those that are not.
 
-    Those of `newer_than` count from an incarnation above that one on: their agents are to have started anew.
+    Those of `newer_than` count from an incarnation above that one on: their agents are to have started anew. With
+    `answering` those that are in the tree are asked to answer besides, for what is known of them may be seconds old.
     """
 
     hosts: tuple[str, ...]
     within_ms: int
     newer_than: dict[str, int] = {}
+    answering: bool = False
 
 
 class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,8 @@ class _Addresses(msgspec.Struct, frozen=True, kw_only=True):
 def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: str | None = None) -> Session:
     """A session with the fleet's service: it is started where none runs, and again where another version runs.
 
-    `listen` and `advertised` are kept for later starts. Raises CtlError.
+    Whoever starts it as well at the same time has the same one. `listen` and `advertised` are kept for later starts.
+    Raises CtlError.
     """
     session = Session(fleet)
     directory = session.directory
@@ -41,7 +43,8 @@ def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: 
             return session
         # Agents keep what is under way, and attach again by themselves.
         session.shutdown()
-        _wait_until_gone(directory)
+        if not _wait_until_gone(session):
+            return session
     except CtlError as error:
         if error.status != ExitStatus.NO_SERVICE:
             raise
@@ -62,7 +65,8 @@ def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: 
         except CtlError as error:
             if error.status != ExitStatus.NO_SERVICE:
                 raise
-        if process.poll() is not None:
+        # Another may have been quicker, whose service takes a moment more to answer.
+        if process.poll() is not None and not is_running(directory, "service.lock"):
             raise CtlError(f"the service did not start: {last_line(log)} (see {log})")
         if time.monotonic() > deadline:
             process.kill()
@@ -83,13 +87,19 @@ def _remember(directory: Path, listen: str | None, advertised: str | None) -> _A
     return now
 
 
-def _wait_until_gone(directory: Path) -> None:
-    """Wait until a service that was told to end has let go of its lock. Raises CtlError."""
+def _wait_until_gone(session: Session) -> bool:
+    """Wait until a service that was told to end has let go of its lock; false where another has started one of this
+    version meanwhile. Raises CtlError."""
+    directory = session.directory
     deadline = time.monotonic() + _WITHIN
     while is_running(directory, "service.lock"):
+        with suppress(CtlError):
+            if session.status().version == VERSION:
+                return False
         if time.monotonic() > deadline:
             raise CtlError(f"the old service did not end within {_WITHIN:g} s: see {directory / 'service.log'}")
         time.sleep(_LOOK_EVERY)
+    return True
 
 
 def disown(process: subprocess.Popen[bytes]) -> None:

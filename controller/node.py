@@ -22,6 +22,7 @@ from controller.homing import may_go_home
 from controller.jobs import Job, translation
 from controller.known import Known
 from controller.members import Members
+from controller.rollcall import RollCalls
 from controller.rolling import Roll, Rolling
 from controller.sources import Sources
 from controller.state import Record, State
@@ -97,6 +98,11 @@ class RootNode:
         #: Called when VMs have come on record or have left it.
         self.on_vms: list[Callable[[], None]] = []
         self._waiters: set[asyncio.Future[None]] = set()
+        self.roll_calls = RollCalls(
+            self.state.new_id,
+            lambda id_, who, body, ttl_ms: self._submit(id_, who, body, Manner.WORK, ttl_ms),
+            self.wait_until,
+        )
 
     @staticmethod
     def _fleet_name(directory: Path) -> str:
@@ -269,6 +275,9 @@ class RootNode:
                 if id_ in self._plans:
                     self._plan_answered(id_, all_well=all(fold.outcome == Exited(0) for fold in folds))
                     return
+                if id_ in self.roll_calls:
+                    self._roll_called(id_, folds)
+                    return
                 made, gone = words(self._vm_bodies.get(id_), folds, self.members.name)
                 self.state.command_outcomes(id_, folds, made=made, gone=gone)
                 for deployment, vm, _ in gone:
@@ -301,9 +310,7 @@ class RootNode:
                     if any(ranks.holds(self.relay.reachable, rank) for rank in self.members.stale):
                         self.plan_soon()
                     self._settle_soon()
-                for waiter in self._waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                self._wake()
                 for listener in self.on_links:
                     listener()
             case _:
@@ -318,6 +325,18 @@ class RootNode:
         for listener in self.on_vms:
             listener()
 
+    def _roll_called(self, id_: int, folds: Iterable[Fold]) -> None:
+        self.roll_calls.heard(id_, folds)
+        for fold in folds:
+            self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have everybody who waits look again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
     def _answered_late(self, id_: int, folds: Iterable[Fold]) -> None:
         """Hosts answered that are settled: as lost, which then stays and has the answer beside it, or otherwise."""
         late = self.state.late_outcomes(id_, folds)
@@ -329,6 +348,9 @@ class RootNode:
 
     def _settled(self, id_: int, now: float) -> None:
         if self._plans.pop(id_, None) is not None:
+            return
+        if self.roll_calls.settled(id_):
+            self._settle_soon()
             return
         self.state.command_settles(id_, self.clock_ms(now))
         job = self.jobs.pop(id_, None)

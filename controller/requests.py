@@ -268,7 +268,13 @@ class Requests:
             old = [rank for rank, last in least.items() if rank not in links or links[rank].incarnation <= last]
             return mask & ~node.relay.reachable | ranks.union(old)
 
+        deadline = node.loop.time() + request.within_ms / 1000
         await node.wait_until(lambda: not missing(), request.within_ms / 1000)
+        if request.answering:
+            there = mask & ~missing()
+            silent = there & ~await node.roll_calls.call(there, max(0.1, deadline - node.loop.time()))
+        else:
+            silent = ranks.NONE
         reachable = node.relay.reachable
         return api.Awaited(
             missing={
@@ -277,6 +283,7 @@ class Requests:
                 else self._why(rank, up=False)
                 for rank in ranks.each(missing())
             }
+            | {wanted[rank]: "its agent does not answer" for rank in ranks.each(silent & ~missing())}
         )
 
     # --- commands -----------------------------------------------------------------------------------------------------

@@ -547,13 +547,24 @@ class Session:
         return self._ask(enrolment, api.Enrolled).welcome
 
     def wait_for(
-        self, hosts: Iterable[str], within: float, *, newer_than: Mapping[str, int] | None = None
+        self,
+        hosts: Iterable[str],
+        within: float,
+        *,
+        newer_than: Mapping[str, int] | None = None,
+        answering: bool = False,
     ) -> dict[str, str]:
         """Wait until hosts are in the tree; those that are not after `within` seconds, with what is known of each.
 
-        Those of `newer_than` are to have started anew: to have an incarnation above that one.
+        Those of `newer_than` are to have started anew: to have an incarnation above that one. With `answering` all are
+        to answer now, for what is known of them may be seconds old.
         """
-        request = api.Await(hosts=tuple(hosts), within_ms=round(within * 1000), newer_than=dict(newer_than or {}))
+        request = api.Await(
+            hosts=tuple(hosts),
+            within_ms=round(within * 1000),
+            newer_than=dict(newer_than or {}),
+            answering=answering,
+        )
         return self._ask(request, api.Awaited).missing
 
     def shutdown(self) -> None:

@@ -26,6 +26,8 @@ from protocol.topology import DEFAULT_FANOUT
 #: What a started agent may take to its place in the tree, in seconds: its imports, a handshake, and two more for a
 #: parent that comes up later than it. More where many start on one machine.
 _ATTACH_WITHIN, _ATTACH_EACH = 20.0, 0.1
+#: What an agent may take to answer, in seconds: it runs /bin/true. Whoever is slower is looked at over SSH, no more.
+_ANSWER_WITHIN, _ANSWER_EACH = 3.0, 0.01
 #: What local agents may take to end, in seconds.
 _END_WITHIN = 20.0
 #: A tenth of the fleet is seldom more than what can be spared for a second, and ten waves are soon over.
@@ -99,13 +101,16 @@ class _Enroller:
 def up(options: UpOptions, progress: Callable[[Progress], None] = lambda _: None) -> UpReport:
     """Bring these hosts into the fleet: start what is missing, and then replace what is outdated, a wave at a time.
 
-    Hosts that are in the tree and run the present code are not visited at all. Raises CtlError.
+    Hosts that are in the tree, answer, and run the present code are not visited at all. Raises CtlError.
     """
     wave_size(options.wave, 1)
     session = ensure_service(options.fleet, advertised=options.address)
     session.begin(len(options.hosts), options.fanout)
     status = session.status()
     current, outdated = _in_the_tree(status, options.hosts)
+    # A host below a relay that has just frozen seems to be there, and is visited unless it says so itself.
+    silent = session.wait_for(current | outdated, _answer_within(len(current | outdated)), answering=True).keys()
+    current, outdated = current - silent, outdated - silent
     targets = [Target(name=name) for name in options.hosts if name not in current and name not in outdated]
     settings = Options(
         fleet=status.fleet,
@@ -137,6 +142,10 @@ def up(options: UpOptions, progress: Callable[[Progress], None] = lambda _: None
         outdated=upgrade.old,
         stopped=upgrade.stopped,
     )
+
+
+def _answer_within(hosts: int) -> float:
+    return _ANSWER_WITHIN + _ANSWER_EACH * hosts
 
 
 def _attach_within(hosts: int) -> float:

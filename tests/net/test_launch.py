@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from agent.identity import is_running
 from controller import launch
 from controller.launch import ensure_service
 from controller.session import Session
+from controller.status import CtlError
 from tests.waiting import wait_until
 
 
@@ -47,3 +49,16 @@ def test_addresses_that_were_given_once_are_kept_for_later_starts(home: Path) ->
     wait_until(lambda: not is_running(session.directory, "service.lock"), 20, "the service is gone")
     again = _arguments(ensure_service(None).status().pid)
     assert again[again.index("--listen") + 1] == again[again.index("--address") + 1] == "127.0.0.1"
+
+
+def test_all_who_start_it_at_once_have_the_same_one(home: Path) -> None:
+    def start(_: int) -> int:
+        return ensure_service(None, listen="127.0.0.1", advertised="127.0.0.1").status().pid
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(start, range(4)))) == 1
+
+
+def test_one_that_does_not_start_is_told_of_with_its_last_words(home: Path) -> None:
+    with pytest.raises(CtlError, match=r"the service did not start: .*203\.0\.113\.1"):
+        ensure_service(None, listen="203.0.113.1", advertised="203.0.113.1")

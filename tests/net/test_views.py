@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +107,18 @@ def test_that_an_agent_speaks_no_version_that_its_parent_does_is_told_to_people(
     fleet.kill("h3")
     fleet.restart("h3")
     assert set(fleet.answers("true")) == {"h0", "h1", "h2", "h3"}
+
+
+def test_who_only_seems_to_be_there_does_not_answer(fleet: LocalFleet) -> None:
+    assert fleet.session.wait_for(("h0", "h1", "h2", "h3"), 10, answering=True) == {}
+    jobs = fleet.session.jobs()
+    os.kill(fleet.pid("h1"), signal.SIGSTOP)
+    fleet.kill("h3")
+    try:
+        # Nothing has told the service yet that h1 is frozen, and h3 below it dead.
+        silent = fleet.session.wait_for(("h0", "h1", "h2", "h3"), 6, answering=True)
+    finally:
+        os.kill(fleet.pid("h1"), signal.SIGCONT)
+    assert silent.keys() == {"h1", "h3"}
+    assert fleet.session.jobs()[0].id == jobs[0].id, "that was nobody's job"
+    fleet.restart("h3")
