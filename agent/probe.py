@@ -35,12 +35,16 @@ try:
 except ImportError as error:
     print(error, file=sys.stderr)
     sys.exit(3)
+version = libvirt.getVersion()
 if not sys.argv[1].startswith("qemu:///embed"):
     try:
-        libvirt.open(sys.argv[1]).close()
+        connection = libvirt.open(sys.argv[1])
+        version = connection.getLibVersion()
+        connection.close()
     except libvirt.libvirtError as error:
         print(error, file=sys.stderr)
         sys.exit(4)
+print(version // 1000000, version // 1000 % 1000, version % 1000, sep=".")
 """
 
 
@@ -117,6 +121,11 @@ def reach(address: str, port: int) -> str:
     return ""
 
 
+def usual_uri() -> str:
+    """The libvirt of this user."""
+    return "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+
+
 def uri(directory: Path) -> str:
     """The libvirt that the running agent was told to use, else what an agent of this user would."""
     words: list[str] = []
@@ -128,12 +137,12 @@ def uri(directory: Path) -> str:
     for name in ("--libvirt", "CANOPY_LIBVIRT"):
         if name in words[:-1]:
             return words[words.index(name) + 1]
-    return "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+    return usual_uri()
 
 
-def libvirt(directory: Path) -> dict[str, Any]:
-    """Whether libvirt's Python binding is there and its daemon answers."""
-    where = uri(directory)
+def libvirt(where: str) -> dict[str, Any]:
+    """Whether libvirt's Python binding is there and its daemon answers at this URI, and which version it is."""
+    version = ""
     try:
         done = subprocess.run(
             [sys.executable, "-c", OPEN, where],
@@ -145,9 +154,11 @@ def libvirt(directory: Path) -> dict[str, Any]:
             check=False,
         )
         status, said = done.returncode, last_line(done.stderr)
+        version = "" if status else last_line(done.stdout)
     except subprocess.TimeoutExpired:
         status, said = 4, f"no answer within {LIBVIRT:.0f} s"
-    return {"uri": where, "missing": status == 3, "problem": (said or f"exit {status}") if status else ""}
+    problem = (said or f"exit {status}") if status else ""
+    return {"uri": where, "missing": status == 3, "problem": problem, "version": version}
 
 
 def look(asked: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +182,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
         "disk": disk(directory),
         "agent": agent(directory),
         "reach": {above["name"]: reach(above["address"], above["control_port"]) for above in asked["ancestors"]},
-        "libvirt": libvirt(directory),
+        "libvirt": libvirt(uri(directory)),
         "time": time.time(),
     }
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+#: The journal of what was changed, in the agent's directory. It is here since an idle agent imports this alone.
+JOURNAL = "tuning"
+
 Place = Literal["sysctl", "libvirt"]
 
 

@@ -19,13 +19,27 @@ from agent.outcomes import KeptOutcomes
 from agent.processes import Process
 from agent.pushes import Pushes, sentence
 from agent.spool import trim
+from agent.tunables import JOURNAL
 from protocol import events, names
-from protocol.commands import Body, CreateVms, DestroyVms, Images, Leave, ProbeVms, Push, Run, VmAction
+from protocol.commands import (
+    Body,
+    CheckHost,
+    CreateVms,
+    DestroyVms,
+    Images,
+    Leave,
+    ProbeVms,
+    Push,
+    Run,
+    TuneHost,
+    VmAction,
+)
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 from protocol.vms import ImageState, VmChange, VmResult, VmState
 
 if TYPE_CHECKING:
+    from agent.care import Care
     from agent.shell import Shell
     from agent.vms import VmWorker
 
@@ -59,6 +73,7 @@ class AgentWorker:
         self._pushes = Pushes(shell, directory, self._disk, self._finish, self._placed)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._vms: VmWorker | None = None
+        self._carer: Care | None = None
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
@@ -76,6 +91,10 @@ class AgentWorker:
                 self._task(id_, self._vm_work(id_, body, ttl))
             case Images():
                 self._task(id_, self._image_work(id_, body))
+            case CheckHost():
+                self._task(id_, self._outcome(id_, self._care().check()))
+            case TuneHost():
+                self._task(id_, self._outcome(id_, self._care().tune(body)))
             case _:
                 self._finish(id_, Refused(f"this agent does not know how to {type(body).__name__}"))
 
@@ -240,12 +259,28 @@ class AgentWorker:
         code = 1 if any(result.state in (ImageState.WRONG, ImageState.FAILED) for result in results) else 0
         self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(results)))
 
+    # --- the host itself ----------------------------------------------------------------------------------------------
+
+    def _care(self) -> Care:
+        """Who looks at the host and changes its settings, made when first needed."""
+        if self._carer is None:
+            from agent.care import Care
+
+            self._carer = Care(self._directory, self._uri)
+        return self._carer
+
+    async def _outcome(self, id_: int, work: Coroutine[Any, Any, tuple[Outcome, Output]]) -> None:
+        outcome, output = await work
+        self._finish(id_, outcome, output)
+
     # --- reports ------------------------------------------------------------------------------------------------------
 
     def begin_watching(self) -> None:
         """Look at this host every few seconds, and at its VMs where it has some."""
         if any(map(_holds_any, (self._directory.vms, self._directory.path / "journal"))):
             self._loop.create_task(self._vm_worker().start()).add_done_callback(lambda task: task.exception())
+        if (self._directory.path / JOURNAL).exists():
+            self._loop.create_task(self._care().repair()).add_done_callback(lambda task: task.exception())
         self._look()
 
     def _look(self) -> None:
@@ -295,6 +330,9 @@ class AgentWorker:
             await self._vm_worker().destroy(None)
         if self._vms is not None:
             await self._vms.close()
+        purge = leave is not None and leave.purge
+        if self._carer is not None or (purge and (self._directory.path / JOURNAL).exists()):
+            await self._care().close(undo=purge)
         self._disk.shutdown()
         self._keeper.close()
 

@@ -18,10 +18,10 @@ _WATCHES_OF_A_VM = 16
 # The agent's connections to libvirt, and one from every other tool and from each migration that comes in.
 _CONNECTIONS_OF_AN_AGENT = 3
 _OTHER_CLIENTS = 61
-# Of the agent itself: two sockets for each child and as many files; of libvirtd, for each VM: monitor, guest agent,
-# log, console, control groups.
-AGENT_FILES = 4_096
-_FILES_OF_LIBVIRT, _FILES_OF_A_VM = 1_024, 8
+#: Files of an agent: 32 children have two connections each, and every command that runs takes four.
+AGENT_FILES = 1_024
+# Of libvirt's daemon, for each VM: monitor, guest agent, log, console, control groups.
+_FILES_OF_LIBVIRT, _FILES_OF_A_VM = 512, 8
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):

@@ -182,6 +182,24 @@ class SendNames(_Struct, frozen=True, kw_only=True, tag="names"):
     in_etc_hosts: bool | None = None
 
 
+class CheckOn(_Struct, frozen=True, kw_only=True, tag="check"):
+    """Have hosts look at themselves. Answered like RunOn, with protocol.checks.HostFacts as output."""
+
+    hosts: tuple[str, ...] | None
+    timeout_ms: int
+
+
+class TuneOn(_Struct, frozen=True, kw_only=True, tag="tune"):
+    """Raise settings of hosts to at least these, or with `undo` put all back. Answered like RunOn, with
+    protocol.checks.TuneAnswer as output."""
+
+    hosts: tuple[str, ...] | None
+    settings: dict[str, int] = {}
+    undo: bool = False
+    restart_libvirt: bool = False
+    timeout_ms: int
+
+
 class DownOn(_Struct, frozen=True, kw_only=True, tag="down"):
     """End agents. Answered like RunOn; hosts that left are no longer members."""
 
@@ -249,6 +267,8 @@ Request: TypeAlias = (
     | ImagesOn
     | GetDeployment
     | SendNames
+    | CheckOn
+    | TuneOn
     | DownOn
     | GetJobs
     | FollowJob

@@ -16,6 +16,8 @@ LEAST_ROOM = 100
 #: Logging in takes up to a second or two, and the two clocks are read before and after it.
 CLOCK_SLACK = 2.0
 _SHORT = 12
+INSTALL_LIBVIRT = "apt-get install python3-libvirt libvirt-daemon-system qemu-system"
+START_LIBVIRT = "see that libvirtd runs and that this user may use it: systemctl status libvirtd"
 
 State = Literal["ok", "bad", "note"]
 
@@ -49,11 +51,12 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether libvirt can be used; `missing` is Python's binding for it."""
+    """Whether libvirt can be used, and which version it is; `missing` is Python's binding for it."""
 
     uri: str
     missing: bool
     problem: str
+    version: str = ""
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,11 +246,10 @@ def _libvirt(seen: Examined, probed: Probed) -> Finding:
     if not libvirt.problem and libvirt.uri.startswith("qemu:///embed"):
         return _finding("libvirt", "can be imported; the agent's private hypervisor is left to the agent", bad=False)
     if not libvirt.problem:
-        return _finding("libvirt", f"{libvirt.uri} answers", bad=False)
+        return _finding("libvirt", f"{libvirt.uri} answers, version {libvirt.version or 'unknown'}", bad=False)
     if not libvirt.missing:
-        step = "see that libvirtd runs and that this user may use it: systemctl status libvirtd"
-        return _finding("libvirt", f"{libvirt.uri}: {libvirt.problem}", step)
-    step = "apt-get install python3-libvirt libvirt-daemon-system qemu-system"
+        return _finding("libvirt", f"{libvirt.uri}: {libvirt.problem}", START_LIBVIRT)
+    step = INSTALL_LIBVIRT
     if seen.known is not None and seen.known.vms:
         return _finding("libvirt", f"there are VMs on record here, and {libvirt.problem}", step)
     text = f"no VMs can run here: {libvirt.problem}; if some should: {step}"

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from controller import api
+from controller.host_requests import HostRequests
 from controller.image_requests import ImageRequests
 from controller.jobs import Job
 from controller.names import Names
@@ -35,6 +36,7 @@ class Service:
         self._node = node
         self._images = ImageRequests(node)
         self._requests = Requests(node, directory, self._images)
+        self._hosts = HostRequests(node)
         self._vms = VmRequests(node)
         self.names = Names(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
@@ -137,6 +139,10 @@ class Service:
                 return self._images.ask(request, uid)
             case api.SendNames(in_etc_hosts=wanted):
                 return await self.names.send(uid, in_etc_hosts=wanted)
+            case api.CheckOn():
+                return self._hosts.check(request, uid)
+            case api.TuneOn():
+                return self._hosts.tune(request, uid)
             case api.DownOn():
                 return requests.down(request, uid)
             case api.GetJobs(most=most):

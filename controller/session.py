@@ -457,6 +457,31 @@ class Session:
         """Bring the name -> IP file to every host. `in_etc_hosts`: from now on into /etc/hosts too, or no more."""
         return self._job(api.SendNames(in_etc_hosts=in_etc_hosts))
 
+    def check(self, hosts: Iterable[str] | None = None, *, timeout: float = 60.0) -> Job:
+        """Have hosts look at themselves: each Result's stdout is a protocol.checks.HostFacts (see controller.check)."""
+        return self._job(api.CheckOn(hosts=self._names(hosts), timeout_ms=round(timeout * 1000)))
+
+    def tune(
+        self,
+        settings: Mapping[str, int],
+        hosts: Iterable[str] | None = None,
+        *,
+        undo: bool = False,
+        restart_libvirt: bool = False,
+        timeout: float = 120.0,
+    ) -> Job:
+        """Raise settings of hosts (agent.tunables) to at least these values, or put all back that was raised. Each
+        Result's stdout is a protocol.checks.TuneAnswer."""
+        return self._job(
+            api.TuneOn(
+                hosts=self._names(hosts),
+                settings=dict(settings),
+                undo=undo,
+                restart_libvirt=restart_libvirt,
+                timeout_ms=round(timeout * 1000),
+            )
+        )
+
     def down(self, hosts: str | Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
         """End agents. With `vms` their VMs are destroyed first, with `purge` nothing is left on the host."""
         return self._job(api.DownOn(hosts=self._names(hosts), purge=purge, vms=vms))

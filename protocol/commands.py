@@ -139,6 +139,28 @@ class Images(msgspec.Struct, frozen=True, kw_only=True, tag="images", forbid_unk
     digests: Annotated[tuple[HexDigest, ...], msgspec.Meta(max_length=10_000)] | None = None
 
 
+class CheckHost(msgspec.Struct, frozen=True, kw_only=True, tag="check host", forbid_unknown_fields=True):
+    """Look at the host itself: KVM, libvirt, QEMU, disk, network, limits. Answers with HostFacts in the output."""
+
+
+class Setting(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What one of the host's settings should be at least. Which keys there are is the host's to say."""
+
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    least: Natural
+
+
+class TuneHost(msgspec.Struct, frozen=True, kw_only=True, tag="tune host", forbid_unknown_fields=True):
+    """Raise settings of the host, or with `undo` put all back that was raised. Answers with TuneAnswer in the output.
+
+    `restart_libvirt` lets libvirt's daemon begin anew where it must to take its settings.
+    """
+
+    settings: Annotated[tuple[Setting, ...], msgspec.Meta(max_length=64)] = ()
+    undo: bool = False
+    restart_libvirt: bool = False
+
+
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One entry of the membership. The root has rank None."""
 
@@ -193,7 +215,9 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unkno
     vms: bool = False
 
 
-Work: TypeAlias = Run | Push | CreateVms | DestroyVms | VmAction | ProbeVms | Images | Plan | Leave
+Work: TypeAlias = (
+    Run | Push | CreateVms | DestroyVms | VmAction | ProbeVms | Images | CheckHost | TuneHost | Plan | Leave
+)
 #: Commands that end in no outcome, for they are about other commands.
 Quiet: TypeAlias = Cancel | Settled
 Body: TypeAlias = Work | Quiet

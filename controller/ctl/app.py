@@ -21,6 +21,8 @@ _MODULES = {
     "why": "why",
     "doctor": "doctor",
     "health": "show",
+    "check": "check",
+    "tune": "check",
     "broadcast": "broadcast",
     "jobs": "jobs",
     "job": "jobs",

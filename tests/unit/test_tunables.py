@@ -72,7 +72,7 @@ def test_the_figures_of_the_largest_fleet() -> None:
     given_ = advice(size, forward=False)
     assert [given_[f"net.ipv4.neigh.default.gc_thresh{n}"].least for n in (1, 2, 3)] == [16_384, 32_768, 49_152]
     assert given_["fs.inotify.max_user_instances"].least == 256
-    assert libvirt_files(size) == 2_048
+    assert libvirt_files(size) == 1_024
 
 
 def test_a_small_fleet_needs_no_more_than_the_kernel_has_of_itself() -> None:

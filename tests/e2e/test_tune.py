@@ -1,0 +1,109 @@
+"""`ctl check` and `ctl tune` on test hosts. Only what is a host's own is changed: its forwarding, its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.testhosts import HostSpec, TestHosts
+from tests.conftest import MakeTestHosts, need_test_hosts
+from tests.e2e.ctl import Ctl
+from tests.waiting import wait_until
+
+FORWARD = "net.ipv4.ip_forward"
+CLIENTS = "libvirt.max_clients"
+#: What a host has of its own; the rest is this machine's, and no test's to change.
+OWN = ("--forward", "--only", FORWARD, "--only", CLIENTS)
+CONF = "/etc/libvirt/libvirtd.conf"
+
+
+@pytest.fixture(scope="module")
+def hosts(testhosts_module: MakeTestHosts) -> TestHosts:
+    need_test_hosts(libvirt=True)
+    made = testhosts_module([HostSpec("alpha", libvirt=True), HostSpec("beta")])
+    made.run("alpha", ["sh", "-c", f"echo 'max_clients = 20' >> {CONF}"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def ctl(hosts: TestHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ctl]:
+    runner = Ctl(tmp_path_factory.mktemp("fleets"))
+    try:
+        runner("up", "-w", "alpha,beta", "-F", str(hosts.ssh_config))
+        yield runner
+    finally:
+        runner.close()
+
+
+def state(hosts: TestHosts, name: str) -> str:
+    """All that may be changed on a host."""
+    look = f"cat /proc/sys/net/ipv4/ip_forward; ls -A /etc/sysctl.d; stat -c '%a %U' {CONF}; cat {CONF}"
+    return str(hosts.run(name, ["sh", "-c", look]).stdout)
+
+
+def found(ctl: Ctl, *arguments: str) -> list[dict[str, Any]]:
+    done = ctl("check", "--json", *arguments, status=1)
+    told: list[dict[str, Any]] = json.loads(done.stdout)
+    return told
+
+
+def test_every_host_tells_of_itself_and_those_that_agree_are_one(ctl: Ctl) -> None:
+    told = found(ctl, "--forward")
+    by = {(each["check"], each["text"]): (each["state"], sorted(each["hosts"])) for each in told}
+    both = ["alpha", "beta"]
+    assert by["limits", f"{FORWARD} is 0"] == ("bad", both)
+    assert by["limits", f"{CLIENTS} is 20"][1] == ["alpha"]
+    assert [state for (check, _), (state, hosts) in by.items() if check == "clock"] == ["ok"]
+    assert ("bad", both) in [value for (check, _), value in by.items() if check == "kvm"], "test hosts hide it"
+    assert {
+        each["state"]: each["hosts"] for each in told if each["check"] == "libvirt" and "qemu:" in each["text"]
+    } == {
+        "ok": ["alpha"],
+        "bad": ["beta"],
+    }
+    assert [value for (check, _), value in by.items() if check == "qemu"] == [("ok", both)]
+
+
+def test_settings_are_raised_and_put_back_by_an_agent_that_was_killed_meanwhile(hosts: TestHosts, ctl: Ctl) -> None:
+    here = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+    before = {name: state(hosts, name) for name in ("alpha", "beta")}
+    planned = ctl("tune", *OWN, status=2).stdout
+    assert f"~ {FORWARD} 0 -> 1: " in planned
+    assert "2 of 2 hosts to change" in planned
+    assert {name: state(hosts, name) for name in before} == before, "nothing is changed without --apply"
+
+    done = ctl("tune", "--apply", *OWN).stdout
+    assert f"{CLIENTS} 20 -> 64: alpha" in done
+    assert "libvirtd has yet to begin anew to take its settings: alpha; next: " in done
+    assert ctl("tune", *OWN).stdout == "nothing to do on 2 hosts\n"
+    assert all(state(hosts, name).startswith("1\n") for name in before)
+    assert "max_clients = 64\n" in state(hosts, "alpha")
+    persisted = hosts.run("beta", ["sh", "-c", "cat /etc/sysctl.d/60-canopy-*.conf"]).stdout
+    assert str(persisted).splitlines()[1:] == [f"{FORWARD} = 1"]
+    stale = [each["hosts"] for each in found(ctl) if "has not read its configuration" in each["text"]]
+    assert stale == [["alpha"]]
+
+    for name in before:
+        hosts.run(name, ["sh", "-c", "kill -9 $(cat /var/lib/canopy/*/agent.pid)"])
+    # As where it was killed before the change was whole.
+    cut = """sed -i 's/"after":1,"target":null/"after":null,"target":1/' /var/lib/canopy/*/tuning"""
+    hosts.run("beta", ["sh", "-c", cut])
+    ctl("up", "-w", "alpha,beta", "-F", str(hosts.ssh_config))
+    wait_until(lambda: state(hosts, "beta") == before["beta"], 30, "what was cut short to be taken back")
+    undone = ctl("tune", "--undo").stdout
+    assert f"{CLIENTS} 64 -> 20: alpha" in undone
+    assert f"{FORWARD} 1 -> 0: alpha\n" in undone
+    assert {name: state(hosts, name) for name in before} == before
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == here, "this machine's own is untouched"
+
+
+def test_a_host_that_is_left_for_good_is_left_as_it_was(hosts: TestHosts, ctl: Ctl) -> None:
+    before = state(hosts, "beta")
+    ctl("tune", "beta", "--apply", *OWN)
+    assert state(hosts, "beta") != before
+    ctl("down", "-w", "beta", "--purge")
+    assert state(hosts, "beta") == before
