@@ -25,7 +25,7 @@ from agent.staging import LISTING, Staging, key_of
 from protocol import listing as listings
 from protocol.commands import Stream
 from protocol.listing import BadListing, Entry, Kind, Map, parent_of, shown
-from protocol.stream import chunk_size, count_of, is_right
+from protocol.stream import Blob, chunk_size, count_of, is_right
 
 #: Files that are synced one by one; more are synced with all else on their file system, which is one call.
 _SYNCED_EACH = 16
@@ -214,12 +214,12 @@ class Incoming:
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
-    def write(self, index: int, blob: bytes) -> None:
+    def write(self, index: int, blob: Blob) -> None:
         """Store a chunk, whose digest is right."""
         with self._in_use():
             stream = self._stream
             if index < stream.head:
-                self._head[index] = blob
+                self._head[index] = bytes(blob)
                 return
             view, found = memoryview(blob), self._required
             for piece in self._map.pieces((index - stream.head) * stream.chunk, len(blob)):

@@ -28,6 +28,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from agent.intake import EVERY, Intake, shut_down
 from protocol.limits import MAX_FRAME, MAX_PARTS, PENALTY
+from protocol.stream import Blob
 
 #: The events that are asked for, and no others. Asked for HANDSHAKE_FAILED_PROTOCOL, libzmq 4.3.5 tells of it before it
 #: looks at errno, finds EAGAIN there, and keeps the connection of a peer that sent a forged or replayed box.
@@ -49,7 +50,9 @@ _LISTEN_BACKLOG = 1_024
 #: and a peer that sends faster than it is heard holds 64 messages of ours, not the usual 1,000.
 _UNHEARD = 64
 _monitors = itertools.count()
-_ZAP_DOMAINS = ("canopy-control", "canopy-bulk")
+#: The two kinds of sockets, by their ZAP domains (ZeroMQ RFC 27).
+CONTROL, BULK = "canopy-control", "canopy-bulk"
+_ZAP_DOMAINS = (CONTROL, BULK)
 
 _LOST_EVENTS = {
     zmq.Event.DISCONNECTED: "connection closed",
@@ -160,6 +163,8 @@ class Keyring:
         self.context: zmq.Context[Any] = zmq.Context()
         self.rounds = _Rounds()
         self._admitted: dict[str, int] = {}
+        #: Beside those, for as long as a push lasts, on the bulk socket alone: by push.
+        self._order: dict[int, dict[str, int]] = {}
         self._barred: dict[str, float] = {}
         self._auth = zmq.auth.Authenticator(self.context)
         self._auth.start()
@@ -172,23 +177,37 @@ class Keyring:
         """From now on these keys may connect, each as its rank, and no others."""
         self._admitted = {to_text(key): rank for key, rank in keys.items()}
 
+    def admit_order(self, id_: int, keys: Mapping[bytes, int]) -> None:
+        """These may connect to the bulk socket as well, each as its rank, until `dismiss_order`."""
+        self._order[id_] = {to_text(key): rank for key, rank in keys.items()}
+
+    def dismiss_order(self, id_: int) -> None:
+        """The push is over."""
+        self._order.pop(id_, None)
+
     def bar(self, rank: int) -> None:
         """Refuse the key of `rank` for a while."""
         until = time.monotonic() + PENALTY
         self._barred = {key: end for key, end in self._barred.items() if end > time.monotonic()}
-        self._barred |= {key: until for key, holder in self._admitted.items() if holder == rank}
+        for keys in (self._admitted, *self._order.values()):
+            self._barred |= {key: until for key, holder in keys.items() if holder == rank}
 
     def count(self) -> int:
         """How many keys may connect."""
-        return len(self._admitted)
+        return len(self._admitted) + sum(map(len, self._order.values()))
 
-    def rank_of(self, key: str) -> int | None:
-        """The rank whose key this is, if it is admitted."""
-        return None if self._barred.get(key, 0.0) > time.monotonic() else self._admitted.get(key)
+    def rank_of(self, key: str, domain: str) -> int | None:
+        """The rank whose key this is, if it is admitted to the sockets of this domain."""
+        if self._barred.get(key, 0.0) > time.monotonic():
+            return None
+        rank = self._admitted.get(key)
+        if rank is None and domain == BULK:
+            rank = next((keys[key] for keys in self._order.values() if key in keys), None)
+        return rank
 
     def callback(self, domain: str, key: bytes) -> bool:
         """pyzmq's credentials provider: whether the holder of this key may connect."""
-        return domain in _ZAP_DOMAINS and self.rank_of(key.decode("ascii", "replace")) is not None
+        return domain in _ZAP_DOMAINS and self.rank_of(key.decode("ascii", "replace"), domain) is not None
 
     def _drain_zap(self) -> bool:
         if not self._zap_busy:
@@ -263,10 +282,15 @@ class Downlink:
         *,
         heard: Callable[[int, list[bytes]], None],
         lost: Callable[[int, str], None],
+        renewed: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Listens at `address`:`port`. Raises OSError where it can't."""
+        """Listens at `address`:`port`. `renewed(rank)` is told of a connection that takes the place of another.
+
+        Raises OSError where it can't.
+        """
         self._keyring = keyring
-        self._heard, self._lost = heard, lost
+        self._domain = domain
+        self._heard, self._lost, self._renewed = heard, lost, renewed
         #: Who is at the other end of each connection, and which connection is the one of each rank: its latest.
         self._peers: dict[bytes, _Peer] = {}
         self._current: dict[int, _Peer] = {}
@@ -299,13 +323,20 @@ class Downlink:
         self._monitor = _Monitor(self._socket, _SERVER_EVENTS, self._event)
         self._reader = _Reader(self._socket, self._drain)
 
-    def send(self, rank: int, frames: Sequence[bytes]) -> bool:
+    def send(self, rank: int, frames: Sequence[Blob]) -> bool:
         """Send to a child; false where there is no connection to it."""
         peer = self._current.get(rank)
         if peer is None:
             return False
         try:
-            self._socket.send_multipart([peer.route, *frames], zmq.NOBLOCK, copy=len(frames) < MAX_PARTS)
+            *first, last = frames
+            for frame in (peer.route, *first):
+                self._socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE)
+            if isinstance(last, memoryview):
+                # As it came: libzmq counts who has it, and copies nothing.
+                self._socket.send(last.obj, zmq.NOBLOCK, copy=False)
+            else:
+                self._socket.send(last, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -364,7 +395,7 @@ class Downlink:
             return
         fd = parts[1].get(zmq.SRCFD)
         user: Any = parts[1].get("User-Id")
-        rank = self._keyring.rank_of(user)
+        rank = self._keyring.rank_of(user, self._domain)
         if rank is None or len(parts) > MAX_PARTS + 1:
             if rank is not None:
                 self._keyring.bar(rank)
@@ -388,6 +419,7 @@ class Downlink:
         if previous is not None and previous.fd != fd:
             # Perhaps its host lost power, and TCP would hold the old connection for ever.
             shut_down(previous.fd)
+            self._renewed(rank)
         peer = _Peer(rank, route, fd)
         self._peers[route] = self._current[rank] = peer
         return peer
@@ -439,10 +471,12 @@ class Uplink:
         port: int,
         key: bytes,
         *,
-        heard: Callable[[list[bytes]], None],
+        heard: Callable[[list[Blob]], None],
         lost: Callable[[str], None],
     ) -> None:
-        """Begins to connect. `lost(why)` is called once, when the connection fails or ends."""
+        """Begins to connect. `heard` gets each message, its blob as it came; `lost(why)` is called once, when the
+        connection fails or ends.
+        """
         self._heard, self._lost = heard, lost
         self._over = False
         self._rounds = keyring.rounds
@@ -467,7 +501,7 @@ class Uplink:
         self._reader = _Reader(self._socket, self._drain)
         self._socket.connect(endpoint(address, port))
 
-    def send(self, frames: Sequence[bytes]) -> None:
+    def send(self, frames: Sequence[Blob]) -> None:
         """Send to the parent. What a broken connection swallows, the protocol asks for again."""
         if not self._over:
             with suppress(zmq.Again):  # the connection has ended, and the news of it is on its way
@@ -479,13 +513,21 @@ class Uplink:
             if self._over:
                 return False
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames: list[Blob] = [self._socket.recv(zmq.NOBLOCK)]
+                more = self._socket.getsockopt(zmq.RCVMORE)
+                while more and len(frames) < MAX_PARTS - 1:
+                    frames.append(self._socket.recv(zmq.NOBLOCK))
+                    more = self._socket.getsockopt(zmq.RCVMORE)
+                if more:
+                    blob = self._socket.recv(zmq.NOBLOCK, copy=False)
+                    frames.append(blob.buffer)
+                    more = blob.more
             except zmq.Again:
                 self._intake.judge()
                 return False
             if self._fd is not None:
                 self._intake.heard(self._fd, map(len, frames))
-            if len(frames) > MAX_PARTS:
+            if more:
                 self._end("it sent a message of too many parts")
                 return False
             self._heard(frames)

@@ -14,7 +14,7 @@ from agent.paths import BadDestination, resolved
 from protocol import events
 from protocol.commands import Push
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Outcome, Output, Refused
-from protocol.stream import is_consistent
+from protocol.stream import Blob, is_consistent
 from protocol.transfer import Role
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Pushes:
             return
         self._in_background(lambda: incoming.read(index), lambda blob, _: self._shell.was_read(id_, index, blob))
 
-    def store(self, id_: int, index: int, blob: bytes) -> None:
+    def store(self, id_: int, index: int, blob: Blob) -> None:
         """A chunk to disk."""
 
         def then(_: object) -> None:

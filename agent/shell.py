@@ -10,28 +10,24 @@ import logging
 from collections import deque
 from typing import Protocol
 
+from agent.bulk import Bulk, Store
 from agent.intake import allow_descriptors
-from agent.links import Downlink, Keyring, Uplink
-from protocol import codec, events, transfer
+from agent.links import CONTROL, Downlink, Keyring, Uplink
+from protocol import codec, events
 from protocol.codec import MalformedMessage
-from protocol.commands import Body, Leave, Member, Stream
+from protocol.commands import Body, Leave, Member, Push, Stream
 from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.messages import (
-    BULK_DOWNWARDS,
-    BULK_UPWARDS,
     DOWNWARDS,
     UPWARDS,
-    Ask,
-    Attach,
     Attached,
-    Chunk,
     Deliver,
     Message,
-    NoChunk,
     Rejected,
 )
 from protocol.relay import Relay
-from protocol.transfer import Role, Transfers
+from protocol.stream import Blob
+from protocol.transfer import Role
 
 log = logging.getLogger("canopy")
 
@@ -39,7 +35,7 @@ log = logging.getLogger("canopy")
 _LINGER_MS = 500
 
 
-class Worker(Protocol):
+class Worker(Store, Protocol):
     """What does a node's local work. Each call returns at once; results come back as events."""
 
     def start(self, id_: int, body: Body, ttl: float | None) -> None:
@@ -56,21 +52,6 @@ class Worker(Protocol):
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has these outcomes."""
-
-    def read(self, id_: int, index: int) -> None:
-        """Read a chunk of a push from this host's copy, and say `was_read`."""
-
-    def store(self, id_: int, index: int, blob: bytes) -> None:
-        """Write a chunk, and say `was_stored`, or Finished where that failed."""
-
-    def headed(self, id_: int) -> None:
-        """The head of a push's stream is stored: look at it, and say `was_headed`."""
-
-    def complete(self, id_: int) -> None:
-        """All chunks of a push are there."""
-
-    def broken(self, id_: int, why: str) -> None:
-        """A push can't go on."""
 
     def arrived(self) -> None:
         """Attached: report everything anew."""
@@ -94,25 +75,18 @@ class Shell:
         self.relay = relay
         self._keyring = keyring
         self._loop = asyncio.get_running_loop()
-        self._transfers = Transfers()
         self._queue: deque[events.Event] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
-        self._bulk_timer: asyncio.TimerHandle | None = None
         self._parent: Member | None = None
         #: What was logged of parents that could not be had, since the last that could.
         self._complaints: set[str] = set()
         self._up: Uplink | None = None
-        self._bulk_up: Uplink | None = None
         #: The versions that were agreed on with the parent and with each child.
         self._up_version = VERSION_MAX
         self._versions: dict[int, int] = {}
-        self._down = Downlink(
-            keyring, "canopy-control", address, control_port, heard=self._from_child, lost=self._child_lost
-        )
-        self._bulk_down = Downlink(
-            keyring, "canopy-bulk", address, bulk_port, heard=self._bulk_from_child, lost=self._bulk_child_lost
-        )
+        self._down = Downlink(keyring, CONTROL, address, control_port, heard=self._from_child, lost=self._child_lost)
+        self._bulk = Bulk(keyring, relay, address, bulk_port, store=lambda: self.worker, expel=self._expel)
 
     # --- the relay ----------------------------------------------------------------------------------------------------
 
@@ -164,15 +138,15 @@ class Shell:
             case events.DropChild(rank, why):
                 log.warning("rank %d is cut off: %s", rank, why)
                 self._down.drop(rank, penalty=True)
-                self._bulk_down.drop(rank, penalty=True)
+                self._bulk.drop(rank)
             case events.Admit(keys):
                 self._keyring.admit(dict(keys))
             case events.Start(id_, body, ttl):
+                if isinstance(body, Push) and body.stream.inline is None:
+                    self._bulk.join(id_, body.stream)
                 self.worker.start(id_, body, ttl)
             case events.Stop(id_, hard):
                 self.worker.stop(id_, hard=hard)
-            case events.Carry(id_, push):
-                self.transfer_effects(self._transfers.begin(id_, push.stream, Role.CARRIER))
             case events.Keep():
                 self.worker.keep(effect)
             case events.Load(id_, signature):
@@ -187,8 +161,6 @@ class Shell:
                 self._complaints.clear()
                 log.info("attached to %s", self._parent.name if self._parent is not None else "nobody")
                 self.worker.arrived()
-                self._transfers.source_changed(self._loop.time())
-                self._advance_transfers()
             case events.Warn(text):
                 log.warning("%s", text)
             case _:
@@ -225,12 +197,11 @@ class Shell:
                 log.warning("%s", text)
 
     def _disconnect(self) -> None:
-        for link in (self._up, self._bulk_up):
-            if link is not None:
-                link.close()
-        self._up = self._bulk_up = self._parent = None
+        if self._up is not None:
+            self._up.close()
+        self._up = self._parent = None
 
-    def _from_parent(self, frames: list[bytes]) -> None:
+    def _from_parent(self, frames: list[Blob]) -> None:
         try:
             message, _ = codec.decode(frames)
             if type(message) not in DOWNWARDS:
@@ -248,8 +219,6 @@ class Shell:
         message = self._decoded(rank, frames, UPWARDS)
         if message is not None:
             self.feed(events.FromChild(rank, message))
-            if isinstance(message, Attach):
-                self._transfers.child_lost(rank)  # it asks again for what it lacks
 
     def _decoded(self, rank: int, frames: list[bytes], allowed: frozenset[type[Message]]) -> Message | None:
         """A child's message; None where it is malformed or goes the wrong way, which costs the child its connection."""
@@ -264,135 +233,36 @@ class Shell:
 
     def _expel(self, rank: int, why: str) -> None:
         self._perform(events.DropChild(rank, why))
-        self._transfers.child_lost(rank)
         self.feed(events.ChildLost(rank, why))
 
     def _child_lost(self, rank: int, why: str) -> None:
         self.feed(events.ChildLost(rank, why))
 
-    # --- bulk links ---------------------------------------------------------------------------------------------------
+    # --- pushes -------------------------------------------------------------------------------------------------------
 
     def begin_transfer(self, id_: int, stream: Stream, role: Role, have: int = 0) -> None:
-        """This host takes part in a push."""
-        self.transfer_effects(self._transfers.begin(id_, stream, role, have))
+        """This host takes part in a push. `have` (bit i: chunk i) is what its own copy has already."""
+        self._bulk.begin(id_, stream, role, have)
 
     def end_transfer(self, id_: int) -> None:
         """This host no longer does."""
-        self._transfers.end(id_)
-        if not len(self._transfers) and self._bulk_up is not None:
-            self._bulk_up.close()
-            self._bulk_up = None
+        self._bulk.end(id_)
 
     def demote_transfer(self, id_: int) -> None:
-        """This host can't keep a pushed file, and gives it on all the same."""
-        self.transfer_effects(self._transfers.demote(id_))
+        """This host can't keep what is pushed, and gives it on all the same."""
+        self._bulk.demote(id_)
 
     def was_read(self, id_: int, index: int, blob: bytes | None) -> None:
         """The worker read a chunk, or could not."""
-        self.transfer_effects(self._transfers.was_read(id_, index, blob))
-
-    def was_stored(self, id_: int, index: int) -> int | None:
-        """The worker stored a chunk; how many bytes of the file are on disk now, None where the push is over here."""
-        effects = self._transfers.was_stored(id_, index)
-        done = self._transfers.stored_bytes(id_) if effects or self._transfers.knows(id_) else None
-        self.transfer_effects(effects)
-        return done
+        self._bulk.was_read(id_, index, blob)
 
     def was_headed(self, id_: int, have: int) -> None:
         """The worker looked at a stream's head: the chunks in `have` (bit i: chunk i) are here already."""
-        self.transfer_effects(self._transfers.was_headed(id_, have))
+        self._bulk.was_headed(id_, have)
 
-    def _bulk_from_child(self, rank: int, frames: list[bytes]) -> None:
-        message = self._decoded(rank, frames, BULK_UPWARDS)
-        if not isinstance(message, Ask):
-            return
-        if self.relay.may_ask(rank, message.id):
-            self.transfer_effects(self._transfers.asked(rank, message.id, message.indices))
-        else:
-            # Not for good: that the asker hangs here now travels by the other socket.
-            why = "this push is not known here for anybody below you"
-            self.transfer_effects(
-                [transfer.Decline(rank, message.id, index, why, final=False) for index in message.indices]
-            )
-
-    def _bulk_child_lost(self, rank: int, why: str) -> None:
-        log.info("bulk link of rank %d: %s", rank, why)
-        self._transfers.child_lost(rank)
-
-    def _bulk_from_parent(self, frames: list[bytes]) -> None:
-        try:
-            message, blob = codec.decode(frames)
-            if type(message) not in BULK_DOWNWARDS:
-                raise MalformedMessage(f"a parent does not send {type(message).__name__} there")
-        except MalformedMessage as error:
-            self.feed(events.ParentLost(f"it sent a malformed message: {error}"))
-            return
-        now = self._loop.time()
-        match message:
-            case Chunk(id=id_, index=index) if blob is not None:
-                self.transfer_effects(self._transfers.arrived(id_, index, blob, now))
-            case NoChunk(id=id_, index=index, why=why, final=final):
-                self.transfer_effects(self._transfers.declined(id_, index, why, final, now))
-            case _:
-                pass
-        self._set_bulk_timer()
-
-    def _ask_up(self, message: Ask) -> None:
-        if self._parent is None:
-            return  # asked again once there is a parent
-        if self._bulk_up is None:
-            self._bulk_up = Uplink(
-                self._keyring,
-                self._parent.address,
-                self._parent.bulk_port,
-                self._parent.key,
-                heard=self._bulk_from_parent,
-                lost=self._bulk_up_lost,
-            )
-        self._bulk_up.send(codec.encode(message, version=self._up_version))
-
-    def _bulk_up_lost(self, why: str) -> None:
-        log.info("bulk link to the parent: %s", why)
-        if self._bulk_up is not None:
-            self._bulk_up.close()
-            self._bulk_up = None
-        self._transfers.source_changed(self._loop.time() + transfer.ASK_AGAIN)
-        self._set_bulk_timer()
-
-    def transfer_effects(self, effects: list[transfer.Effect]) -> None:
-        """Do what the transfers want done."""
-        for effect in effects:
-            match effect:
-                case transfer.AskUp(id_, indices):
-                    self._ask_up(Ask(id_, indices))
-                case transfer.Give(child, id_, index, blob):
-                    self._bulk_down.send(child, codec.encode(Chunk(id_, index), blob, version=self._version_of(child)))
-                case transfer.Decline(child, id_, index, why, final):
-                    self._bulk_down.send(
-                        child, codec.encode(NoChunk(id_, index, why, final), version=self._version_of(child))
-                    )
-                case transfer.Read(id_, index):
-                    self.worker.read(id_, index)
-                case transfer.Store(id_, index, blob):
-                    self.worker.store(id_, index, blob)
-                case transfer.Headed(id_):
-                    self.worker.headed(id_)
-                case transfer.Complete(id_):
-                    self.worker.complete(id_)
-                case transfer.Broken(id_, why):
-                    self.worker.broken(id_, why)
-                case transfer.Abuse(child, why):
-                    self._expel(child, why)
-
-    def _advance_transfers(self) -> None:
-        self._bulk_timer = None
-        self.transfer_effects(self._transfers.advance(self._loop.time()))
-        self._set_bulk_timer()
-
-    def _set_bulk_timer(self) -> None:
-        due = self._transfers.wakeup()
-        if due is not None and self._bulk_timer is None:
-            self._bulk_timer = self._loop.call_at(due, self._advance_transfers)
+    def was_stored(self, id_: int, index: int) -> int | None:
+        """The worker stored a chunk; how many bytes are on disk now, None where the push is over here."""
+        return self._bulk.was_stored(id_, index)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -400,13 +270,10 @@ class Shell:
         """Close all sockets; what is queued for the parent gets a moment to go, and what must be kept is written."""
         for effect in self.relay.close():
             self._perform(effect)
-        for timer in (self._timer, self._bulk_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._up is not None:
             self._up.close(_LINGER_MS)
-        if self._bulk_up is not None:
-            self._bulk_up.close()
         self._down.close()
-        self._bulk_down.close()
+        self._bulk.close()
         self._keyring.close()

@@ -36,6 +36,7 @@ from protocol.commands import (
 )
 from protocol.messages import Deliver
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
+from protocol.stream import Blob
 from protocol.vms import ImageState, VmChange, VmResult, VmState
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class AgentWorker:
         """A chunk from this host's own copy."""
         self._pushes.read(id_, index)
 
-    def store(self, id_: int, index: int, blob: bytes) -> None:
+    def store(self, id_: int, index: int, blob: Blob) -> None:
         """A chunk to disk."""
         self._pushes.store(id_, index, blob)
 

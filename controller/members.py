@@ -12,8 +12,9 @@ from agent.links import from_text
 from controller import api
 from controller.state import Host, State
 from controller.status import CtlError, ExitStatus
-from protocol import topology
-from protocol.commands import Below, Member, Plan
+from protocol import ranks, topology
+from protocol.commands import Below, Hop, Member, Plan
+from protocol.ranks import Ranks
 from protocol.topology import DEFAULT_FANOUT, Seat
 
 #: How the service node is called where a name is needed.
@@ -184,6 +185,19 @@ class Members:
             ancestors=(*above, self._service(address)),
             below=self._below(rank),
         )
+
+    def order(self, targets: Iterable[int], reachable: Ranks) -> tuple[Hop, ...]:
+        """The order in which a push passes through its targets.
+
+        Site by site, so that the links between sites are crossed once for each, and by rank, which hosts of one rack
+        are usually given one after the other. Who can't be reached is last: nobody need wait to find that out.
+        """
+
+        def place(host: Host) -> tuple[bool, str, int]:
+            return not ranks.holds(reachable, host.rank), host.site, host.rank
+
+        hosts = sorted((self.by_rank[rank] for rank in targets), key=place)
+        return tuple(Hop(host.rank, host.address, host.bulk_port, host.key) for host in hosts)
 
     def root_plan(self) -> Plan:
         """The root's own: everybody is below it. It never travels."""

@@ -34,6 +34,7 @@ from protocol.messages import Deliver, Manner
 from protocol.outcomes import Cancelled, Exited, Fold, succeeded
 from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
+from protocol.stream import Blob
 from protocol.transfer import Role
 from protocol.trust import SEED_BYTES, Signer, open_command
 from protocol.vms import VmSpec
@@ -144,6 +145,8 @@ class RootNode:
         manner = Manner.WORK
         if isinstance(body, Push) and source is not None:
             manner = Manner.BULK
+            order = self.members.order(ranks.each(who), self.relay.reachable)
+            body = msgspec.structs.replace(body, stream=msgspec.structs.replace(body.stream, order=order))
             self._sources.add(id_, source)
             self.shell.begin_transfer(id_, body.stream, Role.SOURCE)
         if isinstance(body, CreateVms | DestroyVms):
@@ -358,10 +361,7 @@ class RootNode:
         if id_ in self._sources:
             self.shell.end_transfer(id_)
             self._disk.submit(self._sources.drop(id_).close)
-            # Whoever carried its chunks may forget them too.
-            self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | self.relay.reachable
-        else:
-            self._to_settle.setdefault(id_, ranks.NONE)
+        self._to_settle.setdefault(id_, ranks.NONE)
         self._settle_soon()
         if job is not None:
             job.settled(id_)
@@ -509,7 +509,7 @@ class RootNode:
         reading = self.loop.run_in_executor(self._disk, self._sources.read, id_, index)
         reading.add_done_callback(done)
 
-    def store(self, id_: int, index: int, blob: bytes) -> None:
+    def store(self, id_: int, index: int, blob: Blob) -> None:
         """The root stores nothing."""
 
     def headed(self, id_: int) -> None:

@@ -6,15 +6,20 @@ Frames: a header `[version, kind]`, the body, and for chunks a blob. All but the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, overload
 
 import msgspec
 
 from protocol.limits import MAX_BODY, MAX_CHUNK, MAX_HEADER, MAX_PARTS, VERSION_MAX, VERSION_MIN
 from protocol.messages import KINDS, TYPES, Chunk, Kind, Message
+from protocol.stream import Blob
 
 
 class MalformedMessage(ValueError):
     """The peer sent something that is no message of this protocol; the text says what is wrong with it."""
+
+
+_Frame = TypeVar("_Frame", bytes, Blob)
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):
@@ -35,7 +40,11 @@ _headers = {
 }
 
 
-def encode(message: Message, blob: bytes | None = None, *, version: int = VERSION_MAX) -> list[bytes]:
+@overload
+def encode(message: Message, blob: bytes | None = None, *, version: int = VERSION_MAX) -> list[bytes]: ...
+@overload
+def encode(message: Message, blob: Blob, *, version: int = VERSION_MAX) -> list[Blob]: ...
+def encode(message: Message, blob: Blob | None = None, *, version: int = VERSION_MAX) -> list[bytes] | list[Blob]:
     """The frames of a message, in the version that its link agreed on. Only a Chunk has a blob, and it must have one.
 
     Raises ValueError where the message is larger than a receiver would take: that is our mistake, never the peer's.
@@ -45,13 +54,13 @@ def encode(message: Message, blob: bytes | None = None, *, version: int = VERSIO
         raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_BODY}")
     if isinstance(message, Chunk) != (blob is not None):
         raise ValueError("a blob goes with a Chunk and with nothing else")
-    frames = [_headers[version, KINDS[type(message)]], body]
+    frames: list[Blob] = [_headers[version, KINDS[type(message)]], body]
     if blob is not None:
         frames.append(blob)
     return frames
 
 
-def decode(frames: Sequence[bytes]) -> tuple[Message, bytes | None]:
+def decode(frames: Sequence[_Frame]) -> tuple[Message, _Frame | None]:
     """The message of these frames, and the blob of a Chunk. Raises MalformedMessage."""
     if not 2 <= len(frames) <= MAX_PARTS:
         raise MalformedMessage(f"a message has 2 or {MAX_PARTS} frames, not {len(frames)}")

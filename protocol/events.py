@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from protocol.commands import Body, Leave, Member, Plan, Push
+from protocol.commands import Body, Leave, Member, Plan
 from protocol.messages import Deliver, HostHealth, Link, Message, Report
 from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
 from protocol.ranks import Ranks
@@ -206,14 +206,6 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Carry:
-    """Chunks of this push pass through here to hosts below; this host is no target."""
-
-    id: int
-    push: Push
-
-
-@dataclass(frozen=True, slots=True)
 class Keep:
     """Write this outcome to disk, where it survives this process, and say Kept. `signature` is the command's."""
 
@@ -330,7 +322,6 @@ Effect: TypeAlias = (
     | Admit
     | Start
     | Stop
-    | Carry
     | Keep
     | Load
     | Forget

@@ -47,6 +47,7 @@ class Kind(IntEnum):
     ASK = 13
     CHUNK = 14
     NO_CHUNK = 15
+    HOLD = 16
 
 
 class Manner(IntEnum):
@@ -207,7 +208,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Child to parent, bulk link: send me these chunks of push `id`.
+    """To one before me in the order of push `id`, or to the root: send me these chunks; none: tell me how far you are.
 
     At most ASK_WINDOW are asked for and not yet there: that is the credit which bounds what is in flight.
     """
@@ -215,24 +216,32 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     id: Natural
     indices: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)], ...],
-        msgspec.Meta(min_length=1, max_length=ASK_WINDOW),
+        msgspec.Meta(max_length=ASK_WINDOW),
     ]
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Parent to child, bulk link: the chunk itself is the message's blob."""
+    """The answer to Ask: the chunk itself is the message's blob, `packed` as one frame of Zstandard (RFC 8878)."""
 
     id: Natural
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
+    packed: bool = False
 
 
 class NoChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Parent to child, bulk link: I can't give you that. `final` says that asking again is of no use."""
+    """The answer to Ask: I can't give you that. `final` says that asking again is of no use."""
 
     id: Natural
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
     why: Sentence
     final: bool
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """I am alive and have the first `front` chunks: to whoever asked for none, or waits for some."""
+
+    id: Natural
+    front: Annotated[int, msgspec.Meta(ge=0, le=MAX_CHUNKS)]
 
 
 Message: TypeAlias = (
@@ -251,6 +260,7 @@ Message: TypeAlias = (
     | Ask
     | Chunk
     | NoChunk
+    | Hold
 )
 
 TYPES: dict[Kind, type[Message]] = {
@@ -269,6 +279,7 @@ TYPES: dict[Kind, type[Message]] = {
     Kind.ASK: Ask,
     Kind.CHUNK: Chunk,
     Kind.NO_CHUNK: NoChunk,
+    Kind.HOLD: Hold,
 }
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
@@ -278,4 +289,4 @@ UPWARDS: frozenset[type[Message]] = frozenset(
 )
 DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell})
 BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask})
-BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk})
+BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold})

@@ -20,14 +20,13 @@ from math import inf
 import msgspec
 
 from protocol import ranks
-from protocol.commands import Plan, Push, Quiet, Settled
+from protocol.commands import Member, Plan, Quiet, Settled
 from protocol.duty import Duty
 from protocol.events import (
     Admit,
     Advanced,
     Arrived,
     Begin,
-    Carry,
     ChildLost,
     Connect,
     DropChild,
@@ -46,7 +45,6 @@ from protocol.events import (
     TellLinks,
     TellProgress,
     TellReports,
-    TellSettled,
     TellStream,
     Tick,
     ToChild,
@@ -159,8 +157,6 @@ class Relay:
         self._untold: dict[int, Link] = {}
         self._effects: list[Effect] = []
         self._was_reachable: Ranks = ranks.NONE
-        #: Whom each push that is not settled is for, as far as it was sent on from here.
-        self._audience: dict[int, Ranks] = {}
         self._settling: Settling | None = None
         if root is not None:
             self._settling = Settling(
@@ -234,9 +230,15 @@ class Relay:
         """How many bytes of outcomes wait here to go up, about."""
         return self._folding.held
 
-    def may_ask(self, child: int, id_: int) -> bool:
-        """Whether push `id_` is for anybody who is reached through this child: nobody else is given its chunks."""
-        return bool(self._audience.get(id_, ranks.NONE) & self.routed_through(child))
+    @property
+    def rank(self) -> int | None:
+        """This node's rank; the root has none."""
+        return self._me
+
+    @property
+    def root(self) -> Member:
+        """The root, as the plan has it."""
+        return self._plan.ancestors[-1]
 
     def routed_through(self, child: int) -> Ranks:
         """The ranks that are reached through this child."""
@@ -288,8 +290,6 @@ class Relay:
                 assert_never(event)
 
     def _emit(self, effect: Effect) -> None:
-        if isinstance(effect, TellSettled):
-            self._audience.pop(effect.id, None)
         self._effects.append(effect)
 
     def _rank(self) -> int:
@@ -387,8 +387,6 @@ class Relay:
         """A command for some of my subtree."""
         targets = ranks.unpack(delivery.targets)
         mine = self._me is not None and ranks.holds(targets, self._me)
-        if delivery.manner is Manner.BULK and not mine:
-            self._carry(delivery)
         self._pass_on(delivery, targets)
         if mine:
             if delivery.manner in _ANSWERED:
@@ -414,8 +412,6 @@ class Relay:
 
     def _pass_on(self, delivery: Deliver, targets: Ranks) -> Ranks:
         """Send the command to each child whose subtree has targets; returns those that it was sent to."""
-        if delivery.manner is Manner.BULK:
-            self._audience[delivery.id] = self._audience.get(delivery.id, ranks.NONE) | targets
         sent = ranks.NONE
         for child, mask in sorted(self._picture.routes.items()):
             share = targets & mask
@@ -446,8 +442,6 @@ class Relay:
             if isinstance(command.body, Quiet):
                 if isinstance(command.body, Settled):
                     self._folding.settled(command.body.ids)
-                    for id_ in command.body.ids:
-                        self._audience.pop(id_, None)
                 effects, outcomes = duty.quiet(command, now)
                 self._effects += effects
                 for id_, settled in outcomes:
@@ -514,18 +508,6 @@ class Relay:
             for rank in sorted(self._heard_at):
                 links = self._rights.release(rank, self.routed_through(rank))
                 self._changed(self._picture.apply(links), now)
-
-    def _carry(self, delivery: Deliver) -> None:
-        """Chunks will pass through: know which, after the same checks as a target's."""
-        if self._guard is None:
-            return
-        try:
-            command = self._guard.open_any(delivery)
-        except Untrusted as error:
-            self._effects.append(Warn(f"push {delivery.id} is not carried: {error}"))
-            return
-        if isinstance(command.body, Push):
-            self._effects.append(Carry(delivery.id, command.body))
 
     # --- from below ---------------------------------------------------------------------------------------------------
 

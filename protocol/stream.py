@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from protocol.commands import Stream
 from protocol.limits import CHUNK, MAX_CHUNK, MAX_CHUNKS, MAX_INLINE
 
+#: A chunk's bytes: also those of a message as it came, which need not be copied to be given on.
+Blob: TypeAlias = "bytes | memoryview"
+
 _DIGEST = 32
 
 
-def _sha256(data: bytes) -> bytes:
+def _sha256(data: Blob) -> bytes:
     # An agent without a push does without libcrypto, which is 3 MB of memory on each host.
     import hashlib
 
@@ -45,7 +49,7 @@ def chunk_size(stream: Stream, index: int) -> int:
     return min(stream.chunk, stream.size - index * stream.chunk)
 
 
-def is_right(stream: Stream, index: int, blob: bytes) -> bool:
+def is_right(stream: Stream, index: int, blob: Blob) -> bool:
     """Whether `blob` is chunk `index`, by its digest."""
     want = stream.digests[index * _DIGEST : (index + 1) * _DIGEST]
     return len(blob) == chunk_size(stream, index) and _sha256(blob) == want

@@ -1,9 +1,9 @@
-"""Chunks of pushed files, pulled from parent to child: a pure state machine beside the relay.
+"""Chunks of pushed streams, passed from host to host in the push's order: a pure state machine beside the relay.
 
-Every host asks the one above it for the chunks that it lacks, at most ASK_WINDOW at a time, and answers those below
-from memory, from its own disk, or as soon as the chunk comes. Asking again is harmless, so whoever gets a new parent
-asks there for what is still missing, and a slow host slows nobody but those below it. Each chunk is checked against the
-digest in the signed command before it is stored or given on.
+Every host asks the one before it in the order for the chunks that it lacks, and answers those behind it from memory,
+from its own disk, or as soon as the chunk comes. So each sends about as many bytes as it receives. Asking again is
+harmless, so whoever leaves a source (`protocol.asking` says when) asks the next one for what is still missing. Each
+chunk is checked against the digest in the signed command before it is stored or given on.
 
     root: reads chunks from the file      target: asks, stores, gives on      carrier: asks for what is asked of it
 """
@@ -13,362 +13,449 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
+from math import inf
 
+from protocol.asking import Asking, window_of
 from protocol.commands import Stream
-from protocol.limits import ASK_WINDOW, CHUNK_CACHE
-from protocol.stream import count_of, is_right
-
-#: Chunks that may wait for the disk before a host stops asking for more: bounds memory where a disk is slow.
-UNSTORED_MOST = 16
-#: A chunk that fails its digest this often is given up: the file changed under the push, or somebody alters it.
-BAD_MOST = 3
-#: A parent that does not know the push yet will in a moment: its command travels by the other socket.
-ASK_AGAIN = 0.2
+from protocol.giving import Giving
+from protocol.limits import CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
+from protocol.stream import Blob, chunk_size, count_of, is_right
+from protocol.transfer_effects import (
+    Abuse,
+    Broken,
+    Complete,
+    Decline,
+    Effect,
+    Give,
+    Headed,
+    Hold,
+    Read,
+    Source,
+    Store,
+)
 
 
 class Role(Enum):
     """What a host is to a push."""
 
+    #: It has the command and is not ready: those who ask wait.
+    JOINING = "joining"
     SOURCE = "source"
     TARGET = "target"
+    #: A target that can't keep the stream: it gives on what is asked of it.
     CARRIER = "carrier"
 
 
-@dataclass(frozen=True, slots=True)
-class AskUp:
-    """Ask the parent for these chunks."""
-
-    id: int
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Give:
-    """Send a chunk to a child."""
-
-    child: int
-    id: int
-    index: int
-    blob: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Decline:
-    """Tell a child that it will not get the chunk here."""
-
-    child: int
-    id: int
-    index: int
-    why: str
-    final: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Read the chunk from this host's own copy, and say `was_read`."""
-
-    id: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Write the chunk, and say `was_stored`."""
-
-    id: int
-    index: int
-    blob: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Headed:
-    """The head of the stream is stored here: say by `was_headed` which of the other chunks this host has."""
-
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """All chunks are stored here: put the file in its place."""
-
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """This host can't get the file."""
-
-    id: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Abuse:
-    """A child asked for more than its credit, or for chunks that the file does not have."""
-
-    child: int
-    why: str
-
-
-Effect: TypeAlias = AskUp | Give | Decline | Read | Store | Headed | Complete | Broken | Abuse
+#: What this host has of a chunk. DUE: nothing, and it was asked for. HELD: it is in memory, on its way to disk.
+_MISSING, _DUE, _HELD, _STORED = range(4)
 
 
 @dataclass
 class _Transfer:
+    id: int
     stream: Stream
-    role: Role
-    #: Bit i: chunk i can be read from this host's own copy.
-    have: int
+    #: The hosts that may ask here: those behind this one in the order.
+    behind: frozenset[int]
+    asking: Asking
+    giving: Giving
     count: int
+    role: Role = Role.JOINING
+    #: One of the four above for each chunk.
+    chunks: bytearray = field(default_factory=bytearray)
+    #: All chunks below it are here, as far as it was looked at; the first that was never asked for.
+    front: int = 0
     next: int = 0
-    asked: set[int] = field(default_factory=set)
-    unstored: set[int] = field(default_factory=set)
+    stored: int = 0
+    unstored: int = 0
     reading: set[int] = field(default_factory=set)
-    waiting: dict[int, list[int]] = field(default_factory=dict)
-    bad: dict[int, int] = field(default_factory=dict)
-    cache: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
-    retry_at: float | None = None
+    #: Chunks as they travel, and whether compressed.
+    cache: OrderedDict[int, tuple[Blob, bool]] = field(default_factory=OrderedDict)
+    cached: int = 0
     #: Whether the head was told of, and whether it was looked at: until then no more than the head is asked for.
     told_head: bool = False
     headed: bool = False
     completed: bool = False
+    hold_at: float = inf
 
-    def keep(self, index: int, blob: bytes) -> None:
-        self.cache[index] = blob
-        while len(self.cache) * self.stream.chunk > CHUNK_CACHE:
-            self.cache.popitem(last=False)
+    def keep(self, index: int, blob: Blob, packed: bool) -> None:
+        if index not in self.cache:
+            self.cache[index] = blob, packed
+            self.cached += len(blob)
+            while self.cached > CHUNK_CACHE:
+                _, (old, _) = self.cache.popitem(last=False)
+                self.cached -= len(old)
+
+    def has(self, have: int) -> None:
+        """The chunks in `have` (bit i: chunk i) can be read from this host's own copy."""
+        for index in range(self.count):
+            if have >> index & 1 and self.chunks[index] == _MISSING:
+                self.chunks[index] = _STORED
+                self.stored += 1
+
+    def here(self) -> int:
+        """How many chunks are here without a gap: how far this host is, as others are told."""
+        while self.front < self.count and self.chunks[self.front] >= _HELD:
+            self.front += 1
+        return self.front
+
+    @property
+    def asks(self) -> bool:
+        """Whether this host still asks for chunks."""
+        if self.role is Role.CARRIER:
+            return True
+        return self.role is Role.TARGET and not self.completed
 
 
 class Transfers:
     """All pushes that this host has a part in."""
 
-    def __init__(self) -> None:
+    def __init__(self, me: int | None) -> None:
+        """`me` is this host's rank, None for the root."""
+        self._me = me
         self._transfers: dict[int, _Transfer] = {}
-        self._credit: dict[tuple[int, int], int] = {}
 
-    def begin(self, id_: int, stream: Stream, role: Role, have: int = 0) -> list[Effect]:
-        """Take part in a push. `have` are the chunks that are on disk here already (bit i: chunk i).
+    # --- beginning and end --------------------------------------------------------------------------------------------
 
-        A carrier that turns out to be a target as well becomes one.
-        """
-        known = self._transfers.get(id_)
+    def join(self, id_: int, stream: Stream, now: float) -> None:
+        """There is a push that this host will have a part in: those behind it may ask from now on."""
+        if id_ in self._transfers:
+            return
+        order = [hop.rank for hop in stream.order]
+        at = order.index(self._me) if self._me in order else -1 if self._me is None else len(order)
+        candidates: tuple[Source, ...] = (*reversed(order[: max(at, 0)]), None) if self._me in order else (None,)
         count = count_of(stream)
-        if known is not None and (known.role is not Role.CARRIER or role is Role.CARRIER):
+        self._transfers[id_] = _Transfer(
+            id=id_,
+            stream=stream,
+            behind=frozenset(order[at + 1 :]),
+            asking=Asking(id_, candidates, stream.chunk, now),
+            giving=Giving(window_of(stream.chunk)),
+            count=count,
+            chunks=bytearray(count),
+        )
+
+    def begin(self, id_: int, stream: Stream, role: Role, have: int, now: float) -> list[Effect]:
+        """Take part in a push. `have` are the chunks that are on disk here already (bit i: chunk i)."""
+        self.join(id_, stream, now)
+        transfer = self._transfers[id_]
+        if transfer.role is not Role.JOINING:
             return []
-        transfer = _Transfer(stream, role, have, count, headed=not stream.head)
+        transfer.role = role
+        transfer.headed = not stream.head or role is not Role.TARGET
         if role is Role.SOURCE:
-            transfer.have = (1 << count) - 1
-        if known is not None:
-            transfer.waiting, transfer.asked, transfer.cache = known.waiting, known.asked, known.cache
-        self._transfers[id_] = transfer
-        return self._serve_waiting(id_, transfer) + self._pull(id_, transfer)
+            transfer.chunks = bytearray([_STORED]) * transfer.count
+            transfer.stored = transfer.count
+        elif role is Role.TARGET:
+            transfer.has(have)
+        return self._serve(transfer, now) + self._go_on(transfer, now)
 
     def end(self, id_: int) -> None:
-        """The push is over, or is given up here."""
+        """The push is over."""
         self._transfers.pop(id_, None)
-        for key in [key for key in self._credit if key[1] == id_]:
-            del self._credit[key]
 
-    def demote(self, id_: int) -> list[Effect]:
-        """This target can't keep the file after all. Those below get it through here all the same."""
+    def demote(self, id_: int, now: float) -> list[Effect]:
+        """This target can't keep the stream after all. Those behind it get it through here all the same."""
         transfer = self._transfers.get(id_)
-        if transfer is None or transfer.role is not Role.TARGET:
+        if transfer is None or transfer.role not in (Role.TARGET, Role.JOINING):
             return []
-        transfer.role, transfer.have = Role.CARRIER, 0
-        transfer.unstored.clear()
+        transfer.role, transfer.headed = Role.CARRIER, True
+        transfer.unstored = transfer.stored = 0
         transfer.reading.clear()
-        return self._serve_waiting(id_, transfer) + self._pull(id_, transfer)
+        for index in range(transfer.count):
+            if transfer.chunks[index] != _DUE:
+                transfer.chunks[index] = _MISSING
+        return self._serve(transfer, now) + self._go_on(transfer, now)
 
-    def asked(self, child: int, id_: int, indices: tuple[int, ...]) -> list[Effect]:
-        """A child asks for chunks."""
+    # --- those behind -------------------------------------------------------------------------------------------------
+
+    def asked(self, peer: int, id_: int, indices: tuple[int, ...], now: float) -> list[Effect]:
+        """A host asks for chunks; for none: only how far this one is."""
         transfer = self._transfers.get(id_)
         if transfer is None:
-            return [Decline(child, id_, index, "this push is not known here", final=False) for index in indices]
+            return [Decline(peer, id_, index, "this push is not known here", final=False) for index in indices]
+        if peer not in transfer.behind:
+            return [Abuse(peer, f"it asked for push {id_}, in which it does not come after this host")]
+        if not indices:
+            return [Hold(peer, id_, self._how_far(transfer))]
+        if not transfer.giving:
+            transfer.hold_at = now + HOLD_EVERY
         effects: list[Effect] = []
         for index in indices:
             if index >= transfer.count:
-                return [Abuse(child, f"it asked for chunk {index} of a file that has {transfer.count}")]
-            if child in transfer.waiting.get(index, ()):
-                continue  # asked again after its link broke: one answer will do
-            credit = self._credit.get((child, id_), 0)
-            if credit >= ASK_WINDOW:
-                return [*effects, Abuse(child, f"it asked for more than {ASK_WINDOW} chunks at a time")]
-            self._credit[child, id_] = credit + 1
-            transfer.waiting.setdefault(index, []).append(child)
-            effects += self._find(id_, transfer, index)
+                return [*effects, Abuse(peer, f"it asked for chunk {index} of a push that has {transfer.count}")]
+            if not transfer.giving.add(peer, index):
+                return [*effects, Abuse(peer, "it asked for more chunks at a time than it may")]
+            effects += self._find(transfer, index)
+        if transfer.role is Role.CARRIER:
+            effects += self._go_on(transfer, now)
         return effects
 
-    def _find(self, id_: int, transfer: _Transfer, index: int) -> list[Effect]:
-        """Get a chunk that somebody below waits for."""
-        blob = transfer.cache.get(index)
-        if blob is not None:
-            return self._give(id_, transfer, index, blob)
-        if transfer.have >> index & 1:
-            if index in transfer.reading:
-                return []
+    @staticmethod
+    def _how_far(transfer: _Transfer) -> int:
+        # What a carrier gave on is gone; it gets as far as it is asked.
+        return transfer.next if transfer.role is Role.CARRIER else transfer.here()
+
+    def _find(self, transfer: _Transfer, index: int) -> list[Effect]:
+        """A chunk that somebody waits for, where it is here."""
+        cached = transfer.cache.get(index)
+        if cached is not None:
+            return self._give(transfer, index, *cached)
+        if transfer.chunks[index] == _STORED and index not in transfer.reading:
             transfer.reading.add(index)
-            return [Read(id_, index)]
-        if transfer.role is Role.CARRIER and index not in transfer.asked and len(transfer.asked) < ASK_WINDOW:
-            transfer.asked.add(index)
-            return [AskUp(id_, (index,))]
-        return []  # a target has asked for it or will; a carrier asks when its credit allows
+            return [Read(transfer.id, index)]
+        return []
 
-    def _give(self, id_: int, transfer: _Transfer, index: int, blob: bytes) -> list[Effect]:
-        children = transfer.waiting.pop(index, [])
-        for child in children:
-            self._credit[child, id_] = self._credit.get((child, id_), 1) - 1
-        return [Give(child, id_, index, blob) for child in children]
+    @staticmethod
+    def _give(transfer: _Transfer, index: int, blob: Blob, packed: bool) -> list[Effect]:
+        return [Give(peer, transfer.id, index, blob, packed) for peer in transfer.giving.take(index)]
 
-    def _serve_waiting(self, id_: int, transfer: _Transfer) -> list[Effect]:
+    def _serve(self, transfer: _Transfer, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for index in sorted(transfer.waiting):
-            effects += self._find(id_, transfer, index)
+        for index in transfer.giving.wanted():
+            effects += self._find(transfer, index)
         return effects
 
-    def was_read(self, id_: int, index: int, blob: bytes | None) -> list[Effect]:
-        """A Read has ended; None where the copy could not be read or is not what it was."""
+    def was_read(
+        self, id_: int, index: int, blob: Blob | None, now: float, *, packed: Blob | None = None
+    ) -> list[Effect]:
+        """A Read has ended; None where the copy could not be read. `packed` is the blob as it is to travel."""
         transfer = self._transfers.get(id_)
         if transfer is None or index not in transfer.reading:
             return []
         transfer.reading.discard(index)
         if blob is not None and is_right(transfer.stream, index, blob):
-            transfer.keep(index, blob)
-            return self._give(id_, transfer, index, blob)
-        return self._decline_all(id_, transfer, index, "the file changed while it was pushed")
+            wire = blob if packed is None else packed
+            transfer.keep(index, wire, packed is not None)
+            return self._give(transfer, index, wire, packed is not None)
+        if transfer.role is Role.SOURCE:
+            why = "the file changed while it was pushed"
+            return [Decline(peer, id_, index, why, final=True) for peer in transfer.giving.take(index)]
+        # Somebody wrote to this host's copy, or its disk fails: those behind get the chunk from before.
+        if transfer.completed:
+            transfer.role = Role.CARRIER
+        transfer.chunks[index] = _MISSING
+        transfer.stored -= 1
+        transfer.front = min(transfer.front, index)
+        transfer.asking.again.add(index)
+        return self._go_on(transfer, now)
 
-    def _decline_all(self, id_: int, transfer: _Transfer, index: int, why: str) -> list[Effect]:
-        children = transfer.waiting.pop(index, [])
-        for child in children:
-            self._credit[child, id_] = self._credit.get((child, id_), 1) - 1
-        return [Decline(child, id_, index, why, final=True) for child in children]
+    def peer_lost(self, peer: int) -> None:
+        """A host's connection is gone."""
+        for transfer in self._transfers.values():
+            transfer.giving.lost(peer)
 
-    def arrived(self, id_: int, index: int, blob: bytes, now: float) -> list[Effect]:
-        """A chunk came from above. One that was not asked for is not looked at."""
+    # --- those before -------------------------------------------------------------------------------------------------
+
+    def arrived(
+        self, source: Source, id_: int, index: int, blob: Blob, now: float, *, packed: Blob | None = None
+    ) -> list[Effect]:
+        """A chunk came, compressed as `packed`. One that was not asked for is not looked at."""
         transfer = self._transfers.get(id_)
-        if transfer is None or index not in transfer.asked:
+        if transfer is None or not transfer.asking.arrived(source, index, now):
             return []
+        asking = transfer.asking
         if not is_right(transfer.stream, index, blob):
-            transfer.bad[index] = transfer.bad.get(index, 0) + 1
-            if transfer.bad[index] >= BAD_MOST:
-                return self._break(id_, transfer, index, f"chunk {index} does not match its digest")
-            transfer.retry_at = now + ASK_AGAIN
-            return []
-        transfer.asked.discard(index)
-        transfer.keep(index, blob)
-        effects = self._give(id_, transfer, index, blob)
+            transfer.chunks[index] = _MISSING
+            effects, failed = asking.was_wrong(source, index, now)
+            if failed:
+                return self._break(transfer, index, f"chunk {index} does not match its digest")
+            return effects + self._go_on(transfer, now)
+        effects = asking.took(source, index, now)
+        wire = blob if packed is None else packed
+        transfer.keep(index, wire, packed is not None)
+        if transfer.giving.waits(index):
+            effects += self._give(transfer, index, wire, packed is not None)
         if transfer.role is Role.TARGET:
-            transfer.unstored.add(index)
+            transfer.chunks[index] = _HELD
+            transfer.unstored += 1
             effects.append(Store(id_, index, blob))
-        return effects + self._pull(id_, transfer)
+        else:
+            transfer.chunks[index] = _MISSING
+            transfer.next = max(transfer.next, index + 1)
+        return effects + self._go_on(transfer, now)
 
-    def was_stored(self, id_: int, index: int) -> list[Effect]:
+    def was_stored(self, id_: int, index: int, now: float) -> list[Effect]:
         """A Store has ended well."""
         transfer = self._transfers.get(id_)
-        if transfer is None:
+        if transfer is None or index >= transfer.count or transfer.chunks[index] != _HELD:
             return []
-        transfer.unstored.discard(index)
-        transfer.have |= 1 << index
-        return self._pull(id_, transfer)
+        transfer.chunks[index] = _STORED
+        transfer.unstored -= 1
+        transfer.stored += 1
+        effects = self._find(transfer, index) if transfer.giving.waits(index) else []
+        return effects + self._go_on(transfer, now)
 
-    def was_headed(self, id_: int, have: int) -> list[Effect]:
+    def was_headed(self, id_: int, have: int, now: float) -> list[Effect]:
         """The head was looked at: the chunks in `have` (bit i: chunk i) are here already, beside those of the head."""
         transfer = self._transfers.get(id_)
-        if transfer is None or not transfer.told_head:
+        if transfer is None or not transfer.told_head or transfer.headed:
             return []
-        transfer.have |= have
+        transfer.has(have)
         transfer.headed = True
-        return self._serve_waiting(id_, transfer) + self._pull(id_, transfer)
+        return self._serve(transfer, now) + self._go_on(transfer, now)
 
-    def declined(self, id_: int, index: int, why: str, final: bool, now: float) -> list[Effect]:
-        """The parent will not give a chunk: for good, or not yet."""
+    def declined(self, source: Source, id_: int, index: int, why: str, now: float, *, final: bool) -> list[Effect]:
+        """A source will not give a chunk: for good, or not yet."""
         transfer = self._transfers.get(id_)
-        if transfer is None or index not in transfer.asked:
+        if transfer is None or not transfer.asking.arrived(source, index, now):
             return []
-        if final:
-            return self._break(id_, transfer, index, why)
-        transfer.retry_at = now + ASK_AGAIN
-        return []
+        effects, failed = transfer.asking.declined(source, index, why, final, now)
+        if failed:
+            return self._break(transfer, index, why)
+        return effects + self._go_on(transfer, now)
 
-    def _break(self, id_: int, transfer: _Transfer, index: int, why: str) -> list[Effect]:
-        transfer.asked.discard(index)
-        effects = self._decline_all(id_, transfer, index, why)
-        return [*effects, Broken(id_, why)] if transfer.role is Role.TARGET else effects
+    def held(self, source: Source, id_: int, front: int, now: float) -> list[Effect]:
+        """A source is alive, and has the first `front` chunks."""
+        transfer = self._transfers.get(id_)
+        if transfer is None or not transfer.asks:
+            return []
+        effects: list[Effect] = []
+        if transfer.asking.held(source, front, self._how_far(transfer), now) and transfer.role is Role.TARGET:
+            effects = self._ask_next(transfer, transfer.asking.trial_size, now, trial=True)
+        return effects + self._go_on(transfer, now)
 
-    def source_changed(self, now: float) -> None:
-        """There is another parent: everything that was asked for is asked for again, once it is there."""
+    def source_lost(self, source: Source, why: str, now: float) -> list[Effect]:
+        """The connection to a source has ended."""
+        effects: list[Effect] = []
+        for transfer in list(self._transfers.values()):
+            if transfer.asks:
+                effects += transfer.asking.lost(source, why, now)
+                effects += self._go_on(transfer, now)
+        return effects
+
+    def source_closed(self, source: Source) -> None:
+        """This host closed the connection to a source, which is in nobody's use (see `sources`)."""
         for transfer in self._transfers.values():
-            if transfer.asked:
-                transfer.retry_at = now
+            transfer.asking.closed(source)
 
-    def child_lost(self, child: int) -> None:
-        """A child is gone: nobody waits in its name."""
-        for id_, transfer in self._transfers.items():
-            self._credit.pop((child, id_), None)
-            for index, children in list(transfer.waiting.items()):
-                if child in children:
-                    children.remove(child)
-                    if not children:
-                        del transfer.waiting[index]
+    def sources(self) -> set[Source]:
+        """The sources whose connections are needed."""
+        needed: set[Source] = set()
+        for transfer in self._transfers.values():
+            if transfer.asks:
+                needed |= transfer.asking.in_use()
+        return needed
+
+    def _break(self, transfer: _Transfer, index: int, why: str) -> list[Effect]:
+        transfer.chunks[index] = _MISSING
+        effects: list[Effect] = [
+            Decline(peer, transfer.id, index, why, final=True) for peer in transfer.giving.take(index)
+        ]
+        return [*effects, Broken(transfer.id, why)] if transfer.role is Role.TARGET else effects
+
+    # --- going on -----------------------------------------------------------------------------------------------------
+
+    def _go_on(self, transfer: _Transfer, now: float) -> list[Effect]:
+        """Ask for what is next, as far as the credit goes; say what is finished."""
+        if not transfer.asks:
+            return []
+        for index in transfer.asking.again:
+            if transfer.chunks[index] == _DUE:
+                transfer.chunks[index] = _MISSING
+        room = transfer.asking.room(now)
+        if transfer.role is Role.CARRIER:
+            wanted = [i for i in transfer.giving.wanted() if transfer.chunks[i] == _MISSING and i not in transfer.cache]
+            transfer.asking.again.clear()
+            if not wanted or not room:
+                return []
+            return self._ask(transfer, wanted[:room], now)
+        effects: list[Effect] = []
+        if room:
+            disk_room = self._disk_room(transfer)
+            if disk_room < room:
+                transfer.asking.own_fault(now)
+            effects += self._ask_next(transfer, min(room, disk_room), now)
+        head = transfer.stream.head
+        if head and not transfer.told_head and transfer.chunks.count(_STORED, 0, head) == head:
+            transfer.told_head = True
+            effects.append(Headed(transfer.id))
+        if transfer.headed and transfer.stored == transfer.count:
+            transfer.completed = True
+            effects.append(Complete(transfer.id))
+        return effects
+
+    @staticmethod
+    def _disk_room(transfer: _Transfer) -> int:
+        most = max(2, UNSTORED_MOST // transfer.stream.chunk)
+        return max(0, most - transfer.unstored)
+
+    def _ask_next(self, transfer: _Transfer, most: int, now: float, *, trial: bool = False) -> list[Effect]:
+        """Ask for up to so many of the chunks that are missing, in order: of the source, or in a trial."""
+        again = transfer.asking.again
+        chosen = sorted(index for index in again if transfer.chunks[index] == _MISSING)[:most]
+        again.difference_update(chosen)
+        end = transfer.count if transfer.headed else transfer.stream.head
+        while len(chosen) < most and transfer.next < end:
+            if transfer.chunks[transfer.next] == _MISSING and transfer.next not in again:
+                chosen.append(transfer.next)
+            transfer.next += 1
+        if trial:
+            effects = transfer.asking.begin_trial(chosen, now)
+            asked = [index for index in chosen if transfer.asking.is_due(index)]
+            again.update(set(chosen) - set(asked))
+        elif chosen:
+            return self._ask(transfer, chosen, now)
+        else:
+            return []
+        for index in asked:
+            transfer.chunks[index] = _DUE
+        return effects
+
+    @staticmethod
+    def _ask(transfer: _Transfer, indices: list[int], now: float) -> list[Effect]:
+        for index in indices:
+            transfer.chunks[index] = _DUE
+        return transfer.asking.ask(indices, now)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> list[Effect]:
-        """What time alone brings: asking again."""
+        """What time alone brings."""
         effects: list[Effect] = []
-        for id_, transfer in self._transfers.items():
-            if transfer.retry_at is not None and now >= transfer.retry_at:
-                transfer.retry_at = None
-                again = sorted(transfer.asked)[:ASK_WINDOW]
-                if again:
-                    effects.append(AskUp(id_, tuple(again)))
+        for transfer in self._transfers.values():
+            if transfer.giving and now >= transfer.hold_at:
+                transfer.hold_at = now + HOLD_EVERY
+                front = self._how_far(transfer)
+                effects += [Hold(peer, transfer.id, front) for peer in transfer.giving.quiet()]
+            if self._is_waiting(transfer):
+                effects += transfer.asking.advance(now)
+                effects += self._go_on(transfer, now)
         return effects
+
+    @staticmethod
+    def _is_waiting(transfer: _Transfer) -> bool:
+        if transfer.role is Role.CARRIER:
+            return bool(transfer.giving)
+        return transfer.asks
 
     def wakeup(self) -> float | None:
         """When `advance` will have something to do."""
-        return min((t.retry_at for t in self._transfers.values() if t.retry_at is not None), default=None)
+        due = inf
+        for transfer in self._transfers.values():
+            if transfer.giving:
+                due = min(due, transfer.hold_at)
+            if self._is_waiting(transfer):
+                due = min(due, transfer.asking.wakeup())
+        return None if due == inf else due
+
+    # --- what can be known of it --------------------------------------------------------------------------------------
 
     def knows(self, id_: int) -> bool:
         """Whether this host has a part in the push."""
         return id_ in self._transfers
 
     def stored_bytes(self, id_: int) -> int:
-        """How many bytes of the file are on this host's disk, for the progress that people watch."""
+        """How many bytes of the stream are on this host's disk, for the progress that people watch."""
         transfer = self._transfers[id_]
-        whole = transfer.have.bit_count() * transfer.stream.chunk
-        last_is_here = transfer.count and transfer.have >> (transfer.count - 1) & 1
-        return whole - (transfer.count * transfer.stream.chunk - transfer.stream.size if last_is_here else 0)
+        if not transfer.count:
+            return 0
+        last = transfer.count - 1
+        short = transfer.stream.chunk - chunk_size(transfer.stream, last) if transfer.chunks[last] == _STORED else 0
+        return transfer.stored * transfer.stream.chunk - short
 
-    def _pull(self, id_: int, transfer: _Transfer) -> list[Effect]:
-        """Ask for what is next, as far as the credit goes."""
-        if transfer.role is Role.SOURCE:
-            return []
-        if transfer.role is Role.CARRIER:
-            queued = sorted(index for index in transfer.waiting if index not in transfer.asked)
-            new = queued[: max(0, ASK_WINDOW - len(transfer.asked))]
-            transfer.asked.update(new)
-            return [AskUp(id_, tuple(new))] if new else []
-        new = []
-        most = transfer.count if transfer.headed else transfer.stream.head
-        while len(transfer.asked) < ASK_WINDOW and len(transfer.asked) + len(transfer.unstored) < UNSTORED_MOST:
-            while transfer.next < most and self._is_here(transfer, transfer.next):
-                transfer.next += 1
-            if transfer.next >= most:
-                break
-            transfer.asked.add(transfer.next)
-            new.append(transfer.next)
-            transfer.next += 1
-        effects: list[Effect] = [AskUp(id_, tuple(new))] if new else []
-        head = (1 << transfer.stream.head) - 1
-        if transfer.stream.head and transfer.have & head == head and not transfer.told_head:
-            transfer.told_head = True
-            effects.append(Headed(id_))
-        if transfer.headed and transfer.have == (1 << transfer.count) - 1 and not transfer.completed:
-            transfer.completed = True
-            effects.append(Complete(id_))
-        return effects
-
-    @staticmethod
-    def _is_here(transfer: _Transfer, index: int) -> bool:
-        return bool(transfer.have >> index & 1) or index in transfer.asked or index in transfer.unstored
+    def held_bytes(self) -> int:
+        """How many bytes of chunks are in memory here."""
+        return sum(t.cached + t.unstored * t.stream.chunk for t in self._transfers.values())
 
     def __len__(self) -> int:
         return len(self._transfers)

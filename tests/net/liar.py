@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 
 import msgspec
 import zmq
+from msgspec.structs import replace
 from zmq.utils.monitor import parse_monitor_message
 
 from agent.identity import HostDirectory, Identity, Welcome
 from agent.links import endpoint, new_keys, to_text
 from agent.ports import free_ports
 from protocol import codec, ranks
-from protocol.commands import Below, Body, Command, Member, Plan
+from protocol.commands import Below, Body, Command, Hop, Member, Plan, Push
 from protocol.messages import (
     Attach,
     Attached,
@@ -300,6 +301,11 @@ class Stage:
         self._next += 1
         return self._next
 
+    def order(self, hosts: Iterable[int]) -> tuple[Hop, ...]:
+        """The order of a push to these: the agent first."""
+        others = [Hop(rank, self.address, 1, self.keys[rank].public) for rank in sorted(hosts) if rank != AGENT]
+        return (Hop(AGENT, self.address, self.identity.bulk_port, self.identity.public), *others)
+
     def sign(
         self,
         body: Body,
@@ -313,6 +319,8 @@ class Stage:
     ) -> tuple[bytes, bytes]:
         """A signed command: payload and signature."""
         now = self.now_ms()
+        if isinstance(body, Push) and body.stream.inline is None:
+            body = replace(body, stream=replace(body.stream, order=self.order(targets)))
         command = Command(
             fleet=fleet,
             id=self.new_id() if id_ is None else id_,

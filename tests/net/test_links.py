@@ -48,7 +48,7 @@ class Ends:
             ADDRESS,
             self.port,
             self.parent_key,
-            heard=lambda frames: heard.append(frames[0]),
+            heard=lambda frames: heard.append(bytes(frames[0])),
             lost=lambda _: None,
         )
         self.ups.append(up)

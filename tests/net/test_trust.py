@@ -16,6 +16,7 @@ import zmq
 from agent.links import endpoint
 from agent.ports import is_free
 from protocol import codec, ranks
+from protocol.asking import BAD_MOST
 from protocol.commands import Below, Cancel, Leave, Run, Settled
 from protocol.limits import (
     ASK_WINDOW,
@@ -49,7 +50,6 @@ from protocol.messages import (
 )
 from protocol.outcomes import RESTARTED, Cancelled, Exited, FailedToStart, Fold, Lost, Outcome, Refused
 from protocol.stream import count_of, stream_of
-from protocol.transfer import BAD_MOST
 from protocol.trust import Signer
 from tests.bench.idle import resident_kib
 from tests.net.curve import RawCurve, frame, greeting
@@ -849,7 +849,7 @@ def test_a_child_that_asks_for_what_the_file_does_not_have_is_cut_off(stage: Sta
     assert pushed.serve() == Exited(0)
 
 
-def test_a_child_gets_chunks_of_what_is_pushed_to_its_subtree_and_of_nothing_else(stage: Stage, tmp_path: Path) -> None:
+def test_chunks_go_to_the_hosts_of_the_pushs_order_and_to_nobody_else(stage: Stage, tmp_path: Path) -> None:
     target, outsider, relay = (next(_unused) for _ in range(3))
     grandchild = relay + 1_000
     for rank in (target, outsider):
@@ -858,13 +858,15 @@ def test_a_child_gets_chunks_of_what_is_pushed_to_its_subtree_and_of_nothing_els
     secret = os.urandom(8 * CHUNK)
     pushed = Pushed(stage, secret, tmp_path / "file", [AGENT, target, grandchild])
     assert pushed.serve() == Exited(0)
-    entitled = [stage.child(rank, bulk=True) for rank in (target, relay)]
-    curious = stage.child(outsider, bulk=True)
-    for child in (*entitled, curious):
+    entitled = [stage.child(rank, bulk=True) for rank in (target, grandchild)]
+    for child in entitled:
         child.send(Ask(pushed.id, (0, 1)))
     stage.until(lambda: all(len(child.all(Chunk)) == 2 for child in entitled), "those that it is for to be served")
-    stage.until(lambda: curious.all(NoChunk) or curious.ended, "the outsider to be refused")
-    assert not curious.all(Chunk)
+    for rank in (outsider, relay):
+        curious = stage.child(rank, bulk=True)
+        curious.send(Ask(pushed.id, (0, 1)))
+        cut_off(stage, curious)
+        assert not curious.all(Chunk)
 
 
 @pytest.mark.parametrize("kind", ["altered", "short", "long", "empty", "another chunk"])
@@ -930,12 +932,12 @@ def test_a_manifest_that_contradicts_itself_is_refused(stage: Stage, tmp_path: P
     assert count_of(good) == 2
 
 
-def test_a_chunk_above_the_limit_costs_the_parent_the_child(stage: Stage, tmp_path: Path) -> None:
+def test_a_chunk_above_the_limit_costs_its_sender_the_connection(stage: Stage, tmp_path: Path) -> None:
     pushed = Pushed(stage, os.urandom(CHUNK), tmp_path / "file", [AGENT])
     stage.until(pushed.asked, "the agent to ask")
-    attachments = len(stage.parent.all(Attach))
     header, body = codec.encode(Chunk(pushed.id, 0), b"")[:2]
     stage.parent.bulk.send_multipart([stage.parent._routes["bulk"], header, body, bytes(MAX_CHUNK + 1)])
-    stage.until(lambda: len(stage.parent.all(Attach)) > attachments, "the agent to begin anew")
-    assert pushed.serve() == Exited(0)
+    stage.until(lambda: pushed.asked() == [0, 0], "the agent to ask over another connection")
+    pushed.give(0)
+    assert stage.until(lambda: stage.parent.outcomes(pushed.id).get(AGENT), "an outcome")[-1] == Exited(0)
     assert MAX_OUTPUT < MAX_FRAME

@@ -199,8 +199,8 @@ def forged_command() -> Story:
     return story
 
 
-def push_of_three_chunks_through_a_relay() -> Story:
-    """A file for h1 and h2 passes through h0, which is no target: it asks above for what is asked of it, and
+def push_of_three_chunks_from_host_to_host() -> Story:
+    """A file for h1 and h2, below h0, which is no target and gets no chunk: h1 asks the root, and h2 asks h1, which
     gives each chunk on once it has matched its digest in the signed command."""
     tree = _tree(_RELAY)
     bulk = Bulk(tree)
@@ -261,7 +261,7 @@ STORIES: tuple[Callable[[], Story], ...] = (
     service_restarted_in_mid_command,
     replan_in_mid_command,
     forged_command,
-    push_of_three_chunks_through_a_relay,
+    push_of_three_chunks_from_host_to_host,
     host_joins_a_live_fleet,
     relay_cut_off_from_the_root_alone,
     paused_relay_keeps_its_children,

@@ -133,8 +133,6 @@ class Tree:
         self.links: list[Link] = []
         self.warnings: list[str] = []
         self.dropped: list[tuple[int | None, int, str]] = []
-        #: Pushes whose chunks relays carry that are no targets.
-        self.carried: set[int] = set()
         self.next_id = 1
         self._unsettled: set[int] = set()
         self._settling = False
@@ -325,9 +323,10 @@ class Tree:
                 self.disks.perform(node, effect)
             case events.Warn(text):
                 self.warnings.append(f"{node.rank}: {text}")
-            case events.Arrived() | events.Carry() | events.Forget():
-                if isinstance(effect, events.Forget):
-                    self.disks.perform(node, effect)
+            case events.Arrived():
+                pass
+            case events.Forget():
+                self.disks.perform(node, effect)
                 if self.bulk is not None:
                     self.bulk.perform(node, effect)
             case _:
@@ -611,8 +610,6 @@ class Tree:
             targets = 0
             for id_ in ids:
                 targets |= self.targets[id_]
-                if id_ in self.carried:
-                    targets |= self.root.reachable
             self.submit(Settled(ids=ids), targets)
 
         self.at(self.now + SETTLED_EVERY, settle)
@@ -636,7 +633,6 @@ class Tree:
             manner = Manner.QUIET
         elif isinstance(body, Push) and body.stream.inline is None:
             manner = Manner.BULK
-            self.carried.add(id_)
         ttl_ms = None if ttl is None else round(ttl * 1000)
         return Deliver(id_, ranks.pack(targets), ttl_ms, manner, payload, signature)
 

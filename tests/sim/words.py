@@ -120,8 +120,6 @@ class Story:
                 return f"begins the work of command {id_}"
             case events.Stop(id_, hard):
                 return f"ends the work of command {id_} {'for certain' if hard else 'politely'}"
-            case events.Carry(id_):
-                return f"carries the chunks of push {id_}"
             case events.Keep(id_):
                 return f"keeps the outcome of command {id_} on disk"
             case events.Load(id_):

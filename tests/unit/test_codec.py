@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from protocol import messages
 from protocol.codec import MalformedMessage, decode, encode
 from protocol.limits import (
+    ASK_WINDOW,
     MAX_BITMAP,
     MAX_BODY,
     MAX_CHUNK,
+    MAX_CHUNKS,
     MAX_HEADER,
     MAX_OUTPUT,
     MAX_PAYLOAD,
@@ -35,6 +37,7 @@ from protocol.messages import (
     ClockAsk,
     ClockTell,
     Deliver,
+    Hold,
     HostHealth,
     Kind,
     Link,
@@ -93,7 +96,10 @@ EACH: list[tuple[Message, bytes | None]] = [
     (ClockTell(1, b"n" * 16, 1_700_000_000_000, b"s" * 64), None),
     (Progress(5, ((1, 100), (2, 200))), None),
     (Ask(5, (0, 1)), None),
+    (Ask(5, ()), None),
     (Chunk(5, 0), b"blob"),
+    (Chunk(5, 0, True), b"packed"),
+    (Hold(5, 3), None),
     (NoChunk(5, 0, "why", True), None),
 ]
 
@@ -169,7 +175,7 @@ def test_what_a_receiver_would_refuse_for_its_size_is_not_sent() -> None:
         encode(Outcomes(1, (fold,) * 5))
 
 
-@pytest.mark.parametrize("kind", [0, 16, 99, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 17, 99, -1, 2**40])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(MalformedMessage, match="no kind"):
         decode(_frames(kind, []))
@@ -203,8 +209,8 @@ def test_another_version_is_refused_but_for_the_messages_that_agree_on_one(versi
         (Outcomes(1, (Fold(b"x", Lost("x" * (MAX_TEXT + 1))),)), "a long reason"),
         (Outcomes(1, (Fold(b"x", Exited(0), Output(out=b"x" * (MAX_OUTPUT + 1))),)), "a long output"),
         (Streamed(1, 1, 3, 0, b""), "a third stream"),
-        (Ask(1, ()), "nothing asked for"),
-        (Ask(1, tuple(range(5))), "more than the window"),
+        (Ask(1, tuple(range(ASK_WINDOW + 1))), "more than the window"),
+        (Hold(1, MAX_CHUNKS + 1), "more chunks than there can be"),
         (Ask(1, (-1,)), "a negative index"),
         (Reports(()), "no reports"),
     ],

@@ -8,13 +8,12 @@ import msgspec
 import pytest
 
 from protocol import ranks
-from protocol.commands import Below, Body, Cancel, Command, Member, Plan, Push, Run, Settled, Stream
+from protocol.commands import Below, Body, Cancel, Command, Member, Plan, Run, Settled
 from protocol.events import (
     Admit,
     Advanced,
     Arrived,
     Begin,
-    Carry,
     ChildLost,
     Connect,
     Disconnect,
@@ -487,17 +486,6 @@ def test_a_widened_command_is_refused_by_those_whom_it_was_not_for() -> None:
     widened = msgspec.structs.replace(_delivery({3}), targets=ranks.pack(ranks.union([1, 3])))
     effects = bench.parent(widened)
     assert not any(isinstance(effect, Start) for effect in effects)
-
-
-def test_a_relay_on_the_way_of_a_push_that_is_no_target_carries_its_chunks() -> None:
-    stream = Stream(size=1, chunk=1, digests=b"d" * 32, digest="0" * 64)
-    push = Push(folder="/", stream=stream)
-    bench = _agent()
-    effects = bench.parent(_delivery({3}, push, manner=Manner.BULK))
-    assert Carry(1, push) in effects
-    forged = msgspec.structs.replace(_delivery({3}, push, manner=Manner.BULK), signature=b"x" * 64)
-    assert not any(isinstance(effect, Carry) for effect in bench.parent(forged))
-    assert not any(isinstance(e, Carry) for e in bench.parent(_delivery({1, 3}, push, id_=2, manner=Manner.BULK)))
 
 
 def test_targets_that_are_not_below_are_told_upwards_for_what_is_known_of_them() -> None:

@@ -1,44 +1,45 @@
-"""Chunks from parent to child: who asks, who gives, and what happens to a chunk that is not what it should be."""
+"""Chunks from host to host in the push's order: who asks whom, who gives, and what becomes of a wrong one."""
 
 from __future__ import annotations
 
 from collections import deque
-from random import Random
-from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from protocol.commands import Stream
-from protocol.limits import ASK_WINDOW, CHUNK, CHUNK_CACHE, MAX_CHUNK, MAX_CHUNKS
-from protocol.stream import chunk_count, chunk_for, is_consistent, is_right, stream_of
-from protocol.transfer import (
-    ASK_AGAIN,
-    BAD_MOST,
+from protocol.asking import BACK_AFTER, BAD_MOST, UNKNOWN_MOST, window_of
+from protocol.commands import Hop, Stream
+from protocol.limits import ASK_AGAIN, ASK_WINDOW, BULK_SILENT, CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
+from protocol.stream import stream_of
+from protocol.transfer import Role, Transfers
+from protocol.transfer_effects import (
     Abuse,
-    AskUp,
+    AskOf,
     Broken,
+    Bypassed,
     Complete,
     Decline,
     Effect,
     Give,
     Headed,
+    Hold,
     Read,
-    Role,
     Store,
-    Transfers,
 )
 
 ID = 7
+CHUNKS = 40
+DATA = bytes(range(256)) * CHUNKS
+ORDER = tuple(Hop(rank, "127.0.0.1", 1, bytes([rank + 1]) * 32) for rank in range(4))
+#: What the root is asked for at first: nothing is known of the link.
+FIRST = ASK_WINDOW // 4
 
 
 def push_of(data: bytes, chunk: int) -> Stream:
-    return stream_of(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk=chunk)
+    stream = stream_of(lambda index: data[index * chunk : (index + 1) * chunk], len(data), chunk=chunk)
+    return msgspec.structs.replace(stream, order=ORDER, inline=None)
 
 
-DATA = bytes(range(256)) * 10  # 2,560 bytes: ten chunks of 256
 PUSH = push_of(DATA, 256)
 
 
@@ -46,282 +47,342 @@ def blob(index: int) -> bytes:
     return DATA[index * 256 : (index + 1) * 256]
 
 
-def target() -> tuple[Transfers, list[Effect]]:
-    transfers = Transfers()
-    return transfers, transfers.begin(ID, PUSH, Role.TARGET)
+def begun(rank: int | None, role: Role = Role.TARGET, stream: Stream = PUSH, have: int = 0) -> Transfers:
+    transfers = Transfers(rank)
+    transfers.begin(ID, stream, role, have, 0.0)
+    return transfers
 
 
-# --- the manifest ---------------------------------------------------------------------------------------------
+def asks(effects: list[Effect]) -> list[tuple[int | None, tuple[int, ...]]]:
+    return [(effect.source, effect.indices) for effect in effects if isinstance(effect, AskOf) and effect.indices]
 
 
-def test_the_chunk_size_is_a_function_of_the_size_and_keeps_the_manifest_within_its_limit() -> None:
-    assert chunk_for(0) == chunk_for(CHUNK * MAX_CHUNKS) == CHUNK
-    assert chunk_for(CHUNK * MAX_CHUNKS + 1) == 2 * CHUNK
-    assert chunk_count(MAX_CHUNK * MAX_CHUNKS, chunk_for(MAX_CHUNK * MAX_CHUNKS)) == MAX_CHUNKS
-    with pytest.raises(ValueError, match="above the limit"):
-        chunk_for(MAX_CHUNK * MAX_CHUNKS + 1)
+def only(effects: list[Effect], kind: type[Effect]) -> list[Effect]:
+    return [effect for effect in effects if isinstance(effect, kind)]
 
 
-def test_a_manifest_whose_digests_do_not_fit_its_size_is_inconsistent() -> None:
-    assert is_consistent(PUSH)
-    assert not is_consistent(_with(size=2561))
-    assert not is_consistent(_with(digests=PUSH.digests[:-32]))
-    assert not is_consistent(_with(digests=PUSH.digests[:-1] + b"x"))
+# --- whom one asks ----------------------------------------------------------------------------------------------------
 
 
-def _with(**changes: Any) -> Stream:
-    return msgspec.structs.replace(PUSH, **changes)
+@pytest.mark.parametrize(("rank", "source"), [(0, None), (1, 0), (3, 2)])
+def test_each_asks_the_one_before_it_and_the_first_the_root(rank: int, source: int | None) -> None:
+    ((asked, indices),) = asks(Transfers(rank).begin(ID, PUSH, Role.TARGET, 0, 0.0))
+    assert asked == source
+    assert indices == tuple(range(FIRST if source is None else ASK_WINDOW))
 
 
-def test_a_chunk_is_right_by_length_and_digest_alone() -> None:
-    assert is_right(PUSH, 3, blob(3))
-    assert not is_right(PUSH, 4, blob(3)[:-1] + b"?")
-    assert not is_right(PUSH, 3, blob(3)[:-1])
-    assert not is_right(PUSH, 3, blob(3) + b"x")
+def test_a_source_that_is_lost_is_bypassed_at_once_for_the_one_before_it() -> None:
+    transfers = begun(3)
+    lost = transfers.source_lost(2, "connection closed", 1.0)
+    assert lost[0] == Bypassed(ID, 2, "connection closed")
+    assert asks(lost) == [(1, tuple(range(ASK_WINDOW)))]
+    lost = transfers.source_lost(1, "connection closed", 1.0)
+    assert asks(lost) == [(0, tuple(range(ASK_WINDOW)))]
+    lost = transfers.source_lost(0, "connection closed", 1.0)
+    assert asks(lost) == [(None, tuple(range(FIRST)))]
 
 
-# --- a target ---------------------------------------------------------------------------------------------------
+def test_where_even_the_root_is_lost_all_are_tried_anew() -> None:
+    transfers = begun(1)
+    transfers.source_lost(0, "connection closed", 1.0)
+    assert asks(transfers.source_lost(None, "connection closed", 1.0)) == []
+    due = transfers.wakeup()
+    assert due is not None
+    assert asks(transfers.advance(2.0))[0][0] == 0
 
 
-def test_a_target_asks_for_no_more_than_its_credit() -> None:
-    _, effects = target()
-    assert effects == [AskUp(ID, tuple(range(ASK_WINDOW)))]
+def test_a_silent_source_is_bypassed_and_one_that_says_that_it_waits_is_not() -> None:
+    transfers = begun(2)
+    now = 0.0
+    while now < 3 * BULK_SILENT:
+        now += HOLD_EVERY / 2
+        assert not only(transfers.advance(now), Bypassed)
+        transfers.held(1, ID, 0, now)
+    began = now
+    effects: list[Effect] = []
+    while not only(effects, Bypassed):
+        assert now < began + BULK_SILENT + 1
+        now += HOLD_EVERY / 2
+        effects = transfers.advance(now)
+    assert now > began + BULK_SILENT
+    assert asks(effects) == [(0, tuple(range(ASK_WINDOW)))]
 
 
-def test_each_chunk_that_arrives_is_stored_and_makes_room_for_the_next_ask() -> None:
-    transfers, _ = target()
-    assert transfers.arrived(ID, 0, blob(0), 0.0) == [Store(ID, 0, blob(0)), AskUp(ID, (ASK_WINDOW,))]
+def test_who_was_not_run_itself_blames_nobody() -> None:
+    transfers = begun(2)
+    transfers.advance(0.25)
+    assert not only(transfers.advance(60.0), Bypassed)
 
 
-def test_a_file_is_complete_when_the_last_chunk_is_stored_and_not_before() -> None:
-    transfers, effects = target()
-    asked = deque(index for effect in effects if isinstance(effect, AskUp) for index in effect.indices)
+def test_a_source_that_does_not_know_the_push_yet_is_asked_again_and_left_if_it_never_does() -> None:
+    transfers = begun(2)
+    for index in range(ASK_WINDOW):
+        assert not asks(transfers.declined(1, ID, index, "not known", 0.0, final=False))
+    assert transfers.wakeup() == ASK_AGAIN
+    assert asks(transfers.advance(ASK_AGAIN)) == [(1, tuple(range(ASK_WINDOW)))]
+    effects = transfers.declined(1, ID, 0, "not known", UNKNOWN_MOST + 0.1, final=False)
+    assert only(effects, Bypassed) == [Bypassed(ID, 1, "it does not know the push")]
+
+
+def test_a_source_that_lost_its_own_copy_is_bypassed_and_only_the_root_ends_the_push() -> None:
+    transfers = begun(1)
+    effects = transfers.declined(0, ID, 0, "its disk fails", 0.0, final=True)
+    assert only(effects, Bypassed) == [Bypassed(ID, 0, "its disk fails")]
+    assert not only(effects, Broken)
+    assert transfers.declined(None, ID, 0, "the file changed", 0.0, final=True) == [Broken(ID, "the file changed")]
+
+
+def test_a_source_that_alters_chunks_is_bypassed_and_where_it_is_the_root_the_push_has_failed() -> None:
+    transfers = begun(1)
+    effects: list[Effect] = []
+    for _ in range(BAD_MOST):
+        effects = transfers.arrived(0, ID, 0, b"?" * 256, 0.0)
+    assert only(effects, Bypassed)
+    assert not only(effects, Store)
+    for _ in range(BAD_MOST):
+        effects = transfers.arrived(None, ID, 0, b"?" * 256, 0.0)
+    assert only(effects, Broken) == [Broken(ID, "chunk 0 does not match its digest")]
+
+
+def test_one_that_comes_back_and_is_ahead_is_asked_again() -> None:
+    transfers = begun(2)
+    transfers.source_lost(1, "connection closed", 0.0)
+    now = 0.0
+    while not any(isinstance(e, AskOf) and e.source == 1 for e in transfers.advance(now)):
+        assert now < 2 * BACK_AFTER
+        transfers.held(0, ID, 0, now)
+        now += 0.25
+    assert asks(transfers.held(1, ID, 30, now))[0][0] == 1
+
+
+# --- a trial ----------------------------------------------------------------------------------------------------------
+
+
+def _trial(seconds: float) -> list[Effect]:
+    """h2 has got two chunks in a quarter of a second, and is told that h0 has all; what h0 was asked for comes after
+    so many seconds more."""
+    stream = push_of(bytes(CHUNKS << 16), 1 << 16)
+    transfers = begun(2, stream=stream)
+    for index in range(2):
+        transfers.arrived(1, ID, index, bytes(1 << 16), 0.2)
+    assert AskOf(0, ID, ()) in transfers.advance(0.25)
+    ((tried, indices),) = asks(transfers.held(0, ID, CHUNKS, 0.26))
+    assert tried == 0
+    effects: list[Effect] = []
+    for index in indices:
+        effects += transfers.arrived(0, ID, index, bytes(1 << 16), 0.26 + seconds)
+    return effects
+
+
+def test_a_source_is_slow_where_the_one_before_it_gives_chunks_in_less_than_half_the_time() -> None:
+    assert Bypassed(ID, 1, "it is slow") in _trial(0.05)
+
+
+def test_nobody_moves_where_that_gains_little() -> None:
+    assert not only(_trial(0.4), Bypassed)
+
+
+def test_nothing_is_tried_where_the_one_before_is_hardly_further() -> None:
+    stream = push_of(bytes(CHUNKS << 16), 1 << 16)
+    transfers = begun(2, stream=stream)
+    transfers.advance(0.25)
+    assert asks(transfers.held(0, ID, 10, 0.26)) == []
+
+
+# --- a target ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_that_arrives_is_given_on_before_it_is_stored() -> None:
+    transfers = begun(1)
+    assert transfers.asked(2, ID, (0,), 0.0) == []
+    assert transfers.arrived(0, ID, 0, blob(0), 0.0)[:2] == [Give(2, ID, 0, blob(0), False), Store(ID, 0, blob(0))]
+    assert transfers.asked(3, ID, (0,), 0.0) == [Give(3, ID, 0, blob(0), False)]
+
+
+def test_a_compressed_chunk_is_stored_plain_and_given_on_as_it_came() -> None:
+    transfers = begun(1)
+    transfers.asked(2, ID, (0,), 0.0)
+    effects = transfers.arrived(0, ID, 0, blob(0), 0.0, packed=b"zstd")
+    assert effects[:2] == [Give(2, ID, 0, b"zstd", True), Store(ID, 0, blob(0))]
+
+
+def test_a_stream_is_complete_when_the_last_chunk_is_stored_and_not_before() -> None:
+    transfers = Transfers(1)
+    asked = deque(i for _, indices in asks(transfers.begin(ID, PUSH, Role.TARGET, 0, 0.0)) for i in indices)
     done: list[Effect] = []
-    for _ in range(10):
+    for _ in range(CHUNKS):
+        assert not only(done, Complete)
         index = asked.popleft()
-        new = transfers.arrived(ID, index, blob(index), 0.0)
-        asked.extend(i for effect in new if isinstance(effect, AskUp) for i in effect.indices)
-        assert not any(isinstance(effect, Complete) for effect in new)
-        done = transfers.was_stored(ID, index)
-    assert done == [Complete(ID)]
+        new = transfers.arrived(0, ID, index, blob(index), 0.0)
+        done = transfers.was_stored(ID, index, 0.0)
+        asked.extend(i for _, indices in asks(new + done) for i in indices)
+    assert only(done, Complete) == [Complete(ID)]
     assert transfers.stored_bytes(ID) == len(DATA)
+    assert transfers.sources() == set()
+    assert transfers.wakeup() is None
 
 
-def test_an_empty_file_is_complete_at_once() -> None:
-    assert Transfers().begin(ID, push_of(b"", 256), Role.TARGET) == [Complete(ID)]
+def test_an_empty_stream_is_complete_at_once() -> None:
+    assert Transfers(0).begin(ID, push_of(b"", 256), Role.TARGET, 0, 0.0) == [Complete(ID)]
 
 
 def test_what_is_on_disk_already_is_not_asked_for() -> None:
-    transfers = Transfers()
-    assert transfers.begin(ID, PUSH, Role.TARGET, have=0b1111101111) == [AskUp(ID, (4,))]
-    assert Transfers().begin(ID, PUSH, Role.TARGET, have=(1 << 10) - 1) == [Complete(ID)]
+    ((_, indices),) = asks(Transfers(1).begin(ID, PUSH, Role.TARGET, (1 << CHUNKS) - 1 ^ 0b10100, 0.0))
+    assert indices == (2, 4)
+
+
+def test_a_slow_disk_keeps_a_host_from_asking_and_not_from_giving() -> None:
+    chunk = 1 << 18
+    most = UNSTORED_MOST // chunk
+    count = 2 * most
+    transfers = Transfers(1)
+    stream = push_of(bytes(count * chunk), chunk)
+    asked = deque(i for _, indices in asks(transfers.begin(ID, stream, Role.TARGET, 0, 0.0)) for i in indices)
+    for peer in range(most):
+        transfers.asked(2, ID, (peer,), 0.0)
+        effects = transfers.arrived(0, ID, asked.popleft(), bytes(chunk), 0.0)
+        assert only(effects, Give)
+        asked.extend(i for _, indices in asks(effects) for i in indices)
+        if not asked:
+            break
+    assert len(asked) <= window_of(chunk)
+    assert transfers.held_bytes() <= CHUNK_CACHE + 2 * UNSTORED_MOST
 
 
 def test_a_chunk_that_was_not_asked_for_is_not_looked_at() -> None:
-    transfers, _ = target()
-    assert transfers.arrived(ID, 9, blob(9), 0.0) == []
-    assert transfers.arrived(8, 0, blob(0), 0.0) == []
+    transfers = begun(1)
+    assert transfers.arrived(0, ID, CHUNKS - 1, blob(CHUNKS - 1), 0.0) == []
+    assert transfers.arrived(0, 8, 0, blob(0), 0.0) == []
 
 
-def test_a_wrong_chunk_is_asked_for_again_and_given_up_after_some_times() -> None:
-    transfers, _ = target()
-    for attempt in range(BAD_MOST - 1):
-        assert transfers.arrived(ID, 0, b"?" * 256, float(attempt)) == []
-        assert transfers.wakeup() == attempt + ASK_AGAIN
-        assert transfers.advance(attempt + ASK_AGAIN) == [AskUp(ID, (0, 1, 2, 3))]
-    effects = transfers.arrived(ID, 0, b"?" * 256, 9.0)
-    assert effects == [Broken(ID, "chunk 0 does not match its digest")]
+def test_a_target_that_cannot_keep_it_gives_it_on_all_the_same() -> None:
+    transfers = begun(1)
+    transfers.arrived(0, ID, 0, blob(0), 0.0)
+    transfers.demote(ID, 0.0)
+    assert transfers.asked(2, ID, (0,), 0.0) == [Give(2, ID, 0, blob(0), False)]
+    transfers.asked(2, ID, (5,), 0.0)
+    effects = transfers.arrived(0, ID, 5, blob(5), 0.0)
+    assert only(effects, Give) == [Give(2, ID, 5, blob(5), False)]
+    assert not only(effects, Store)
 
 
-def test_a_new_parent_is_asked_for_what_the_old_one_owes() -> None:
-    transfers, _ = target()
-    transfers.source_changed(5.0)
-    assert transfers.advance(5.0) == [AskUp(ID, (0, 1, 2, 3))]
+def test_a_copy_that_was_changed_after_it_was_complete_is_had_from_before() -> None:
+    transfers = begun(1, have=(1 << CHUNKS) - 1)
+    assert transfers.asked(2, ID, (4,), 0.0) == [Read(ID, 4)]
+    assert asks(transfers.was_read(ID, 4, b"altered" * 9, 0.0)) == [(0, (4,))]
+    assert only(transfers.arrived(0, ID, 4, blob(4), 0.0), Give) == [Give(2, ID, 4, blob(4), False)]
 
 
-def test_a_parent_that_does_not_know_the_push_yet_is_asked_again_and_one_that_never_will_ends_it() -> None:
-    transfers, _ = target()
-    assert transfers.declined(ID, 0, "not known here", final=False, now=1.0) == []
-    assert transfers.advance(1.0 + ASK_AGAIN) == [AskUp(ID, (0, 1, 2, 3))]
-    assert transfers.declined(ID, 0, "the file changed", final=True, now=2.0) == [Broken(ID, "the file changed")]
-
-
-# --- those below ------------------------------------------------------------------------------------------------
-
-
-def test_a_child_gets_a_chunk_from_memory_before_the_disk_has_it() -> None:
-    transfers, _ = target()
-    assert transfers.asked(1, ID, (0,)) == []
-    assert transfers.arrived(ID, 0, blob(0), 0.0)[0] == Give(1, ID, 0, blob(0))
-    assert transfers.asked(2, ID, (0,)) == [Give(2, ID, 0, blob(0))]
+# --- those behind -----------------------------------------------------------------------------------------------------
 
 
 def test_a_chunk_that_memory_has_lost_is_read_from_disk_once_for_all_who_ask() -> None:
-    transfers = Transfers()
-    transfers.begin(ID, PUSH, Role.SOURCE)
-    assert transfers.asked(1, ID, (5,)) == [Read(ID, 5)]
-    assert transfers.asked(2, ID, (5,)) == []
-    assert transfers.was_read(ID, 5, blob(5)) == [Give(1, ID, 5, blob(5)), Give(2, ID, 5, blob(5))]
+    transfers = begun(None, Role.SOURCE)
+    assert transfers.asked(1, ID, (5,), 0.0) == [Read(ID, 5)]
+    assert transfers.asked(2, ID, (5,), 0.0) == []
+    gives: list[Effect] = [Give(peer, ID, 5, blob(5), False) for peer in (1, 2)]
+    assert transfers.was_read(ID, 5, blob(5), 0.0) == gives
 
 
 def test_a_source_that_changed_under_the_push_says_so() -> None:
-    transfers = Transfers()
-    transfers.begin(ID, PUSH, Role.SOURCE)
-    transfers.asked(1, ID, (5,))
-    assert transfers.was_read(ID, 5, b"?" * 256) == [
-        Decline(1, ID, 5, "the file changed while it was pushed", final=True)
-    ]
+    transfers = begun(None, Role.SOURCE)
+    transfers.asked(1, ID, (5,), 0.0)
+    why = "the file changed while it was pushed"
+    assert transfers.was_read(ID, 5, b"?" * 256, 0.0) == [Decline(1, ID, 5, why, final=True)]
 
 
-def test_a_child_that_asks_beyond_its_credit_or_beyond_the_file_is_an_abuser() -> None:
-    transfers = Transfers()
-    transfers.begin(ID, PUSH, Role.TARGET)
-    transfers.asked(1, ID, tuple(range(ASK_WINDOW)))
-    assert isinstance(transfers.asked(1, ID, (9,))[0], Abuse)
-    assert isinstance(transfers.asked(2, ID, (10,))[0], Abuse)
+def test_who_asks_before_this_host_is_ready_waits_and_is_not_refused() -> None:
+    transfers = Transfers(1)
+    transfers.join(ID, PUSH, 0.0)
+    assert transfers.asked(2, ID, (0,), 0.0) == []
+    transfers.begin(ID, PUSH, Role.TARGET, 0, 0.1)
+    assert only(transfers.arrived(0, ID, 0, blob(0), 0.2), Give) == [Give(2, ID, 0, blob(0), False)]
 
 
-def test_a_child_that_asks_again_for_the_same_gets_one_answer_and_no_blame() -> None:
-    transfers, _ = target()
-    for _ in range(3):
-        assert transfers.asked(1, ID, (0, 1, 2, 3)) == []
-    assert transfers.arrived(ID, 0, blob(0), 0.0)[0] == Give(1, ID, 0, blob(0))
+def test_who_waits_is_told_that_this_host_lives_and_how_far_it_is() -> None:
+    transfers = begun(1, have=0b111)
+    transfers.asked(2, ID, (9,), 0.0)
+    transfers.held(0, ID, 0, HOLD_EVERY)
+    assert Hold(2, ID, 3) in transfers.advance(HOLD_EVERY)
 
 
-def test_a_lost_child_gets_nothing_and_its_successor_has_full_credit() -> None:
-    transfers, _ = target()
-    transfers.asked(1, ID, (0, 1, 2, 3))
-    transfers.child_lost(1)
-    assert not [effect for effect in transfers.arrived(ID, 0, blob(0), 0.0) if isinstance(effect, Give)]
-    assert transfers.asked(1, ID, (1, 2, 3, 4)) == []
+def test_who_asks_for_nothing_is_told_how_far_this_host_is() -> None:
+    assert begun(1, have=0b1011).asked(2, ID, (), 0.0) == [Hold(2, ID, 2)]
 
 
 def test_an_unknown_push_is_declined_for_now() -> None:
-    (declined,) = Transfers().asked(1, ID, (0,))
+    (declined,) = Transfers(1).asked(2, ID, (0,), 0.0)
     assert isinstance(declined, Decline)
     assert not declined.final
 
 
-def test_a_carrier_asks_only_for_what_is_asked_of_it_and_stores_nothing() -> None:
-    transfers = Transfers()
-    assert transfers.begin(ID, PUSH, Role.CARRIER) == []
-    assert transfers.asked(1, ID, (4,)) == [AskUp(ID, (4,))]
-    assert transfers.asked(2, ID, (4,)) == []
-    assert transfers.arrived(ID, 4, blob(4), 0.0) == [Give(1, ID, 4, blob(4)), Give(2, ID, 4, blob(4))]
+@pytest.mark.parametrize("peer", [0, 1, 9])
+def test_only_those_behind_a_host_may_ask_it(peer: int) -> None:
+    assert only(begun(1).asked(peer, ID, (0,), 0.0), Abuse)
+    assert only(begun(1).asked(peer, ID, (), 0.0), Abuse)
 
 
-def test_a_carrier_passes_bad_news_on() -> None:
-    transfers = Transfers()
-    transfers.begin(ID, PUSH, Role.CARRIER)
-    transfers.asked(1, ID, (4,))
-    assert transfers.declined(ID, 4, "gone", final=True, now=0.0) == [Decline(1, ID, 4, "gone", final=True)]
+def test_who_asks_beyond_its_credit_or_beyond_the_stream_is_an_abuser() -> None:
+    transfers = begun(1)
+    transfers.asked(2, ID, tuple(range(ASK_WINDOW)), 0.0)
+    assert only(transfers.asked(2, ID, (ASK_WINDOW,), 0.0), Abuse)
+    assert only(transfers.asked(3, ID, (CHUNKS,), 0.0), Abuse)
+
+
+def test_who_asks_again_for_the_same_gets_one_answer_and_no_blame() -> None:
+    transfers = begun(1)
+    for _ in range(3):
+        assert transfers.asked(2, ID, tuple(range(ASK_WINDOW)), 0.0) == []
+    assert only(transfers.arrived(0, ID, 0, blob(0), 0.0), Give) == [Give(2, ID, 0, blob(0), False)]
+
+
+def test_a_lost_host_gets_nothing_and_comes_back_with_full_credit() -> None:
+    transfers = begun(1)
+    transfers.asked(2, ID, tuple(range(ASK_WINDOW)), 0.0)
+    transfers.peer_lost(2)
+    assert not only(transfers.arrived(0, ID, 0, blob(0), 0.0), Give)
+    assert transfers.asked(2, ID, tuple(range(1, ASK_WINDOW + 1)), 0.0) == []
 
 
 def test_memory_is_bounded_by_the_cache() -> None:
     big = 1 << 20
     count = 2 * CHUNK_CACHE // big
-    data = bytes(big)
-    push = push_of(data * count, big)
-    transfers = Transfers()
-    transfers.begin(ID, push, Role.SOURCE)
+    transfers = begun(None, Role.SOURCE, push_of(bytes(big * count), big))
     for index in range(count):
-        transfers.asked(1, ID, (index,))
-        transfers.was_read(ID, index, data)
-    read_again = [index for index in range(count) if transfers.asked(2 + index, ID, (index,)) == [Read(ID, index)]]
-    assert len(read_again) == count - CHUNK_CACHE // big
-
-
-# --- a whole tree -------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    hosts=st.integers(1, 12),
-    size=st.integers(0, 40),
-    seed=st.integers(0, 2**32),
-    carriers=st.sets(st.integers(0, 11)),
-)
-def test_every_target_of_a_tree_gets_the_file_whatever_the_order(
-    hosts: int, size: int, seed: int, carriers: set[int]
-) -> None:
-    rng = Random(seed)
-    data = rng.randbytes(size * 10)
-    push = push_of(data, 16)
-    parents = {rank: rng.randrange(-1, rank) for rank in range(hosts)}
-    nodes = {rank: Transfers() for rank in range(-1, hosts)}
-    files: dict[int, dict[int, bytes]] = {rank: {} for rank in range(hosts)}
-    finished = set()
-    todo: list[tuple[int, Effect]] = []
-    for rank in rng.sample(sorted(nodes), len(nodes)):
-        role = Role.SOURCE if rank < 0 else Role.CARRIER if rank in carriers else Role.TARGET
-        todo += [(rank, effect) for effect in nodes[rank].begin(ID, push, role)]
-    now = 0.0
-    for _ in range(100_000):
-        if not todo:
-            now += 1.0
-            todo = [(rank, effect) for rank, node in nodes.items() for effect in node.advance(now)]
-            if not todo:
-                break
-        rank, effect = todo.pop(rng.randrange(len(todo)))
-        if rng.random() < 0.02:  # the connection broke: what was under way is lost, and asked for again
-            if isinstance(effect, Give):
-                nodes[rank].child_lost(effect.child)
-                nodes[effect.child].source_changed(now)
-                continue
-            if isinstance(effect, AskUp):
-                nodes[rank].source_changed(now)
-                continue
-        match effect:
-            case AskUp(id_, indices):
-                new = nodes[parents[rank]].asked(rank, id_, indices)
-                assert not [a for a in new if isinstance(a, Abuse)]
-                todo += [(parents[rank], e) for e in new]
-            case Give(child, id_, index, chunk):
-                todo += [(child, e) for e in nodes[child].arrived(id_, index, chunk, now)]
-            case Decline(child, id_, index, why, final):
-                todo += [(child, e) for e in nodes[child].declined(id_, index, why, final, now)]
-            case Read(id_, index):
-                chunk = data[index * 16 : (index + 1) * 16] if rank < 0 else files[rank][index]
-                todo += [(rank, e) for e in nodes[rank].was_read(id_, index, chunk)]
-            case Store(id_, index, chunk):
-                files[rank][index] = chunk
-                todo += [(rank, e) for e in nodes[rank].was_stored(id_, index)]
-            case Complete():
-                assert rank not in finished
-                finished.add(rank)
-            case _:
-                raise AssertionError(f"{rank}: {effect}")
-    targets = {rank for rank in range(hosts) if rank not in carriers}
-    assert finished == targets
-    for rank in targets:
-        assert b"".join(files[rank][index] for index in sorted(files[rank])) == data
+        transfers.asked(1, ID, (index,), 0.0)
+        transfers.was_read(ID, index, bytes(big), 0.0)
+    assert transfers.held_bytes() <= CHUNK_CACHE
+    read_again = []
+    for index in range(count):
+        transfers.peer_lost(2)
+        read_again += only(transfers.asked(2, ID, (index,), 0.0), Read)
+    assert len(read_again) >= count - CHUNK_CACHE // big
 
 
 # --- a head -----------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_behind_the_head_is_asked_for_before_it_was_looked_at() -> None:
-    transfers = Transfers()
+    transfers = Transfers(1)
     stream = msgspec.structs.replace(PUSH, head=2)
-    assert transfers.begin(ID, stream, Role.TARGET) == [AskUp(ID, (0, 1))]
+    assert asks(transfers.begin(ID, stream, Role.TARGET, 0, 0.0)) == [(0, (0, 1))]
     for index in (0, 1):
-        assert transfers.arrived(ID, index, blob(index), 0.0) == [Store(ID, index, blob(index))]
-    assert transfers.was_stored(ID, 0) == []
-    assert transfers.was_stored(ID, 1) == [Headed(ID)]
-    assert transfers.was_headed(ID, 0b0000111100) == [AskUp(ID, (6, 7, 8, 9))]
+        assert transfers.arrived(0, ID, index, blob(index), 0.0) == [Store(ID, index, blob(index))]
+    assert transfers.was_stored(ID, 0, 0.0) == []
+    assert transfers.was_stored(ID, 1, 0.0) == [Headed(ID)]
+    ((_, indices),) = asks(transfers.was_headed(ID, 0b111100, 0.0))
+    assert indices[:2] == (6, 7)
 
 
 def test_who_has_all_that_is_behind_the_head_is_complete() -> None:
-    transfers = Transfers()
-    transfers.begin(ID, msgspec.structs.replace(PUSH, head=1), Role.TARGET)
-    transfers.arrived(ID, 0, blob(0), 0.0)
-    assert transfers.was_stored(ID, 0) == [Headed(ID)]
-    assert transfers.was_headed(ID, (1 << 10) - 2) == [Complete(ID)]
+    transfers = begun(1, stream=msgspec.structs.replace(PUSH, head=1))
+    transfers.arrived(0, ID, 0, blob(0), 0.0)
+    assert transfers.was_stored(ID, 0, 0.0) == [Headed(ID)]
+    assert transfers.was_headed(ID, (1 << CHUNKS) - 2, 0.0) == [Complete(ID)]
 
 
 def test_a_stream_that_is_all_head_is_complete_once_that_was_looked_at() -> None:
-    transfers = Transfers()
-    transfers.begin(ID, msgspec.structs.replace(push_of(b"x", 256), head=1), Role.TARGET)
-    transfers.arrived(ID, 0, b"x", 0.0)
-    assert transfers.was_stored(ID, 0) == [Headed(ID)]
-    assert transfers.was_headed(ID, 0) == [Complete(ID)]
+    transfers = begun(1, stream=msgspec.structs.replace(push_of(b"x", 256), head=1))
+    transfers.arrived(0, ID, 0, b"x", 0.0)
+    assert transfers.was_stored(ID, 0, 0.0) == [Headed(ID)]
+    assert transfers.was_headed(ID, 0, 0.0) == [Complete(ID)]

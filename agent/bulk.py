@@ -1,0 +1,261 @@
+"""The bulk links of one node: chunks between hosts that a push's order puts next to each other, on sockets of their
+own.
+
+Performs what `protocol.transfer` wants done, and tells it what came; decides nothing. Connections to sources are made
+when something is asked of them, and closed when no push needs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.links import BULK, Downlink, Keyring, Uplink
+from protocol import codec
+from protocol import transfer_effects as transfer
+from protocol.codec import MalformedMessage
+from protocol.commands import Hop, Stream
+from protocol.messages import BULK_DOWNWARDS, BULK_UPWARDS, Ask, Chunk, Hold, NoChunk
+from protocol.relay import Relay
+from protocol.stream import Blob, is_consistent
+from protocol.transfer import Role, Transfers
+from protocol.transfer_effects import Source
+
+log = logging.getLogger("canopy")
+
+
+class Store(Protocol):
+    """Where this node's bytes are. Each call returns at once; results come back by `was_read` and the like."""
+
+    def read(self, id_: int, index: int) -> None:
+        """Read a chunk of a push from this host's copy, and say `was_read`."""
+
+    def store(self, id_: int, index: int, blob: Blob) -> None:
+        """Write a chunk, and say `was_stored`."""
+
+    def headed(self, id_: int) -> None:
+        """The head of a push's stream is stored: look at it, and say `was_headed`."""
+
+    def complete(self, id_: int) -> None:
+        """All chunks of a push are there."""
+
+    def broken(self, id_: int, why: str) -> None:
+        """A push can't go on."""
+
+
+class Bulk:
+    """One node's part in all pushes."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        relay: Relay,
+        address: str,
+        port: int,
+        *,
+        store: Callable[[], Store],
+        expel: Callable[[int, str], None],
+    ) -> None:
+        """Listens at once. Raises OSError where it can't. `expel(rank, why)` cuts off a host that broke the rules."""
+        self._keyring = keyring
+        self._relay = relay
+        self._store = store
+        self._expel = expel
+        self._loop = asyncio.get_running_loop()
+        self._transfers = Transfers(relay.rank)
+        self._timer: asyncio.TimerHandle | None = None
+        self._streams: dict[int, Stream] = {}
+        #: Where the hosts of the orders are, by rank, and how many pushes name each.
+        self._hops: dict[int, Hop] = {}
+        self._links: dict[Source, Uplink] = {}
+        self._down = Downlink(
+            keyring,
+            BULK,
+            address,
+            port,
+            heard=self._asked,
+            lost=self._peer_lost,
+            renewed=self._transfers.peer_lost,
+        )
+
+    # --- pushes -------------------------------------------------------------------------------------------------------
+
+    def join(self, id_: int, stream: Stream) -> None:
+        """This node will have a part in a push: those behind it may ask, and wait until `begin`."""
+        if id_ in self._streams or not is_consistent(stream):
+            return
+        self._streams[id_] = stream
+        self._hops |= {hop.rank: hop for hop in stream.order}
+        self._keyring.admit_order(id_, {hop.key: hop.rank for hop in stream.order})
+        self._transfers.join(id_, stream, self._loop.time())
+
+    def begin(self, id_: int, stream: Stream, role: Role, have: int) -> None:
+        """Take part in a push."""
+        self.join(id_, stream)
+        self._perform(self._transfers.begin(id_, stream, role, have, self._loop.time()))
+
+    def end(self, id_: int) -> None:
+        """The push is over."""
+        if self._streams.pop(id_, None) is not None:
+            self._keyring.dismiss_order(id_)
+            self._transfers.end(id_)
+            self._hops = {hop.rank: hop for stream in self._streams.values() for hop in stream.order}
+            self._close_unused()
+
+    def demote(self, id_: int) -> None:
+        """This host can't keep what is pushed, and gives it on all the same."""
+        self._perform(self._transfers.demote(id_, self._loop.time()))
+
+    def was_read(self, id_: int, index: int, blob: bytes | None) -> None:
+        """A chunk was read, or could not be."""
+        self._perform(self._transfers.was_read(id_, index, blob, self._loop.time()))
+
+    def was_headed(self, id_: int, have: int) -> None:
+        """The stream's head was looked at: the chunks in `have` (bit i: chunk i) are here already."""
+        self._perform(self._transfers.was_headed(id_, have, self._loop.time()))
+
+    def was_stored(self, id_: int, index: int) -> int | None:
+        """A chunk was stored; how many bytes are on disk now, None where the push is over here."""
+        if not self._transfers.knows(id_):
+            return None
+        effects = self._transfers.was_stored(id_, index, self._loop.time())
+        done = self._transfers.stored_bytes(id_)
+        self._perform(effects)
+        return done
+
+    # --- those behind -------------------------------------------------------------------------------------------------
+
+    def _asked(self, rank: int, frames: list[bytes]) -> None:
+        try:
+            message, _ = codec.decode(frames)
+            if type(message) not in BULK_UPWARDS:
+                raise MalformedMessage(f"nobody sends {type(message).__name__} there")
+        except MalformedMessage as error:
+            self._expel(rank, f"it sent a malformed message: {error}")
+            return
+        if isinstance(message, Ask):
+            self._perform(self._transfers.asked(rank, message.id, message.indices, self._loop.time()))
+
+    def _peer_lost(self, rank: int, why: str) -> None:
+        log.info("bulk link of rank %d: %s", rank, why)
+        self._transfers.peer_lost(rank)
+
+    def drop(self, rank: int) -> None:
+        """Cut a host off."""
+        self._down.drop(rank, penalty=True)
+        self._transfers.peer_lost(rank)
+
+    # --- those before -------------------------------------------------------------------------------------------------
+
+    def _ask(self, source: Source, message: Ask) -> None:
+        link = self._links.get(source)
+        if link is None:
+            link = self._links[source] = self._connect(source)
+        link.send(codec.encode(message))
+
+    def _connect(self, source: Source) -> Uplink:
+        if source is None:
+            root = self._relay.root
+            address, port, key = root.address, root.bulk_port, root.key
+        else:
+            hop = self._hops[source]
+            address, port, key = hop.address, hop.bulk_port, hop.key
+        return Uplink(
+            self._keyring,
+            address,
+            port,
+            key,
+            heard=lambda frames: self._heard(source, frames),
+            lost=lambda why: self._lost(source, why),
+        )
+
+    def _heard(self, source: Source, frames: list[Blob]) -> None:
+        try:
+            message, blob = codec.decode(frames)
+            if type(message) not in BULK_DOWNWARDS:
+                raise MalformedMessage(f"a source does not send {type(message).__name__}")
+        except MalformedMessage as error:
+            self._lost(source, f"it sent a malformed message: {error}")
+            return
+        now = self._loop.time()
+        match message:
+            case Chunk(id=id_, index=index) if blob is not None:
+                self._perform(self._transfers.arrived(source, id_, index, blob, now))
+            case NoChunk(id=id_, index=index, why=why, final=final):
+                self._perform(self._transfers.declined(source, id_, index, why, now, final=final))
+            case Hold(id=id_, front=front):
+                self._perform(self._transfers.held(source, id_, front, now))
+            case _:
+                pass
+
+    def _lost(self, source: Source, why: str) -> None:
+        link = self._links.pop(source, None)
+        if link is not None:
+            link.close()
+            log.info("bulk link to %s: %s", "the root" if source is None else f"rank {source}", why)
+            self._perform(self._transfers.source_lost(source, why, self._loop.time()))
+
+    def _close_unused(self) -> None:
+        for source in self._links.keys() - self._transfers.sources():
+            self._links.pop(source).close()
+            self._transfers.source_closed(source)
+
+    # --- what is to be done -------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: list[transfer.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case transfer.AskOf(source, id_, indices):
+                    self._ask(source, Ask(id_, indices))
+                case transfer.Give(peer, id_, index, blob, packed):
+                    self._down.send(peer, codec.encode(Chunk(id_, index, packed), blob))
+                case transfer.Decline(peer, id_, index, why, final):
+                    self._down.send(peer, codec.encode(NoChunk(id_, index, why, final)))
+                case transfer.Hold(peer, id_, front):
+                    self._down.send(peer, codec.encode(Hold(id_, front)))
+                case transfer.Read(id_, index):
+                    self._store().read(id_, index)
+                case transfer.Store(id_, index, blob):
+                    self._store().store(id_, index, blob)
+                case transfer.Headed(id_):
+                    self._store().headed(id_)
+                case transfer.Complete(id_):
+                    self._store().complete(id_)
+                    self._loop.call_soon(self._close_unused)
+                case transfer.Broken(id_, why):
+                    self._store().broken(id_, why)
+                case transfer.Bypassed(id_, source, why):
+                    who = "the root" if source is None else f"rank {source}"
+                    log.warning("push %d is had from another than %s: %s", id_, who, why)
+                    self._loop.call_soon(self._close_unused)
+                case transfer.Abuse(peer, why):
+                    self._expel(peer, why)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self._transfers.wakeup()
+        if due is None:
+            return
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._loop.time() < self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._advance)
+
+    def _advance(self) -> None:
+        self._timer = None
+        self._perform(self._transfers.advance(self._loop.time()))
+        self._close_unused()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all sockets."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self._down.close()

@@ -1,0 +1,336 @@
+"""Whom a host asks for the chunks of one push, and when it asks another: the asking half of `protocol.transfer`.
+
+Every host knows the whole order of the push, so it needs nobody's advice: it asks the one before it, where that one is
+lost the one before that, and so on to the root, which is always there as the last.
+
+A source is left
+- when the connection to it ends, at once;
+- when it owes chunks and is silent for SILENT seconds: one that is merely waiting itself says so every HOLD_EVERY;
+- when it does not know the push after UNKNOWN_MOST, can't read its own copy, or sends BAD_MOST wrong chunks;
+- when it is slow. Whether it is, only a trial can tell: the host asks the one behind its source how far that is, and
+  where it is AHEAD bytes further, asks it for a few of the chunks that come next anyway. If these come in less than
+  half of the time that as many take from the source, the host stays with the one that it tried. In a chain that is slow
+  all along, or for a host that is itself the slow one, a trial gains nothing, so nobody moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+from protocol.limits import AHEAD, ASK_AGAIN, ASK_WINDOW, BULK_SILENT, BULK_WINDOW
+from protocol.transfer_effects import AskOf, Bypassed, Effect, Source
+
+#: How often the asking half looks at the time, in seconds: a slow source is found within two such looks and a trial.
+TICK = 0.25
+#: Chunks that fail their digest before their source is left: somebody alters them, or its file changed.
+BAD_MOST = 3
+#: A source that does not know the push yet will in a moment: its command travels by the other socket. Not longer.
+UNKNOWN_MOST = 2.0
+#: A source that was lost is looked at again after this: it may be back.
+BACK_AFTER = 5.0
+#: After even the root was lost, all are tried anew after this.
+ROUND_AFTER = 0.5
+#: What may stand in a queue before a host's link, in seconds at the rate of that link.
+QUEUE = 0.03
+#: A trial that took longer than this has failed, and those after it wait this long at first and at most.
+TRIAL_MOST, TRIAL_FIRST, TRIAL_LATER = 1.0, 1.0, 16.0
+#: A look at the time that comes this much too late says nothing of others: this process did not run.
+_PAUSED = 1.0
+
+
+def window_of(chunk: int) -> int:
+    """How many chunks of `chunk` bytes a host may have asked one source for."""
+    return min(ASK_WINDOW, max(2, BULK_WINDOW // chunk))
+
+
+@dataclass
+class _Trial:
+    source: Source
+    indices: set[int]
+    count: int
+    began: float
+
+
+class Asking:
+    """One push's sources, and what is asked of each."""
+
+    def __init__(self, id_: int, candidates: tuple[Source, ...], chunk: int, now: float) -> None:
+        """`candidates` are the sources, the one to ask first at the head; the last is the root (None)."""
+        self._id = id_
+        self._candidates = candidates
+        self._window = window_of(chunk)
+        self._trial_size = max(1, self._window // 8)
+        #: Half a window: what is on its way from a source that has all of it, where nothing is known of the link.
+        self._least = max(2, self._window // 4)
+        #: How far the source is beyond this host, in chunks, as last told.
+        self._lead = 0
+        self._ahead = max(1, AHEAD // chunk)
+        self._at = 0
+        #: What each source was asked for and has not answered, also after it was left: that is its credit.
+        self._owed: dict[Source, set[int]] = {}
+        #: What is on its way, and from whom.
+        self._pending: dict[int, Source] = {}
+        #: What was on its way from a source that is lost: asked for first.
+        self.again: set[int] = set()
+        self._heard: dict[Source, float] = {self.source: now}
+        #: Until when a source is not used.
+        self._out: dict[Source, float] = {}
+        self._bad: dict[Source, int] = {}
+        self._unknown_since: float | None = None
+        self._retry_at: float | None = None
+        self._looked_at, self._look_at = now, now + TICK
+        self._trial: _Trial | None = None
+        self._trial_at = now + TICK
+        self._trial_pause = TRIAL_FIRST
+        self._arrived = 0
+        self._samples: list[tuple[float, int]] = [(now, 0)]
+        self._back_at = inf
+        self._looked_back: tuple[Source, ...] = ()
+        self.bypassed: list[tuple[Source, str]] = []
+
+    # --- what the transfer asks ---------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> Source:
+        """Whom chunks are asked of now."""
+        return self._candidates[self._at]
+
+    def in_use(self) -> set[Source]:
+        """The sources whose connections are needed."""
+        return {self.source, self._upstream(), *self._pending.values(), *self._looked_back}
+
+    def room(self, now: float) -> int:
+        """How many chunks the source may be asked for now."""
+        if self._retry_at is not None and now < self._retry_at:
+            return 0
+        room = self._most() - len(self._owed.get(self.source, ()))
+        # By the handful: one message asks for several, and there is always one on its way.
+        return room if room >= self._least // 2 or not self._pending else 0
+
+    def _most(self) -> int:
+        """How many chunks the source may owe.
+
+        One that is level with this host owes what it has not got itself; one that is ahead sends at once whatever it
+        is asked for. That stands in a queue before this host's link, and the questions of those behind it stand there
+        too. So of a source that is ahead no more is asked than comes in QUEUE seconds.
+        """
+        if self.source is not None and self._lead < self._window:
+            return self._window
+        return max(self._least, min(self._window, int(self._rate() * QUEUE) + self._least // 2))
+
+    def _rate(self) -> float:
+        """Chunks that came from the source in a second, lately."""
+        then, count = self._samples[0]
+        return (self._arrived - count) / max(self._looked_at - then, TICK)
+
+    def ask(self, indices: Iterable[int], now: float) -> list[Effect]:
+        """Ask the source for chunks."""
+        return self._ask(self.source, tuple(indices), now)
+
+    def _ask(self, source: Source, indices: tuple[int, ...], now: float) -> list[Effect]:
+        owed = self._owed.setdefault(source, set())
+        if not owed:
+            self._heard[source] = now
+        owed.update(indices)
+        for index in indices:
+            self._pending[index] = source
+            self.again.discard(index)
+        return [AskOf(source, self._id, indices)]
+
+    def is_due(self, index: int) -> bool:
+        """Whether a chunk is on its way."""
+        return index in self._pending
+
+    # --- what sources say ---------------------------------------------------------------------------------------------
+
+    def heard(self, source: Source, now: float) -> None:
+        """A source said something."""
+        self._heard[source] = now
+
+    def arrived(self, source: Source, index: int, now: float) -> bool:
+        """A chunk came; whether it was waited for."""
+        self._heard[source] = now
+        self._owed.get(source, set()).discard(index)
+        return index in self._pending or index in self.again
+
+    def took(self, source: Source, index: int, now: float) -> list[Effect]:
+        """The chunk was right."""
+        self._pending.pop(index, None)
+        self.again.discard(index)
+        trial = self._trial
+        if trial is not None and index in trial.indices:
+            trial.indices.discard(index)
+            if not trial.indices:
+                return self._tried(trial, now)
+        if source == self.source:
+            self._unknown_since = None
+            self._arrived += 1
+        return []
+
+    def was_wrong(self, source: Source, index: int, now: float) -> tuple[list[Effect], bool]:
+        """The chunk was not right. What is to be done, and whether the push has failed: the root itself sends it so."""
+        self._bad[source] = self._bad.get(source, 0) + 1
+        self._again(index)
+        if self._bad[source] < BAD_MOST:
+            return [], False
+        if source is None:
+            return [], True
+        return self._leave(source, "it sends chunks that do not match their digests", now, inf), False
+
+    def declined(self, source: Source, index: int, why: str, final: bool, now: float) -> tuple[list[Effect], bool]:
+        """A source will not give a chunk. What is to be done, and whether the push has failed."""
+        self._heard[source] = now
+        self._owed.get(source, set()).discard(index)
+        if self._pending.get(index, self) == source:
+            self._again(index)
+        if final:
+            return ([], True) if source is None else (self._leave(source, why, now, inf), False)
+        self._retry_at = now + ASK_AGAIN
+        if source == self.source:
+            if self._unknown_since is None:
+                self._unknown_since = now
+            elif now >= self._unknown_since + UNKNOWN_MOST and source is not None:
+                return self._leave(source, "it does not know the push", now, BACK_AFTER), False
+        return [], False
+
+    def held(self, source: Source, front: int, mine: int, now: float) -> bool:
+        """A source has the first `front` chunks, this host the first `mine`. Whether a trial is worth its while."""
+        self._heard[source] = now
+        if source == self.source:
+            self._unknown_since = None
+            self._lead = front - mine
+        elif source in self._candidates[: self._at]:
+            if front > mine and self._out.get(source, 0.0) != inf:
+                self._move(self._candidates.index(source), now)
+        elif source == self._upstream() and front - mine >= self._ahead:
+            return self._trial is None and now >= self._trial_at
+        return False
+
+    def own_fault(self, now: float) -> None:
+        """This host's own disk keeps it from asking: no trial would tell anything of others now."""
+        self._trial_at = max(self._trial_at, now + TRIAL_FIRST)
+
+    def closed(self, source: Source) -> None:
+        """The connection to a source that is not needed was closed: it owes nothing any more."""
+        self._owed.pop(source, None)
+
+    def lost(self, source: Source, why: str, now: float) -> list[Effect]:
+        """The connection to a source has ended."""
+        self._owed.pop(source, None)
+        if source == self.source:
+            return self._leave(source, why, now, BACK_AFTER)
+        self._disown(source)
+        return []
+
+    # --- trials -------------------------------------------------------------------------------------------------------
+
+    @property
+    def trial_size(self) -> int:
+        """How many chunks a trial asks for."""
+        return self._trial_size
+
+    def begin_trial(self, indices: Iterable[int], now: float) -> list[Effect]:
+        """Ask the one behind the source for these, to see whether it is the faster one."""
+        upstream = self._upstream()
+        room = self._window - len(self._owed.get(upstream, ()))
+        chosen = tuple(indices)[:room]
+        if len(chosen) < self._trial_size:
+            return []
+        self._trial = _Trial(upstream, set(chosen), len(chosen), now)
+        return self._ask(upstream, chosen, now)
+
+    def _tried(self, trial: _Trial, now: float) -> list[Effect]:
+        """All chunks of the trial are there."""
+        self._trial = None
+        rate = self._rate()
+        if (now - trial.began) * 2 * rate < trial.count and trial.source in self._candidates[self._at + 1 :]:
+            self._trial_at, self._trial_pause = now + TRIAL_FIRST, TRIAL_FIRST
+            return self._leave(self.source, "it is slow", now, inf)
+        self._fail_trial(now)
+        return []
+
+    def _fail_trial(self, now: float) -> None:
+        self._trial = None
+        self._trial_at = now + self._trial_pause
+        self._trial_pause = min(4 * self._trial_pause, TRIAL_LATER)
+
+    def _upstream(self) -> Source:
+        """Whom to ask if not the source; the root also where that is the source."""
+        return next((c for c in self._candidates[self._at + 1 :] if c not in self._out), None)
+
+    # --- other sources ------------------------------------------------------------------------------------------------
+
+    def _again(self, index: int) -> None:
+        if self._pending.pop(index, self) is not self:
+            self.again.add(index)
+
+    def _disown(self, source: Source) -> None:
+        """What was to come from this source is to be asked for again."""
+        if self._trial is not None and self._trial.source == source:
+            self._trial = None
+        for index in [index for index, whose in self._pending.items() if whose == source]:
+            self._again(index)
+
+    def _leave(self, source: Source, why: str, now: float, out: float) -> list[Effect]:
+        """Use another source from now on; this one not for `out` seconds."""
+        self._disown(source)
+        if source != self.source:
+            return []
+        self._out[source] = now + out
+        self._unknown_since = None
+        if source is None:
+            # Nobody is left: begin with all who were not slow or wrong, in a moment.
+            self._out = {left: until for left, until in self._out.items() if until == inf}
+            self._move(next(i for i, c in enumerate(self._candidates) if c is None or c not in self._out), now)
+            self._retry_at = now + ROUND_AFTER
+            return []
+        later = range(self._at + 1, len(self._candidates))
+        self._move(next(i for i in later if self._candidates[i] is None or self._candidates[i] not in self._out), now)
+        self._back_at = now + BACK_AFTER
+        self.bypassed.append((source, why))
+        return [Bypassed(self._id, source, why)]
+
+    def _move(self, at: int, now: float) -> None:
+        self._disown(self.source)
+        self._at = at
+        self._heard[self.source] = now
+        self._retry_at = None
+        self._samples = [(now, self._arrived)]
+        self._looked_at = now
+        self._lead = 0
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def wakeup(self) -> float:
+        """When `advance` has something to do."""
+        return self._look_at if self._retry_at is None else min(self._look_at, self._retry_at)
+
+    def advance(self, now: float) -> list[Effect]:
+        """What time alone brings."""
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+        if now < self._look_at:
+            return []
+        if now - self._look_at > _PAUSED:
+            self._heard = dict.fromkeys(self._heard, now)
+        self._looked_at, self._look_at = now, now + TICK
+        self._samples = [*self._samples, (now, self._arrived)][-3:]
+        if self._trial is not None and now - self._trial.began > TRIAL_MOST:
+            self._disown(self._trial.source)
+            self._fail_trial(now)
+        if self._owed.get(self.source) and now - self._heard[self.source] > BULK_SILENT:
+            return self._leave(self.source, f"it was silent for {BULK_SILENT:.0f} s", now, BACK_AFTER)
+        effects: list[Effect] = [] if self.source is None else [AskOf(self.source, self._id, ())]
+        if self._at + 1 < len(self._candidates):
+            effects.append(AskOf(self._upstream(), self._id, ()))
+        if self._at and now >= self._back_at:
+            self._back_at = now + 1.0
+            back = next((c for c in self._candidates[: self._at] if self._out.get(c, 0.0) <= now), self)
+            self._looked_back = ()
+            if not isinstance(back, Asking):
+                self._out[back] = now + BACK_AFTER
+                self._looked_back = (back,)
+                effects.append(AskOf(back, self._id, ()))
+        return effects
