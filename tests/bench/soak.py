@@ -54,6 +54,7 @@ class Strike:
 
     began: float
     ended: float = float("inf")
+    power: bool = False
 
 
 @dataclass
@@ -121,7 +122,10 @@ class Soak:
                 for host, strikes in self.strikes.items()
                 if any(strike.began < ended and strike.ended > command.began for strike in strikes)
             }
-        for wrong in faults_of(command, self.fleet.marks(), struck):
+            powerless = {
+                host for host in struck if any(s.power and s.ended > command.began for s in self.strikes[host])
+            }
+        for wrong in faults_of(command, self.fleet.marks(), struck, powerless):
             self.violate(wrong)
         self.counts["broadcasts"] += 1
         self.counts["broadcasts with hosts struck"] += bool(struck)
@@ -146,11 +150,11 @@ class Soak:
         """The hosts that are struck now."""
         return {host for host, strikes in self.strikes.items() if strikes[-1].ended == float("inf")}
 
-    def strike(self, *hosts: str) -> None:
+    def strike(self, *hosts: str, power: bool = False) -> None:
         """From now on these may be lost."""
         with self._lock:
             for host in hosts:
-                self.strikes.setdefault(host, []).append(Strike(time.monotonic()))
+                self.strikes.setdefault(host, []).append(Strike(time.monotonic(), power=power))
 
     def harm(self) -> None:
         """One more fault."""
@@ -207,7 +211,7 @@ class Soak:
                 fleet.hosts.cut(victim)
                 return (victim,), chooser.uniform(0.5, 15), lambda: fleet.hosts.heal(victim)
             case "power":
-                self.strike(victim)
+                self.strike(victim, power=True)
                 fleet.hosts.power_off(victim)
                 return (victim,), chooser.uniform(0.5, 5), lambda: void(fleet.hosts.power_on(victim))
             case _:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from controller.session import Late
 from deploy.testhosts import HostSpec
 from protocol.limits import DEADLINE_SLACK, LOST_AFTER, MAX_INLINE, RETURN_WITHIN
-from protocol.outcomes import Exited, FailedToStart, Lost
+from protocol.outcomes import Exited, FailedToStart, Lost, Outcome
 from tests.conftest import MakeTestHosts, need_test_hosts
 from tests.e2e.faultfleet import RETURN_S, Broadcast, FaultFleet, fault_fleet, faults_of
 from tests.waiting import wait_until
@@ -92,10 +93,12 @@ def a_relay(fleet: FaultFleet) -> str:
 VICTIMS = pytest.mark.parametrize("choose", [a_leaf, a_relay])
 
 
-def check(fleet: FaultFleet, command: Broadcast, *struck: str, within: float = TIMEOUT_S) -> None:
+def check(
+    fleet: FaultFleet, command: Broadcast, *struck: str, within: float = TIMEOUT_S, powerless: tuple[str, ...] = ()
+) -> None:
     """Wait until the broadcast is over, and hold it to all promises."""
     command.wait(within)
-    assert not faults_of(command, fleet.marks(), struck)
+    assert not faults_of(command, fleet.marks(), struck, powerless)
 
 
 def all_survivors_answer(fleet: FaultFleet, *struck: str) -> None:
@@ -260,7 +263,7 @@ def test_a_relay_without_power_costs_only_its_own_outcome(fleet: FaultFleet) -> 
     # Mostly its connections end with its processes; where its link goes first, it is a cable.
     time_until(lambda: victim not in fleet.in_tree(), CABLE_S, "power cut known", began)
     time_until(lambda: fleet.in_tree() == survivors, CABLE_S + ORPHANS_S, "orphans back", began)
-    check(fleet, command, victim)
+    check(fleet, command, victim, powerless=(victim,))
     all_survivors_answer(fleet, victim)
     fleet.hosts.power_on(victim)
     assert fleet.marks()[victim].count(command.tag) == 1
@@ -287,7 +290,18 @@ def test_a_pulled_cable_is_known_and_its_host_comes_back_with_it(
     finally:
         fleet.hosts.heal(victim)
     time_until(fleet.is_home, RETURN_S, "back home by itself", time.monotonic())
+    # What it did meanwhile is told beside its outcome, which stays.
+    wait_until(lambda: late_answers(fleet, command) == {victim: Exited(0)}, RETURN_S, "the late answer")
     check(fleet, broadcast(fleet, seconds=0))
+
+
+def late_answers(fleet: FaultFleet, command: Broadcast) -> dict[str, Outcome]:
+    """What hosts answered that are lost all the same."""
+    found: dict[str, Outcome] = {}
+    for happening in fleet.session.job(command.id, wait=False):
+        if isinstance(happening, Late):
+            found |= dict.fromkeys(happening.result.hosts, happening.result.outcome)
+    return found
 
 
 @VICTIMS
