@@ -18,7 +18,7 @@ import pytest
 from controller.session import Late
 from deploy.testhosts import HostSpec
 from protocol.limits import DEADLINE_SLACK, LOST_AFTER, MAX_INLINE, RETURN_WITHIN
-from protocol.outcomes import Exited, FailedToStart, Lost, Outcome
+from protocol.outcomes import Exited, FailedToStart, Lost, Outcome, TimedOut
 from tests.conftest import MakeTestHosts, need_test_hosts
 from tests.e2e.faultfleet import RETURN_S, Broadcast, FaultFleet, fault_fleet, faults_of
 from tests.waiting import wait_until
@@ -218,25 +218,59 @@ def test_a_short_pause_of_leaf_and_relay_costs_nothing(fleet: FaultFleet) -> Non
     assert {name: host.parent for name, host in fleet.status().items()} == before, "nobody left for a pause"
 
 
-@VICTIMS
-def test_a_frozen_agent_is_named_by_the_deadline_and_all_others_answer_before_it(
-    choose: Callable[[FaultFleet], str], fleet: FaultFleet
+def late_answers(fleet: FaultFleet, command: Broadcast) -> dict[str, Outcome]:
+    """What hosts answered that are lost all the same."""
+    found: dict[str, Outcome] = {}
+    for happening in fleet.session.job(command.id, wait=False):
+        if isinstance(happening, Late):
+            found |= dict.fromkeys(happening.result.hosts, happening.result.outcome)
+    return found
+
+
+def two_leaves(fleet: FaultFleet) -> tuple[str, str]:
+    """Two hosts of the third level, below different parents."""
+    children, found = fleet.children(), fleet.status()
+    leaves = [name for name, depth in fleet.depths().items() if depth == 3 and name not in children]
+    return leaves[0], next(name for name in leaves if found[name].parent != found[leaves[0]].parent)
+
+
+def two_relays(fleet: FaultFleet) -> tuple[str, str]:
+    """Two hosts of the first level, with two levels below each."""
+    children = fleet.children()
+    first, second, *_ = sorted(children[None], key=lambda name: (-len(children.get(name, ())), name))
+    return first, second
+
+
+@pytest.mark.parametrize("choose", [two_leaves, two_relays])
+def test_a_frozen_agent_and_a_pulled_cable_are_known_by_the_deadline_and_all_others_answer_before_it(
+    choose: Callable[[FaultFleet], tuple[str, str]], fleet: FaultFleet
 ) -> None:
-    victim = choose(fleet)
-    command = broadcast(fleet, seconds=1, timeout=15)
+    frozen, cut = victims = choose(fleet)
+    survivors = set(NAMES) - set(victims)
+    command = broadcast(fleet, seconds=3, timeout=20)
     fleet.wait_until_begun(command)
     began = time.monotonic()
-    fleet.signal(signal.SIGSTOP, victim)
+    fleet.signal(signal.SIGSTOP, frozen)
+    fleet.hosts.cut(cut)
     try:
-        time_until(lambda: victim not in fleet.in_tree(), CABLE_S, "frozen agent known", began)
-        time_until(lambda: fleet.in_tree() == set(NAMES) - {victim}, CABLE_S + ORPHANS_S, "orphans back", began)
-        check(fleet, command, victim)
-        report("  frozen agent's outcome", command.answers[victim][0].at - began)
-        assert isinstance(command.outcome(victim), Lost)
-        all_survivors_answer(fleet, victim)
+        time_until(lambda: not fleet.in_tree() & set(victims), CABLE_S, "frozen agent and cut cable known", began)
+        time_until(lambda: fleet.in_tree() == survivors, CABLE_S + ORPHANS_S, "orphans back", began)
+        check(fleet, command, *victims)
+        for victim in victims:
+            assert isinstance(command.outcome(victim), Lost)
+            took = command.answers[victim][0].at - command.began
+            report(f"  outcome of {victim}", took)
+            assert took <= command.timeout
+        all_survivors_answer(fleet, *victims)
     finally:
-        fleet.signal(signal.SIGCONT, victim)
-    time_until(fleet.is_home, CABLE_S + RETURN_S, "back home by itself", time.monotonic())
+        fleet.hosts.heal(cut)
+        fleet.signal(signal.SIGCONT, frozen)
+    time_until(fleet.is_home, CABLE_S + RETURN_S, "back home by themselves", time.monotonic())
+    # What they did is told beside their outcomes, which stay.
+    wait_until(lambda: late_answers(fleet, command).keys() == set(victims), RETURN_S, "the late answers")
+    late = late_answers(fleet, command)
+    assert late[cut] == Exited(0)
+    assert late[frozen] in (Exited(0), TimedOut())  # its deadline may pass before it is woken
     check(fleet, broadcast(fleet, seconds=0))
 
 
@@ -268,40 +302,6 @@ def test_a_relay_without_power_costs_only_its_own_outcome(fleet: FaultFleet) -> 
     fleet.hosts.power_on(victim)
     assert fleet.marks()[victim].count(command.tag) == 1
     assert victim in fleet.up().started
-
-
-@VICTIMS
-def test_a_pulled_cable_is_known_and_its_host_comes_back_with_it(
-    choose: Callable[[FaultFleet], str], fleet: FaultFleet
-) -> None:
-    victim = choose(fleet)
-    survivors = set(NAMES) - {victim}
-    command = broadcast(fleet, seconds=3)
-    fleet.wait_until_begun(command)
-    began = time.monotonic()
-    fleet.hosts.cut(victim)
-    try:
-        time_until(lambda: victim not in fleet.in_tree(), CABLE_S, "cut cable known", began)
-        time_until(lambda: fleet.in_tree() == survivors, CABLE_S + ORPHANS_S, "orphans back", began)
-        check(fleet, command, victim)
-        assert isinstance(command.outcome(victim), Lost)
-        report("  cut host's outcome", command.answers[victim][0].at - began)
-        all_survivors_answer(fleet, victim)
-    finally:
-        fleet.hosts.heal(victim)
-    time_until(fleet.is_home, RETURN_S, "back home by itself", time.monotonic())
-    # What it did meanwhile is told beside its outcome, which stays.
-    wait_until(lambda: late_answers(fleet, command) == {victim: Exited(0)}, RETURN_S, "the late answer")
-    check(fleet, broadcast(fleet, seconds=0))
-
-
-def late_answers(fleet: FaultFleet, command: Broadcast) -> dict[str, Outcome]:
-    """What hosts answered that are lost all the same."""
-    found: dict[str, Outcome] = {}
-    for happening in fleet.session.job(command.id, wait=False):
-        if isinstance(happening, Late):
-            found |= dict.fromkeys(happening.result.hosts, happening.result.outcome)
-    return found
 
 
 @VICTIMS
