@@ -15,7 +15,7 @@ from agent.intake import allow_descriptors
 from agent.links import CONTROL, Downlink, Keyring, Uplink
 from protocol import codec, events
 from protocol.codec import MalformedMessage
-from protocol.commands import Body, Leave, Member, Push, Stream
+from protocol.commands import Body, Feed, Leave, Member, Push, Stream
 from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.messages import (
     DOWNWARDS,
@@ -49,6 +49,9 @@ class Worker(Store, Protocol):
 
     def load(self, id_: int, signature: bytes) -> None:
         """Read what was kept of a command, and say Loaded."""
+
+    def type(self, feed: Feed) -> None:
+        """Something was typed into a console."""
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has these outcomes."""
@@ -121,7 +124,7 @@ class Shell:
         self._timer = None
         self.feed(events.Tick())
 
-    def _perform(self, effect: events.Effect) -> None:
+    def _perform(self, effect: events.Effect) -> None:  # noqa: PLR0912  one line an effect
         match effect:
             case events.ToParent(message):
                 if self._up is not None:
@@ -147,6 +150,8 @@ class Shell:
                 self.worker.start(id_, body, ttl)
             case events.Stop(id_, hard):
                 self.worker.stop(id_, hard=hard)
+            case events.Type(feed):
+                self.worker.type(feed)
             case events.Keep():
                 self.worker.keep(effect)
             case events.Load(id_, signature):

@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from agent import domains
+from agent.console import Console
 from agent.embedded import embedded_settings
 from agent.flavour import find_flavour, runs_privileged
 from agent.hypervisor import Connection, HypervisorError, Unavailable, default_uri
@@ -155,6 +156,17 @@ class VmWorker:
         )
         await self._watch.look()
         return list(results)
+
+    async def console(self, deployment: str, name: str, console: Console, *, force: bool) -> str:
+        """Open a VM's console, until it ends. What was in the way, in one sentence; nothing where all was well."""
+        try:
+            await self._watch.hypervisor().risk(
+                lambda libvirt: console.open(libvirt, name, self._owner, deployment, force=force), _ASK_SECONDS
+            )
+        except (HypervisorError, CannotAct, domains.NotOurs) as error:
+            return str(error)
+        await console.wait()
+        return ""
 
     async def states(self) -> list[VmState]:
         """This agent's VMs as they are now, sorted by name."""

@@ -24,8 +24,10 @@ from protocol import events, names
 from protocol.commands import (
     Body,
     CheckHost,
+    Console,
     CreateVms,
     DestroyVms,
+    Feed,
     Images,
     Leave,
     ProbeVms,
@@ -41,6 +43,7 @@ from protocol.vms import ImageState, VmChange, VmResult, VmState
 
 if TYPE_CHECKING:
     from agent.care import Care
+    from agent.console import Console as OpenConsole
     from agent.shell import Shell
     from agent.vms import VmWorker
 
@@ -75,6 +78,7 @@ class AgentWorker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._vms: VmWorker | None = None
         self._carer: Care | None = None
+        self._consoles: dict[int, OpenConsole] = {}
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
@@ -88,6 +92,8 @@ class AgentWorker:
                 self._run(id_, body)
             case Push():
                 self._task(id_, self._pushes.begin(id_, body))
+            case Console():
+                self._task(id_, self._console(id_, body))
             case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
                 self._task(id_, self._vm_work(id_, body, ttl))
             case Images():
@@ -273,6 +279,25 @@ class AgentWorker:
     async def _outcome(self, id_: int, work: Coroutine[Any, Any, tuple[Outcome, Output]]) -> None:
         outcome, output = await work
         self._finish(id_, outcome, output)
+
+    async def _console(self, id_: int, body: Console) -> None:
+        from agent.console import Console as Opened
+
+        def wrote(stream: int, offset: int, data: bytes) -> None:
+            self._shell.feed(events.Wrote(id_, stream, offset, data))
+
+        console = self._consoles[id_] = Opened(wrote)
+        try:
+            problem = await self._vm_worker().console(body.deployment, body.name, console, force=body.force)
+        finally:
+            del self._consoles[id_]
+        self._finish(id_, Refused(problem) if problem else Exited(0))
+
+    def type(self, feed: Feed) -> None:
+        """Something was typed into a console."""
+        console = self._consoles.get(feed.of)
+        if console is not None:
+            console.feed(feed.offset, feed.data, feed.seen, again=feed.again)
 
     # --- reports ------------------------------------------------------------------------------------------------------
 

@@ -169,6 +169,24 @@ class ImagesOn(_Struct, frozen=True, kw_only=True, tag="images on"):
     digests: tuple[str, ...] | None
 
 
+class ConsoleOn(_Struct, frozen=True, kw_only=True, tag="console"):
+    """Open a VM's console. Answered by Accepted, Streamed, Folded, Settled; Typed may follow on the connection."""
+
+    deployment: str
+    name: str
+    force: bool
+
+
+class Typed(_Struct, frozen=True, kw_only=True, tag="typed"):
+    """On the connection of a console: what was typed, and how much of its output was seen (`Feed`). No
+    answer."""
+
+    offset: int
+    data: bytes
+    seen: int
+    again: bool
+
+
 class GetDeployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     """What is on record of a deployment. Answered by Deployment."""
 
@@ -265,6 +283,8 @@ Request: TypeAlias = (
     | ActOn
     | GetImages
     | ImagesOn
+    | ConsoleOn
+    | Typed
     | GetDeployment
     | SendNames
     | CheckOn

@@ -28,7 +28,7 @@ from controller.sources import Sources
 from controller.state import Record, State
 from controller.vm_words import words
 from protocol import events, ranks
-from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Leave, Push, Settled
+from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Feed, Leave, Push, Settled
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Cancelled, Exited, Fold, succeeded
@@ -270,6 +270,14 @@ class RootNode:
             if missing:
                 self._submit(self.state.new_id(), missing, Cancel(of=id_), Manner.QUIET, None)
 
+    def feed(self, job: Job, offset: int, data: bytes, seen: int, *, again: bool) -> None:
+        """What was typed into the console that a job is, and what was seen of it."""
+        for id_ in job.open:
+            missing = self.relay.missing(id_)
+            if missing:
+                body = Feed(of=id_, offset=offset, data=data, seen=seen, again=again)
+                self._submit(self.state.new_id(), missing, body, Manner.QUIET, None)
+
     def tell(self, effect: events.Effect) -> None:
         """The relay's news."""
         now = self.loop.time()
@@ -495,6 +503,9 @@ class RootNode:
 
     def load(self, id_: int, signature: bytes) -> None:
         """The root has no outcomes of its own."""
+
+    def type(self, feed: Feed) -> None:
+        """The root has no consoles of its own."""
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has no outcomes of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from controller import api
+from controller.console import open_console
 from controller.host_requests import HostRequests
 from controller.image_requests import ImageRequests
 from controller.jobs import Job
@@ -94,10 +96,10 @@ class Service:
     async def _listen(self, job: Job, reader: asyncio.StreamReader, *, detached: bool) -> None:
         """A client that says Cancel stops its command everywhere; so does one that goes, unless it is detached from
         it."""
-        try:
-            request = await _receive(reader)
-        except (api.BadFrame, asyncio.IncompleteReadError, ConnectionError):
-            request = None
+        request: api.Request | None = None
+        with contextlib.suppress(api.BadFrame, asyncio.IncompleteReadError, ConnectionError):
+            while isinstance(request := await _receive(reader), api.Typed):
+                self._node.feed(job, request.offset, request.data, request.seen, again=request.again)
         if isinstance(request, api.Cancel) or (request is None and not detached):
             self._node.cancel(job)
 
@@ -137,6 +139,8 @@ class Service:
                 return self._images.known()
             case api.ImagesOn():
                 return self._images.ask(request, uid)
+            case api.ConsoleOn():
+                return open_console(self._node, request, uid)
             case api.SendNames(in_etc_hosts=wanted):
                 return await self.names.send(uid, in_etc_hosts=wanted)
             case api.CheckOn():
@@ -158,8 +162,8 @@ class Service:
             case api.Shutdown():
                 self.ended.set()
                 return api.Done()
-            case api.Cancel():
-                raise CtlError("there is nothing to cancel on this connection", ExitStatus.USAGE)
+            case api.Cancel() | api.Typed():
+                raise CtlError("there is nothing on this connection that this could be for", ExitStatus.USAGE)
 
 
 def _uid_of(writer: asyncio.StreamWriter) -> int:

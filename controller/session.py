@@ -41,6 +41,7 @@ from protocol.vms import Action, ImageAction, ImageResult, VmResult, VmSpec
 from protocol.wishes import Wishes
 
 if TYPE_CHECKING:
+    from controller.console import ConsoleEnd
     from controller.groups import Member
 
 #: One read from the client socket.
@@ -452,6 +453,13 @@ class Session:
         """List, verify or remove images on hosts. Yields an ImageAnswer for each host, and a Result for each that could
         not."""
         return self._job(api.ImagesOn(hosts=self._names(hosts), action=action, digests=_tuple(digests)))
+
+    def console(self, deployment: str, name: str, *, force: bool = False) -> tuple[ConsoleEnd, str]:
+        """Open a VM's console; its end here, and the VM's host. `force` takes it from whoever has it."""
+        from controller.console import ConsoleEnd
+
+        job = self._job(api.ConsoleOn(deployment=deployment, name=name, force=force))
+        return ConsoleEnd(job._connection), next(iter(job.hosts.values()))
 
     def send_names(self, *, in_etc_hosts: bool | None = None) -> Job:
         """Bring the name -> IP file to every host. `in_etc_hosts`: from now on into /etc/hosts too, or no more."""

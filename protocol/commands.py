@@ -14,6 +14,7 @@ from protocol.limits import (
     MAX_CHUNK,
     MAX_CHUNKS,
     MAX_COMMAND_TEXT,
+    MAX_FEED,
     MAX_INLINE,
     MAX_OUTPUT,
     MAX_PATH,
@@ -119,6 +120,18 @@ class VmAction(msgspec.Struct, frozen=True, kw_only=True, tag="vm action", forbi
     label: Name | None = None
 
 
+class Console(msgspec.Struct, frozen=True, kw_only=True, tag="console", forbid_unknown_fields=True):
+    """Open a VM's serial console. What it shows comes as OUTPUT of stream 1, at most CONSOLE_WINDOW bytes more than
+    `feed` says were seen; stream 2 has no bytes, and its offset says how much of what was typed has been taken.
+
+    `force` takes the console from whoever has it. Exits when the console ends, or nobody is heard of any more.
+    """
+
+    deployment: Name
+    name: Name
+    force: bool = False
+
+
 class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbid_unknown_fields=True):
     """Wait until the VMs answer ping at their addresses, or with `address` until they have these, until the command's
     deadline. A VM has its address when it answers ping, or when ARP finds it there.
@@ -207,6 +220,18 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True, tag="settled", forbid_u
     ids: Annotated[tuple[Natural, ...], msgspec.Meta(max_length=10_000)]
 
 
+class Feed(msgspec.Struct, frozen=True, kw_only=True, tag="feed", forbid_unknown_fields=True):
+    """What was typed into console `of`, from byte `offset` on, and how many bytes of its output were `seen`. What comes
+    twice is taken once; what does not follow on what was taken is dropped, and sent again. `again` asks for all output
+    from `seen` on. Has no outcome."""
+
+    of: Natural
+    offset: Natural
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_FEED)]
+    seen: Natural
+    again: bool = False
+
+
 class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unknown_fields=True):
     """End the agent, once this command is settled and nobody hangs below it. `purge` removes its directory too,
     `vms` the VMs of every deployment first."""
@@ -216,10 +241,10 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unkno
 
 
 Work: TypeAlias = (
-    Run | Push | CreateVms | DestroyVms | VmAction | ProbeVms | Images | CheckHost | TuneHost | Plan | Leave
+    Run | Push | CreateVms | DestroyVms | VmAction | Console | ProbeVms | Images | CheckHost | TuneHost | Plan | Leave
 )
 #: Commands that end in no outcome, for they are about other commands.
-Quiet: TypeAlias = Cancel | Settled
+Quiet: TypeAlias = Cancel | Settled | Feed
 Body: TypeAlias = Work | Quiet
 
 

@@ -11,8 +11,8 @@ from math import inf
 
 from msgspec.structs import replace
 
-from protocol.commands import Body, Cancel, Command, Leave, Settled
-from protocol.events import Depart, Effect, Finished, Forget, Kept, Loaded, Start, Stop, Warn
+from protocol.commands import Body, Cancel, Command, Feed, Leave, Settled
+from protocol.events import Depart, Effect, Finished, Forget, Kept, Loaded, Start, Stop, Type, Warn
 from protocol.keeping import Answer, Keeping
 from protocol.limits import KILL_AFTER, MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver
@@ -172,8 +172,18 @@ class Duty:
                 return self._cancel(of, now)
             case Settled(ids=ids):
                 return self._forget(ids, command.expires_ms / 1000, now), []
+            case Feed():
+                return self._feed(command, command.body, now), []
             case _:
                 return [Warn(f"command {command.id} is not quiet")], []
+
+    def _feed(self, command: Command, feed: Feed, now: float) -> list[Effect]:
+        """Its offset tells a replay within the console's life; the console's number and its expiry any other."""
+        try:
+            self._guard.check_time(command, now)
+        except Untrusted as error:
+            return [Warn(f"what was typed into console {feed.of} is refused: {error}")]
+        return [Type(feed)] if feed.of in self._running else []
 
     def _cancel(self, of: int, now: float) -> tuple[list[Effect], list[tuple[int, Answer]]]:
         task = self._tasks.get(of)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from protocol.commands import Body, Leave, Member, Plan
+from protocol.commands import Body, Feed, Leave, Member, Plan
 from protocol.messages import Deliver, HostHealth, Link, Message, Report
 from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
 from protocol.ranks import Ranks
@@ -206,6 +206,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Type:
+    """Give this to the console that it is for."""
+
+    feed: Feed
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """Write this outcome to disk, where it survives this process, and say Kept. `signature` is the command's."""
 
@@ -322,6 +329,7 @@ Effect: TypeAlias = (
     | Admit
     | Start
     | Stop
+    | Type
     | Keep
     | Load
     | Forget

@@ -71,6 +71,15 @@ MAX_EXTENTS = 100_000
 #: What a relay keeps of a transfer in memory for its children.
 CHUNK_CACHE = 8 << 20
 
+#: What of a VM's console is on its way and not yet seen: a screen of 200 x 60 with all its colours, and 16 KiB/s on a
+#: line of 2 s.
+CONSOLE_WINDOW = 32 << 10
+#: What is typed, in one piece: a pasted screen, and no more than a relay passes on in a moment.
+MAX_FEED = 4 << 10
+#: Who has a console open says so at least this often; a console of whom nothing was heard for the second is closed.
+CONSOLE_EVERY = 5.0
+CONSOLE_SILENT = 30.0
+
 #: A heartbeat in each direction; any message counts as one.
 BEAT_EVERY = 2.0
 #: Three heartbeats and some slack: silence is known within 10 s at the root, as promised, with room for a loaded host.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 
 from protocol import ranks
-from protocol.commands import Body, Cancel, Plan, Settled
+from protocol.commands import Body, Cancel, Feed, Plan, Settled
 from protocol.events import Effect, Tell, TellLate, TellSettled
 from protocol.ledger import Absence, Account, tells
 from protocol.limits import DEADLINE_SLACK, LATE_BYTES, LATE_COMMANDS, LOST_AFTER, RETURN_WITHIN
@@ -71,7 +71,7 @@ class Settling:
     def submit(self, delivery: Deliver, body: Body, missing: Ranks | None, now: float) -> None:
         """A command from a client, signed; `missing` where it is one from before the root itself began anew."""
         targets = ranks.unpack(delivery.targets)
-        if isinstance(body, Settled):
+        if isinstance(body, Settled | Feed):
             self._send(delivery, targets)
             return
         if isinstance(body, Cancel):

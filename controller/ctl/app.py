@@ -31,6 +31,7 @@ _MODULES = {
     "spawn": "spawn",
     "destroy": "spawn",
     "image": "image",
+    "console": "console",
     "get": "show",
     "label": "label",
     "down": "up",

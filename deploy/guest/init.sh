@@ -1,5 +1,6 @@
 #!/bin/busybox sh
-# All that runs in the small guest: brings up its address, says so on the console, and waits for the power button.
+# All that runs in the small guest: brings up its address, says so on the console, and has a shell there until
+# somebody presses the power button.
 # The address is in the kernel's own form, ip=CLIENT:SERVER:GATEWAY:NETMASK:NAME:DEVICE:AUTOCONF (nfsroot.rst in the
 # kernel's documentation), which Debian's cloud kernel leaves to its initramfs.
 
@@ -48,6 +49,8 @@ done
 acpid -d >/dev/null 2>&1 &
 say "${name:-?} ready at ${client:-no address}"
 
+# A shell on the serial console, for whoever sits in front of it.
 while :; do
-    sleep 86400
+    setsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1
+    sleep 1
 done

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from protocol import ranks
-from protocol.commands import Body, Cancel, Command, Leave, Run, Settled
+from protocol.commands import Body, Cancel, Command, Feed, Leave, Run, Settled
 from protocol.duty import DEPART_AFTER, Duty
-from protocol.events import Depart, Effect, Finished, Forget, Start, Stop
+from protocol.events import Depart, Effect, Finished, Forget, Start, Stop, Type, Warn
 from protocol.limits import KEEP_AFTER, KILL_AFTER, MAX_OUTPUT, MAX_TEXT, MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import (
@@ -270,3 +270,23 @@ def test_old_numbers_are_forgotten_only_when_the_guard_would_refuse_them_anyway(
             _, answer = duty.deliver(_command(id_, issued=2.0 + id_), None, 3_002.0)
             assert answer is not None
             assert isinstance(answer[0], Refused)
+
+
+def test_what_is_typed_goes_to_a_console_that_is_open_and_to_no_other() -> None:
+    duty = _duty()
+    feed = Feed(of=1, offset=0, data=b"x", seen=0)
+    assert duty.quiet(_command(2, feed), 2.0) == ([], [])
+    _begun(duty)
+    assert duty.quiet(_command(3, feed), 2.0) == ([Type(feed)], [])
+    duty.finished(Finished(1, Exited(0)), 2.0)
+    assert duty.quiet(_command(4, feed), 2.0) == ([], [])
+
+
+def test_what_was_typed_long_ago_or_to_the_agent_before_is_refused() -> None:
+    duty = _duty()
+    _begun(duty)
+    for late in (_command(2, Feed(of=1, offset=0, data=b"x", seen=0), issued=-9.0), None):
+        command = late or _command(3, Feed(of=1, offset=0, data=b"x", seen=0))
+        effects, outcomes = duty.quiet(command, 2.0 if late else 100.0)
+        assert [type(effect) for effect in effects] == [Warn]
+        assert outcomes == []
