@@ -14,6 +14,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from threading import get_native_id
 from typing import TypeVar
 
 import msgspec
@@ -57,7 +58,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` by a file with `data`, whole or not at all, and on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{get_native_id()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "wb") as file:
         os.fchmod(fd, mode)
