@@ -112,14 +112,18 @@ class Chain:
             for rank, host in self.hosts.items()
             if rank is not None
         ):
-            assert self._heap, "nothing will ever happen any more"
-            self.now, _, call = heapq.heappop(self._heap)
+            self.step()
             assert self.now <= within, f"not done after {within} s: {self.unfinished()}"
-            call()
         self.check()
         return {
             rank: host.finished for rank, host in self.hosts.items() if rank is not None and host.finished is not None
         }
+
+    def step(self) -> None:
+        """Let the next thing happen."""
+        assert self._heap, "nothing will ever happen any more"
+        self.now, _, call = heapq.heappop(self._heap)
+        call()
 
     def begin(self) -> None:
         """The command reaches all hosts, in any order."""
