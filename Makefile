@@ -56,6 +56,10 @@ man: venv ## write ctl's manual page, from its --help, to build/ctl.1
 bench-broadcast: setup-bench ## compare ctl broadcast with pdsh and clush on 64 test hosts (root)
 	$(PY) -m tests.bench.broadcast $(ARGS)
 
+.PHONY: bench-push
+bench-push: setup-bench ## compare ctl push with TakTuk, clush and scp on test hosts (root; ARGS="--only shaped --hosts 8")
+	$(PY) -m tests.bench.push $(ARGS)
+
 .PHONY: soak
 soak: setup ## broadcast without end under random faults on 32 test hosts, 10 minutes (root; ARGS="--minutes 3 --seed 1")
 	$(PY) -m tests.bench.soak $(ARGS)
