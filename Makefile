@@ -33,6 +33,14 @@ sim: venv ## play 10,000 seeded schedules of faults on simulated trees (ARGS="--
 sim-mutants: venv ## plant faults in protocol/, one at a time, and see that the simulator finds each (ARGS="--only cancel")
 	$(PY) -m tests.sim.mutants $(ARGS)
 
+.PHONY: fuzz
+fuzz: venv ## hostile bytes for the parsers of infra.conf and profiles, 10 minutes (ARGS="--minutes 1 --only infra")
+	$(PY) -m tests.fuzz $(ARGS)
+
+.PHONY: bench-vms
+bench-vms: setup ## 2,000 VMs on 64 agents with libvirt's test driver: spawned, lost, spawned again, destroyed; the seconds
+	$(PY) -m tests.bench.vms $(ARGS)
+
 .PHONY: check
 check: venv ## lint, formatting, strict types (3.11, and 3.10 for agent and protocol), layers
 	$(VENV)/bin/ruff check .

@@ -27,8 +27,11 @@ import msgspec
 from controller.text_problems import shown
 from protocol.vms import Bridge, Cmdline
 
-#: Larger files are refused: thousands of patterns are some 100 KiB.
-MAX_BYTES = 1 << 20
+#: Larger files are refused: a thousand patterns are some 100 KiB.
+MAX_BYTES = 256 << 10
+#: So are longer lines: a kernel's command line has 2,047 characters at most. tomllib takes time that grows with the
+#: square of the length of a dotted key.
+_MAX_LINE = 4096
 _SIZE = re.compile(r"([1-9][0-9]{0,9}) ?(M|G|T|MiB|GiB|TiB)")
 _SIZES = {"M": 1, "G": 1024, "T": 1024 * 1024}
 
@@ -131,7 +134,10 @@ def load_profile(path: Path) -> Profile:
 def parse_profile(data: bytes, *, file: str = "profile", folder: Path | None = None) -> Profile:
     """The profile in `data`. Paths are relative to `folder`. Raises ProfileError; nothing else, whatever the bytes."""
     if len(data) > MAX_BYTES:
-        raise ProfileError([f"{file}: it is longer than {MAX_BYTES >> 20} MiB"])
+        raise ProfileError([f"{file}: it is longer than {MAX_BYTES >> 10} KiB"])
+    long = next((number for number, line in enumerate(data.split(b"\n"), 1) if len(line) > _MAX_LINE), None)
+    if long is not None:
+        raise ProfileError([f"{file}: line {long} is longer than {_MAX_LINE} bytes"])
     try:
         document = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:

@@ -213,7 +213,8 @@ class LocalFleet:
 
     def wait_until_up(self, names: Iterable[str]) -> None:
         """Wait until these hosts are in the tree."""
-        missing = self.session.wait_for(names, DEADLINE_S)
+        # Two seconds more for each: dozens of interpreters that start at once take one after the other.
+        missing = self.session.wait_for(names, DEADLINE_S + 2 * len(self.names))
         assert not missing, {name: (why, self.log(name)[-2_000:]) for name, why in missing.items()}
 
     def wait_until_down(self, name: str) -> None:
