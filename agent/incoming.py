@@ -22,6 +22,7 @@ from agent.compare import Comparison, Looker, State, check_room, has_content, ha
 from agent.paths import BadDestination, Below, open_folder
 from agent.source import digest_of
 from agent.staging import LISTING, Staging, key_of
+from agent.walk import READ
 from protocol import listing as listings
 from protocol.commands import Stream
 from protocol.listing import BadListing, Entry, Kind, Map, parent_of, shown
@@ -56,15 +57,18 @@ class Incoming:
         by_time: bool = False,
         exact: bool = False,
         dry_run: bool = False,
+        only: frozenset[bytes] | None = None,
     ) -> None:
         """`listing` is the packed listing, None where it is the stream's head. `notes` is where the notes of staging
         directories are. With `backup`, what is replaced is kept under its name and that suffix. See Looker for
-        `by_time` and `exact`. With `dry_run` nothing is changed and nothing but the head is wanted.
+        `by_time` and `exact`. With `dry_run` nothing is changed and nothing but the head is wanted. `only` are the
+        first names that the listing must have.
 
         Raises BadDestination, OSError; nothing is changed by then.
         """
-        self._stream, self._path = stream, folder
+        self._stream = stream
         self._backup, self._by_time, self._exact, self.dry_run = backup, by_time, exact, dry_run
+        self._only = only
         self._umask = _umask()
         self._found: Comparison | None = None
         self._head: dict[int, bytes] = {}
@@ -121,6 +125,8 @@ class Incoming:
             self._listing = listings.unpack(packed)
         except BadListing as error:
             raise BadDestination(f"refused as a whole: {error}") from error
+        if self._only is not None and self._only != {entry.path.partition(b"/")[0] for entry in self._listing.entries}:
+            raise BadDestination("refused as a whole: it names other files than were asked for")
         self._map = Map(self._listing)
         head_bytes = stream.head * stream.chunk
         if stream.size not in ({head_bytes} if self.dry_run else {head_bytes + self._map.size}):
@@ -231,6 +237,46 @@ class Incoming:
                     else:
                         with self._file(piece.entry) as fd:
                             _write(fd, data, piece.offset)
+
+    def take(self, folder: int) -> None:
+        """Instead of chunks: the files of the same listing that are in place below `folder`, a descriptor, each under
+        its other name (a hard link), or copied where that can't be."""
+        with self._in_use():
+            found, entries, there = self._required, self._listing.entries, Below(folder)
+            staging = self._staging.make() if found.units else -1
+            try:
+                for index in found.unit_of:
+                    entry = entries[index]
+                    if entry.kind is not Kind.FILE:
+                        continue
+                    above = parent_of(entry.path)
+                    name, staged = entry.path[len(above) + 1 :] if above else entry.path, self._staged(index)
+                    parent = there.directory(above)
+                    with suppress(FileNotFoundError):
+                        os.unlink(staged, dir_fd=staging)
+                    try:
+                        os.link(name, staged, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
+                        self._done[index] = 1
+                    except OSError as error:
+                        if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP):
+                            raise
+                        self._copy(index, entry, os.open(name, READ, dir_fd=parent))
+            finally:
+                there.close()
+
+    def _copy(self, index: int, entry: Entry, source: int) -> None:
+        try:
+            with self._file(index) as fd:
+                for offset, length in ((0, entry.size),) if entry.extents is None else entry.extents:
+                    at, end = offset, offset + length
+                    while at < end:
+                        data = os.pread(source, min(1 << 20, end - at), at)
+                        if not data:
+                            raise OSError(errno.EIO, f"{shown(entry.path)} became shorter")
+                        _write(fd, data, at)
+                        at += len(data)
+        finally:
+            os.close(source)
 
     def read(self, index: int) -> bytes:
         """A chunk that is here. Raises OSError. Whoever reads it sees by its digest whether it is still right."""
@@ -466,6 +512,16 @@ class Incoming:
     def unchanged(self) -> bool:
         """Whether every content was there already."""
         return self._found is not None and not self._found.units
+
+    @property
+    def stream(self) -> Stream:
+        """The stream."""
+        return self._stream
+
+    @property
+    def listing(self) -> bytes:
+        """The packed listing, once it is there."""
+        return listings.pack(self._listing)
 
     @property
     def first(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from agent.bulk import Bulk, Store
@@ -268,6 +269,20 @@ class Shell:
     def was_stored(self, id_: int, index: int) -> int | None:
         """The worker stored a chunk; how many bytes are on disk now, None where the push is over here."""
         return self._bulk.was_stored(id_, index)
+
+    # --- pulls --------------------------------------------------------------------------------------------------------
+
+    def dial_root(self, port: int, *, heard: Callable[[list[Blob]], None], lost: Callable[[str], None]) -> Uplink:
+        """A link of its own to the root, which listens at `port` for it: every host may reach the root, its last
+        ancestor. See Uplink."""
+        root = self.relay.ancestors[-1]
+        return Uplink(self._keyring, root.address, port, root.key, heard=heard, lost=lost)
+
+    def listen(
+        self, address: str, port: int, *, heard: Callable[[int, list[bytes]], None], lost: Callable[[int, str], None]
+    ) -> Downlink:
+        """The root: be there for such links. See Downlink."""
+        return Downlink(self._keyring, "canopy-bulk", address, port, heard=heard, lost=lost)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ _OPEN_MOST = 16
 #: Data of several files up to this size is copied as it is digested, so that it is opened and read once: a chunk of
 #: small files is hundreds of them.
 _COPIED_MOST = 64 << 20
+_NEVER = threading.Event()
 
 
 class _Digester:
@@ -82,6 +83,11 @@ class Source:
         self._lock = threading.Lock()
         if stream.size not in (stream.head * stream.chunk, stream.head * stream.chunk + self._map.size):
             raise BadSource("the stream and its listing do not agree")
+
+    @property
+    def listing_digest(self) -> str:
+        """The SHA-256 of the packed listing, in hexadecimal."""
+        return hashlib.sha256(self.packed).hexdigest()
 
     @property
     def inline_listing(self) -> bytes | None:
@@ -172,12 +178,19 @@ def _open_entry(path: bytes, root: Callable[[bytes], int], below: dict[bytes, Be
 
 
 def gather(
-    roots: Sequence[tuple[bytes, str]], wishes: Wishes, scratch: Path, *, data: bool = True, digests: bool | None = None
+    roots: Sequence[tuple[bytes, str]],
+    wishes: Wishes,
+    scratch: Path,
+    *,
+    data: bool = True,
+    digests: bool | None = None,
+    stopped: threading.Event = _NEVER,
 ) -> Source:
     """List and digest what is at `roots` (names on the other side, and paths here).
 
     Without `data` the stream is the listing alone. With `digests` every file has its own digest in the listing, by
-    default where there are several; `scratch` is a directory for a temporary copy. Raises BadSource, OSError.
+    default where there are several; `scratch` is a directory for a temporary copy. Once `stopped` is set it ends soon.
+    Raises BadSource, OSError.
     """
     walk = Walk(wishes)
     fds: dict[bytes, int] = {}
@@ -198,7 +211,7 @@ def gather(
         if several and 0 < size <= _COPIED_MOST:
             copy = _unlinked(scratch)
         digester = _Digester(chunk)
-        _Reader(walk, wishes, fds, below, digester, copy, each=several).all()
+        _Reader(walk, wishes, fds, below, digester, copy, stopped, each=several).all()
         _raise(walk.troubles)
         listing = Listing(tuple(walk.entries), walk.owners)
         packed = listings.pack(listing)
@@ -254,12 +267,15 @@ class _Reader:
     below: dict[bytes, Below]
     digester: _Digester
     copy: int | None
+    stopped: threading.Event
     #: Whether each file gets a digest of its own.
     each: bool
 
     def all(self) -> None:
         entries = self.walk.entries
         for index, entry in enumerate(entries):
+            if self.stopped.is_set():
+                raise BadSource("it was stopped")
             if entry.kind is Kind.FILE:
                 try:
                     entries[index] = self._one(entry)
@@ -280,6 +296,8 @@ class _Reader:
                 changes["xattrs"] = attributes
             whole = hashlib.sha256() if self.each else None
             for data in _data(fd, entry):
+                if self.stopped.is_set():
+                    raise BadSource("it was stopped")
                 if whole is not None:
                     whole.update(data)
                 self.digester.feed(data)

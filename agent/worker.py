@@ -17,6 +17,7 @@ from agent.identity import HostDirectory
 from agent.keeper import Keeper
 from agent.outcomes import KeptOutcomes
 from agent.processes import Process
+from agent.pulls import Pulls
 from agent.pushes import Pushes, sentence
 from agent.spool import trim
 from agent.tunables import JOURNAL
@@ -30,9 +31,11 @@ from protocol.commands import (
     Feed,
     Images,
     Leave,
+    Offer,
     ProbeVms,
     Push,
     Run,
+    Send,
     TuneHost,
     VmAction,
 )
@@ -75,6 +78,7 @@ class AgentWorker:
         self._health = Health(directory.path, version)
         self._processes: dict[int, Process] = {}
         self._pushes = Pushes(shell, directory, self._disk, self._finish, self._placed)
+        self._pulls = Pulls(shell, directory, self._finish)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._vms: VmWorker | None = None
         self._carer: Care | None = None
@@ -94,6 +98,10 @@ class AgentWorker:
                 self._task(id_, self._pushes.begin(id_, body))
             case Console():
                 self._task(id_, self._console(id_, body))
+            case Offer():
+                self._task(id_, self._pulls.offer(id_, body))
+            case Send():
+                self._pulls.send(id_, body)
             case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
                 self._task(id_, self._vm_work(id_, body, ttl))
             case Images():
@@ -112,6 +120,8 @@ class AgentWorker:
             process.stop(hard=hard)
         elif task is not None:
             task.cancel()
+        elif self._pulls.stop(id_):
+            pass
         elif id_ in self._pushes:
             self._pushes.end(id_, _STOPPED)
 
@@ -352,6 +362,7 @@ class AgentWorker:
         if self._watch is not None:
             self._watch.cancel()
         await self._pushes.close(keep=leave is None)
+        await self._pulls.close()
         if leave is not None and leave.vms:
             await self._vm_worker().destroy(None)
         if self._vms is not None:

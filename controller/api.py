@@ -111,6 +111,20 @@ class Reserve(_Struct, frozen=True, kw_only=True, tag="reserve"):
     capacities: dict[str, Capacity]
 
 
+class PullFrom(_Struct, frozen=True, kw_only=True, tag="pull"):
+    """Bring what is at `paths` on hosts into `directory` (a path on this machine), into a folder a host.
+
+    Hosts that have the same share the files (hard links); with `fold` one of them alone has a folder, beside a file
+    that names all. Answered like RunOn, with Fetched in between.
+    """
+
+    hosts: tuple[str, ...] | None
+    paths: tuple[str, ...]
+    directory: str
+    wishes: Wishes
+    fold: bool = False
+
+
 class CreateOn(_Struct, frozen=True, kw_only=True, tag="create"):
     """Make VMs: for each host its own. Their addresses are kept by name until they are destroyed.
 
@@ -277,6 +291,7 @@ Request: TypeAlias = (
     | RunOn
     | PushTo
     | Reserve
+    | PullFrom
     | CreateOn
     | ProbeOn
     | DestroyOn
@@ -334,6 +349,13 @@ class Streamed(_Struct, frozen=True, kw_only=True, tag="streamed"):
 
 class Advanced(_Struct, frozen=True, kw_only=True, tag="advanced"):
     """How many bytes of a push hosts have, of `size`."""
+
+    size: int
+    done: dict[int, int]
+
+
+class Fetched(_Struct, frozen=True, kw_only=True, tag="fetched"):
+    """How many bytes of a pull came from hosts; `size` is what all of them will have sent."""
 
     size: int
     done: dict[int, int]
@@ -546,6 +568,7 @@ Reply: TypeAlias = (
     | Late
     | Streamed
     | Advanced
+    | Fetched
     | Settled
     | OnRecord
     | VmsDone

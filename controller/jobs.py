@@ -9,7 +9,7 @@ import msgspec
 
 from controller import api
 from protocol import ranks
-from protocol.commands import Body, CreateVms, DestroyVms, Images, ProbeVms, VmAction
+from protocol.commands import Body, CreateVms, DestroyVms, Images, Offer, ProbeVms, Send, VmAction
 from protocol.outcomes import NO_OUTPUT, Exited, Fold
 from protocol.vms import ImageResult, VmResult
 
@@ -58,12 +58,23 @@ def as_images_done(name: Callable[[int], str]) -> Translate:
     return translate
 
 
+def as_offered(fold: Fold) -> Iterable[api.Reply]:
+    """What hosts had for a pull: what they said of it is for the service alone."""
+    if isinstance(fold.outcome, Exited):
+        fold = Fold(fold.ranks, fold.outcome)
+    return as_folded(fold)
+
+
 def translation(body: Body, name: Callable[[int], str]) -> Translate:
     """How the outcomes of such a command are told to clients."""
     if isinstance(body, CreateVms | DestroyVms | VmAction):
         return as_vms_done(name)
     if isinstance(body, Images):
         return as_images_done(name)
+    if isinstance(body, Send):
+        return lambda _: ()
+    if isinstance(body, Offer):
+        return as_offered
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 
 
@@ -91,8 +102,9 @@ class Job:
         self.sealed = False
         #: Called when all that was begun is over; whether it began more (see `controller.rolling`).
         self.more: Callable[[], bool] | None = None
-        #: Somebody wants it to end.
+        #: Somebody wants it to end; called when they say so.
         self.stopped = False
+        self.on_stop: Callable[[], None] = lambda: None
 
     def began(self, id_: int) -> None:
         """A command of the tree is part of this job."""

@@ -265,6 +265,7 @@ class RootNode:
         if job.more is not None and not job.stopped:
             self.state.stop_roll(min(job.ids))
         job.stopped = True
+        job.on_stop()
         for id_ in sorted(job.open):
             missing = self.relay.missing(id_)
             if missing:

@@ -63,6 +63,19 @@ def push_line(size: int, done: Mapping[str, int], waiting: Collection[str], seco
     return f"{line}, slowest {slowest}" if slowest else line
 
 
+def pull_line(size: int, done: Mapping[str, int], hosts: int, finished: int, seconds: float) -> str:
+    """How far a pull of `size` bytes is. `done` holds the bytes that came from each host so far; `finished` of `hosts`
+    hosts have their outcome."""
+    if not size:
+        return f"{finished}/{hosts} hosts, {seconds:.0f} s, hosts look at what they have"
+    have = min(size, sum(done.values()))
+    filled = round(have / size * _BAR)
+    left = f", {time_text((size - have) * seconds / have)} left" if 0 < have < size else ""
+    rate = f", {size_text(have / seconds)}/s{left}" if seconds > 0 and have else ""
+    bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] {have / size:4.0%} of {size_text(size)}"
+    return f"{bar}, {finished}/{hosts} hosts{rate}"
+
+
 def up_line(total: int, settled: int, failed: int, seconds: float) -> str:
     """How far `ctl up` is."""
     line = f"{settled}/{total} hosts done, {seconds:.0f} s"

@@ -16,6 +16,7 @@ from controller.image_requests import ImageRequests
 from controller.jobs import Job, as_late, translation
 from controller.node import RootNode
 from controller.on_record import Vm
+from controller.pulling import Pulling
 from controller.pushing import Pushing
 from controller.rolling import Roll, share
 from controller.state import Host
@@ -35,9 +36,10 @@ _LOST_SHOWN = 5
 class Requests:
     """Answers to requests. Methods that begin a command return its Job and the hosts that it went to, by rank."""
 
-    def __init__(self, node: RootNode, directory: Path, images: ImageRequests) -> None:
+    def __init__(self, node: RootNode, directory: Path, images: ImageRequests, listen: str) -> None:
         self._node = node
         self._pushing = Pushing(node, directory, images)
+        self._pulling = Pulling(node, listen, directory / "pulls")
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -319,6 +321,11 @@ class Requests:
         """Push files: list and digest them first, in a thread."""
         hosts = self._node.members.ranks_of(request.hosts)
         return await self._pushing.push(request, hosts, uid), hosts
+
+    def pull(self, request: api.PullFrom, uid: int) -> tuple[Job, dict[int, str]]:
+        """Pull files."""
+        hosts = self._node.members.ranks_of(request.hosts)
+        return self._pulling.pull(request, hosts, uid), hosts
 
     async def push_file(
         self, hosts: dict[int, str], source: Path, path: str, mode: int, uid: int

@@ -34,10 +34,10 @@ _UCRED = struct.Struct("3i")
 class Service:
     """Clients' requests, answered one connection at a time each."""
 
-    def __init__(self, node: RootNode, directory: Path) -> None:
+    def __init__(self, node: RootNode, directory: Path, listen: str) -> None:
         self._node = node
         self._images = ImageRequests(node)
-        self._requests = Requests(node, directory, self._images)
+        self._requests = Requests(node, directory, self._images, listen)
         self._hosts = HostRequests(node)
         self._vms = VmRequests(node)
         self.names = Names(node, directory, self._requests.push_file)
@@ -127,6 +127,8 @@ class Service:
                 return await requests.push(request, uid)
             case api.Reserve():
                 return vms.reserve(request)
+            case api.PullFrom():
+                return requests.pull(request, uid)
             case api.CreateOn():
                 return vms.create(request, uid)
             case api.ProbeOn():
@@ -188,7 +190,7 @@ async def serve(directory: Path, listen: str, advertised: str | None) -> None:
     """Be the service until it is told to end."""
     loop = asyncio.get_running_loop()
     node = RootNode(directory, listen, advertised)
-    service = Service(node, directory)
+    service = Service(node, directory, listen)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.ended.set)
     path = directory / "client.sock"

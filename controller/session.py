@@ -116,6 +116,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Fetched:
+    """How far a pull has come: bytes that each host gave so far, of `size` that all of them will have given."""
+
+    size: int
+    done: dict[str, int]
+
+
+@dataclass(frozen=True)
 class VmAnswer:
     """What one host did for its VMs."""
 
@@ -139,7 +147,7 @@ class ImageAnswer:
     results: tuple[ImageResult, ...]
 
 
-Happening = Result | Late | Piece | Progress | VmAnswer | VmReached | ImageAnswer
+Happening = Result | Late | Piece | Progress | Fetched | VmAnswer | VmReached | ImageAnswer
 
 
 @dataclass
@@ -171,6 +179,8 @@ class Job:
                     yield Piece(self.hosts[rank], stream, offset, data)
                 case api.Advanced(size=size, done=done):
                     yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()})
+                case api.Fetched(size=size, done=done):
+                    yield Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
                 case api.VmsDone(host=host, results=results):
                     yield VmAnswer(host, results)
                 case api.VmsReached(host=host, names=names):
@@ -397,6 +407,30 @@ class Session:
                 dry_run=dry_run,
             )
         )
+
+    def pull(
+        self,
+        paths: str | Sequence[str],
+        directory: PathLike,
+        hosts: str | Iterable[str] | None = None,
+        *,
+        fold: bool = False,
+        preserve: bool = False,
+        xattrs: bool = False,
+    ) -> Job:
+        """Bring files and directories of hosts (None: all) to this machine: `directory`/HOST/NAME for each.
+
+        `paths` are paths from / on. Equal contents come once: those who have them share the files (hard links), or with
+        `fold` the first of them alone has a folder, beside HOST.hosts, which names all of them, a line each. With
+        `preserve` times are kept, and as root owners; with `xattrs` extended attributes. What is there with the same
+        bytes is not fetched. Raises CtlError where nothing can be asked for; yields Fetched and Results.
+        """
+        names = (paths,) if isinstance(paths, str) else tuple(paths)
+        if not names:
+            raise CtlError("nothing to pull", ExitStatus.USAGE)
+        wishes = Wishes(times=False, preserve=preserve, xattrs=xattrs)
+        where = os.path.abspath(directory)  # noqa: PTH100  resolves no link
+        return self._job(api.PullFrom(hosts=self._names(hosts), paths=names, directory=where, wishes=wishes, fold=fold))
 
     def create_vms(self, deployment: str, slices: dict[str, tuple[VmSpec, ...]], *, timeout: float = 600.0) -> Job:
         """Make each host's VMs. Yields a VmAnswer for each host, and a Result for each host that could not."""

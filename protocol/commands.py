@@ -16,11 +16,13 @@ from protocol.limits import (
     MAX_COMMAND_TEXT,
     MAX_FEED,
     MAX_INLINE,
+    MAX_OFFERED,
     MAX_OUTPUT,
     MAX_PATH,
     MAX_RANK,
 )
 from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, VmSpec
+from protocol.wishes import Wishes
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_COMMAND_TEXT)]
 Path = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PATH)]
@@ -90,6 +92,32 @@ class Push(msgspec.Struct, frozen=True, kw_only=True, tag="push", forbid_unknown
     by_time: bool = False
     exact: bool = False
     dry_run: bool = False
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer", forbid_unknown_fields=True):
+    """List and digest what is at `paths` (one that begins with @/ is in the agent's own directory), and keep it open
+    for a Send. Answers with an Offered in the output, which is equal where the contents are."""
+
+    paths: Annotated[tuple[Path, ...], msgspec.Meta(min_length=1, max_length=MAX_OFFERED)]
+    wishes: Wishes
+
+
+class Offered(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an Offer found: the digests of its stream and of its packed listing, how many bytes the stream has and how
+    many names are listed."""
+
+    digest: HexDigest
+    listing: HexDigest
+    size: Natural
+    names: Natural
+
+
+class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", forbid_unknown_fields=True):
+    """Connect to the root at `port` and give it the chunks of what command `of` offered, as it asks for them. Has its
+    outcome when the root has ended the connection."""
+
+    of: Natural
+    port: Port
 
 
 class CreateVms(msgspec.Struct, frozen=True, kw_only=True, tag="create vms", forbid_unknown_fields=True):
@@ -241,7 +269,20 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unkno
 
 
 Work: TypeAlias = (
-    Run | Push | CreateVms | DestroyVms | VmAction | Console | ProbeVms | Images | CheckHost | TuneHost | Plan | Leave
+    Run
+    | Push
+    | Offer
+    | Send
+    | CreateVms
+    | DestroyVms
+    | VmAction
+    | Console
+    | ProbeVms
+    | Images
+    | CheckHost
+    | TuneHost
+    | Plan
+    | Leave
 )
 #: Commands that end in no outcome, for they are about other commands.
 Quiet: TypeAlias = Cancel | Settled | Feed

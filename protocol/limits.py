@@ -64,6 +64,8 @@ MAX_INLINE = 64 << 10
 #: Names in one push or pull. Each takes some 350 bytes of a host's memory while the push lasts: 16 MiB at the most, of
 #: the 32 that a push may take.
 MAX_ENTRIES = 50_000
+#: Paths that one pull may name: each has a name of its own in the folder that they go to.
+MAX_OFFERED = 1_000
 #: Its packed listing: 50,000 entries of 80 bytes are half of it.
 MAX_LISTING = 8 << 20
 #: Parts of its sparse files, together: a badly fragmented image of 64 GiB has some tens of thousands.

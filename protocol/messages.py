@@ -10,11 +10,12 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from protocol.commands import Natural, Rank
+from protocol.commands import Natural, Rank, Stream
 from protocol.limits import (
     ASK_WINDOW,
     MAX_BITMAP,
     MAX_CHUNKS,
+    MAX_INLINE,
     MAX_OUTPUT,
     MAX_PAYLOAD,
     MAX_RANK,
@@ -48,6 +49,7 @@ class Kind(IntEnum):
     CHUNK = 14
     NO_CHUNK = 15
     HOLD = 16
+    HAVE = 17
 
 
 class Manner(IntEnum):
@@ -228,6 +230,15 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     packed: bool = False
 
 
+class Have(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Host to root, first on a pull link: what I can give of offer `id`. `listing` is the packed listing, None where it
+    is the stream's head."""
+
+    id: Natural
+    stream: Stream
+    listing: Annotated[bytes, msgspec.Meta(max_length=MAX_INLINE)] | None
+
+
 class NoChunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The answer to Ask: I can't give you that. `final` says that asking again is of no use."""
 
@@ -261,6 +272,7 @@ Message: TypeAlias = (
     | Chunk
     | NoChunk
     | Hold
+    | Have
 )
 
 TYPES: dict[Kind, type[Message]] = {
@@ -280,6 +292,7 @@ TYPES: dict[Kind, type[Message]] = {
     Kind.CHUNK: Chunk,
     Kind.NO_CHUNK: NoChunk,
     Kind.HOLD: Hold,
+    Kind.HAVE: Have,
 }
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
@@ -290,3 +303,6 @@ UPWARDS: frozenset[type[Message]] = frozenset(
 DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell})
 BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask})
 BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold})
+#: On the link that a host opens for a pull chunks go the other way.
+PULL_UPWARDS: frozenset[type[Message]] = frozenset({Have, Chunk, NoChunk})
+PULL_DOWNWARDS: frozenset[type[Message]] = frozenset({Ask})

@@ -27,6 +27,7 @@ _MODULES = {
     "jobs": "jobs",
     "job": "jobs",
     "push": "push",
+    "pull": "pull",
     "plan": "spawn",
     "spawn": "spawn",
     "destroy": "spawn",
@@ -93,6 +94,7 @@ From bare hosts to running VMs:
   ctl up -w h[0-63]            start an agent on each host, over SSH
   ctl broadcast uname -r       run a command on all of them
   ctl push app.tar.gz /opt/    bring a file to all of them
+  ctl pull /var/log/syslog .   bring each one's here, into a folder a host
   ctl spawn infra.conf …       boot the VMs of a configuration
   ctl health                   see how hosts and VMs are
   ctl down                     end the agents; VMs stay

@@ -269,7 +269,7 @@ def test_a_long_listing_travels_in_front_of_the_data(tmp_path: Path, target: Pat
     for number in range(1_500):
         (many / f"file {number}").write_bytes(b"%d" % number * 50)
     source = gather([(b"many", str(many))], DEFAULT, notes.parent)
-    assert source.stream.head == 1
+    assert source.stream.head > 1
     assert source.inline_listing is None
     incoming = Incoming(str(target), source.stream, None, notes)
     count = source.stream.size // CHUNK + 1

@@ -32,6 +32,8 @@ def _direction(type_: type) -> tuple[str, str]:
     up = type_ in messages.UPWARDS | messages.BULK_UPWARDS
     down = type_ in messages.DOWNWARDS | messages.BULK_DOWNWARDS
     bulk = type_ in messages.BULK_UPWARDS | messages.BULK_DOWNWARDS
+    if not up and not down and not bulk:
+        return "up" if type_ in messages.PULL_UPWARDS else "down", "pull"
     return "both" if up and down else "up" if up else "down", "bulk" if bulk else "control"
 
 
