@@ -171,7 +171,10 @@ class Duty:
             case Cancel(of=of):
                 return self._cancel(of, now)
             case Settled(ids=ids):
-                return self._forget(ids, command.expires_ms / 1000, now), []
+                # Those above wait for an answer to what waits here; it is over, and the root hears it no more.
+                dropped = sorted({early.id for early, _ in self._early}.intersection(ids))
+                answers: list[tuple[int, Answer]] = [(id_, (Cancelled(ran=False), NO_OUTPUT)) for id_ in dropped]
+                return self._forget(ids, command.expires_ms / 1000, now), answers
             case Feed():
                 return self._feed(command, command.body, now), []
             case _:

@@ -11,6 +11,7 @@ from protocol import ranks
 from protocol.commands import Leave, Run
 from protocol.limits import DEADLINE_SLACK, KILL_AFTER, LOST_AFTER, SILENT_AFTER
 from protocol.outcomes import NO_OUTPUT, Cancelled, Exited, Lost, Output, TimedOut
+from tests.sim.schedule import Performance, Schedule, Step
 from tests.sim.tree import Tree
 
 #: Longer than any fault takes to be noticed.
@@ -463,3 +464,15 @@ def test_who_is_given_a_command_later_has_only_the_time_that_remains() -> None:
     tree.heal(2)
     assert tree.settle(command) == dict.fromkeys(range(3), TimedOut())
     assert tree.now - began < 6.0
+
+
+def test_a_relay_waits_for_nobody_whose_command_was_settled_while_it_waited_for_the_time() -> None:
+    """The seed that found it: a restarted child below a slow relay got the command and the word that it is settled
+    before it knew the root's time."""
+    steps = (
+        Step("slow", 4, 233, pause=0.05),
+        Step("broadcast to some", 23, 658),
+        Step("restart", 19, 237),
+        Step("broadcast to some", 22, 119, ttl=0.0, pause=6.0),
+    )
+    Performance(Schedule(6253, 25, 5, True, steps)).play()
