@@ -170,6 +170,14 @@ class ActOn(_Struct, frozen=True, kw_only=True, tag="act"):
     timeout_ms: int
 
 
+class Disown(_Struct, frozen=True, kw_only=True, tag="disown"):
+    """Forget VMs of a deployment whose hosts are out of reach: their addresses are free at once, and the hosts remove
+    them when they come back. Answered by Done."""
+
+    deployment: str
+    names: tuple[str, ...]
+
+
 class GetImages(_Struct, frozen=True, kw_only=True, tag="images"):
     """The images that the service knows. Answered by ImageList."""
 
@@ -296,6 +304,7 @@ Request: TypeAlias = (
     | ProbeOn
     | DestroyOn
     | ActOn
+    | Disown
     | GetImages
     | ImagesOn
     | ConsoleOn

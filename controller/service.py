@@ -135,6 +135,8 @@ class Service:
                 return vms.probe(request, uid)
             case api.DestroyOn():
                 return vms.destroy(request, uid)
+            case api.Disown():
+                return vms.disown(request)
             case api.ActOn():
                 return vms.act(request, uid)
             case api.GetImages():

@@ -477,6 +477,11 @@ class Session:
             )
         )
 
+    def disown_vms(self, deployment: str, names: Iterable[str]) -> None:
+        """Forget VMs whose hosts are out of reach, which frees their addresses; the hosts remove them when they are
+        back."""
+        self._ask(api.Disown(deployment=deployment, names=tuple(names)), api.Done)
+
     def images(self) -> tuple[api.KnownImage, ...]:
         """The images that were pushed and not removed again."""
         return self._ask(api.GetImages(), api.ImageList).images

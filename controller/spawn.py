@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import zip_longest
 from typing import Protocol
@@ -19,7 +19,7 @@ from controller.spawn_plan import Prepared
 from controller.status import CtlError, ExitStatus
 from controller.text_problems import some
 from protocol.outcomes import Outcome, describe, succeeded
-from protocol.vms import ImageAction, ImageResult, ImageState, VmChange, VmPower, VmResult, VmSpec, images_of
+from protocol.vms import Action, ImageAction, ImageResult, ImageState, VmChange, VmPower, VmResult, VmSpec, images_of
 
 #: How often the service is asked for states, in seconds. Agents report within a fraction of one.
 _LOOK_EVERY = 0.2
@@ -304,23 +304,43 @@ def destroy(
 ) -> DestroyReport:
     """Remove VMs, named by deployment, with their disks; their addresses are free then. Raises CtlError."""
     watch = watch or PlainWatch()
+    happened: list[Happening] = []
+    for deployment, names in sorted(doomed.items()):
+        happened += watch("destroy VMs", session.destroy_vms(deployment, names))
+    unnamed = _send_names(session, watch) if doomed else {}
+    return replace(_reported(happened), absent=tuple(absent), unnamed=unnamed)
+
+
+def act(
+    session: Session,
+    meant: Mapping[str, Sequence[str]],
+    action: Action,
+    *,
+    hard: bool = False,
+    label: str | None = None,
+    timeout: float = 600.0,
+    watch: Watch | None = None,
+) -> DestroyReport:
+    """Start, stop, reboot, suspend, resume or snapshot VMs, named by deployment. Raises CtlError."""
+    watch = watch or PlainWatch()
+    happened: list[Happening] = []
+    for deployment, names in sorted(meant.items()):
+        job = session.act(deployment, names, action, hard=hard, label=label, timeout=timeout)
+        happened += watch(f"{action.value} VMs", job)
+    return _reported(happened)
+
+
+def _reported(happened: Iterable[Happening]) -> DestroyReport:
     answers: dict[str, tuple[VmResult, ...]] = {}
     troubles: dict[str, str] = {}
     outcomes: list[Outcome] = []
-    for deployment, names in sorted(doomed.items()):
-        for happening in watch("destroy VMs", session.destroy_vms(deployment, names)):
-            if isinstance(happening, VmAnswer):
-                answers[happening.host] = (*answers.get(happening.host, ()), *happening.results)
-            elif isinstance(happening, Result) and not succeeded(happening.outcome):
-                outcomes.append(happening.outcome)
-                troubles |= dict.fromkeys(happening.hosts, describe(happening.outcome))
-    return DestroyReport(
-        answers=dict(sorted(answers.items())),
-        troubles=dict(sorted(troubles.items())),
-        outcomes=tuple(outcomes),
-        absent=tuple(absent),
-        unnamed=_send_names(session, watch) if doomed else {},
-    )
+    for happening in happened:
+        if isinstance(happening, VmAnswer):
+            answers[happening.host] = (*answers.get(happening.host, ()), *happening.results)
+        elif isinstance(happening, Result) and not succeeded(happening.outcome):
+            outcomes.append(happening.outcome)
+            troubles |= dict.fromkeys(happening.hosts, describe(happening.outcome))
+    return DestroyReport(answers=dict(sorted(answers.items())), troubles=troubles, outcomes=tuple(outcomes))
 
 
 def on_record(

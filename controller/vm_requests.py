@@ -12,6 +12,8 @@ from controller.jobs import Job, as_vms_done, as_vms_reached
 from controller.node import RootNode
 from controller.on_record import Vm
 from controller.status import CtlError, ExitStatus
+from controller.text_problems import some
+from protocol import ranks
 from protocol.commands import CreateVms, DestroyVms, ProbeVms, VmAction
 
 
@@ -21,6 +23,8 @@ class VmRequests:
 
     def __init__(self, node: RootNode) -> None:
         self._node = node
+        self._removing: set[str] = set()
+        node.on_links.append(self._remove_disowned)
 
     def deployment(self, name: str) -> api.Deployment:
         """What is on record of a deployment."""
@@ -148,3 +152,37 @@ class VmRequests:
             node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
         job.seal()
         return job, hosts
+
+    def disown(self, request: api.Disown) -> api.Done:
+        """Forget VMs. Raises CtlError, with nothing changed, where a host can be asked to remove them."""
+        node = self._node
+        placed = self._placed(request.deployment, request.names)
+        up = [
+            host.name
+            for rank, host in node.members.present.items()
+            if host.name in placed and ranks.holds(node.relay.reachable, rank)
+        ]
+        if up:
+            raise CtlError(f"up, and can be asked: {some(up)}; destroy their VMs without --forget", ExitStatus.USAGE)
+        names = set(request.names)
+        node.state.disown([vm for vm in node.state.vms(request.deployment) if vm.name in names])
+        for name in names:
+            node.known.vms.pop((request.deployment, name), None)
+        node.vms_changed()
+        return api.Done()
+
+    def _remove_disowned(self) -> None:
+        """Have hosts that came back remove the VMs that were given up meanwhile."""
+        node = self._node
+        due = node.state.disowned_hosts() - self._removing
+        for rank, host in node.members.present.items() if due else ():
+            if host.name not in due or not ranks.holds(node.relay.reachable, rank):
+                continue
+            self._removing.add(host.name)
+            for deployment, names in node.state.disowned(host.name).items():
+                job = Job(as_vms_done(node.members.name))
+                job.also(lambda _, name=host.name: self._removing.discard(name))  # type: ignore[misc]
+                what = msgspec.json.encode(["destroy vms", deployment]).decode()
+                body = DestroyVms(deployment=deployment, names=tuple(names))
+                node.give(job, [rank], body, uid=0, what=what)
+                job.seal()

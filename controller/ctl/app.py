@@ -31,6 +31,7 @@ _MODULES = {
     "plan": "spawn",
     "spawn": "spawn",
     "destroy": "spawn",
+    "vm": "vm",
     "image": "image",
     "console": "console",
     "get": "show",
