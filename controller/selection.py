@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from controller.hosts import expand, fold, names_in
 from controller.status import CtlError, ExitStatus
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 _BETWEEN = r",(?![^\[\]]*\])"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """What was said of the hosts that are meant. One that says nothing stands for all of the fleet."""
 
     where: tuple[str, ...] = ()

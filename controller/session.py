@@ -1,12 +1,23 @@
-"""The Python API: a Session is a connection to a fleet's service, and `ctl` a thin layer over it.
+"""The Python API: a Session speaks to a fleet's service, and `ctl` is a thin layer over it.
 
-    from controller import Session
+>>> from controller import Session
+>>> session = Session()
+>>> for result in session.run("echo up"):  # as soon as hosts have ended, equal ones together
+...     assert (result.ok, result.stdout) == (True, b"up\\n"), result.hosts
+>>> session.select("@all!h0", pick=1) != ("h0",)  # host sets as on the command line
+True
+>>> found = session.run("exit 3", "h[0-1]").results()  # all at once; a host set, names, or nothing for all
+>>> [(result.hosts, result.outcome.code) for result in found]
+[(('h0', 'h1'), 3)]
+>>> session.failed()
+('h0', 'h1')
+>>> with session.run("echo a; sleep 600", ["h0"], stream=True) as job:  # leaving it ends it on all hosts
+...     piece = next(iter(job))
+>>> (piece.host, piece.stream, piece.data)
+('h0', 1, b'a\\n')
 
-    with Session() as session:
-        for result in session.run("hostname"):
-            print(result.hosts, result.outcome, result.stdout)
-
-Every call is synchronous. A Session may be kept open for as long as one likes and used from one thread at a time.
+Every call is synchronous; `controller.AsyncSession` has the same for asyncio. A Session may be kept for as long as one
+likes; each job has a connection of its own, and belongs to one thread at a time.
 """
 
 from __future__ import annotations
@@ -222,6 +233,15 @@ class Job:
         order = {name: rank for rank, name in self.hosts.items()}
         found = [Result(tuple(sorted(hosts, key=order.__getitem__)), *key) for key, hosts in merged.items()]
         return sorted(found, key=lambda result: order[result.hosts[0]])
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave it, as `close` does."""
+        self.close()
 
 
 def exit_status(outcomes: Iterable[Outcome]) -> ExitStatus:

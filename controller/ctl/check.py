@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Annotated, TypeVar
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from controller import check as meaning
 from controller import tune as tuning

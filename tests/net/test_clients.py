@@ -3,17 +3,21 @@ work; and a hundred of them at once."""
 
 from __future__ import annotations
 
+import asyncio
+import doctest
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from controller import Session
-from controller.session import Job
+from controller import AsyncSession, Session, async_session, session
+from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
-from protocol.outcomes import Cancelled, Exited, Outcome
-from tests.net.localfleet import FLEET, LocalFleet, local_fleet
+from protocol.outcomes import Cancelled, Exited, Outcome, Output
+from tests.net.localfleet import FLEET, ROOT, LocalFleet, local_fleet
 from tests.waiting import wait_until
 
 HOSTS = tuple(f"h{n}" for n in range(6))
@@ -157,3 +161,109 @@ def test_a_hundred_clients_are_served_at_once_and_none_waits_for_another(fleet: 
     assert len(slow.waiting_for()) == len(HOSTS), "and it still runs"
     gate.touch()
     assert outcomes(slow) == dict.fromkeys(HOSTS, Exited(0))
+
+
+# --- from Python ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chosen(fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> LocalFleet:
+    """The fleet that is meant where nobody names one."""
+    monkeypatch.setenv("CANOPY_FLEET", FLEET)
+    return fleet
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("module", [session, async_session])
+def test_the_examples_of_the_documentation_are_true(module: ModuleType) -> None:
+    done = doctest.testmod(module)
+    assert done.attempted > 3
+    assert not done.failed
+
+
+@pytest.mark.usefixtures("chosen")
+def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    # Hosts that end later come in a result of their own.
+    counts = re.findall(r"^(\d+) Exited\(code=0\)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert sum(map(int, counts)) == len(HOSTS)
+
+
+def test_results_come_as_soon_as_hosts_have_ended(fleet: LocalFleet, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    job = fleet.session.run(f'[ "$CANOPY_HOST" = h5 ] || exit 0; while [ ! -e {gate} ]; do sleep 0.05; done')
+    came: set[str] = set()
+    for result in job:
+        assert isinstance(result, Result)
+        came |= set(result.hosts)
+        if len(came) == len(HOSTS) - 1:
+            assert job.waiting_for() == ("h5",)
+            gate.touch()
+    assert came == set(HOSTS)
+    assert job.settled
+
+
+def test_leaving_a_block_ends_the_command(fleet: LocalFleet, tmp_path: Path) -> None:
+    with fleet.session.run(noting(tmp_path, "echo on; exec sleep 600"), ["h0"], stream=True) as job:
+        piece = next(iter(job))
+        assert isinstance(piece, Piece)
+    assert outcomes(fleet.session.job(job.id)) == {"h0": Cancelled(ran=True)}
+
+
+@pytest.mark.usefixtures("chosen")
+def test_asyncio_has_the_same() -> None:
+    async def ask() -> None:
+        here = AsyncSession()
+        assert [host.name for host in (await here.status()).hosts] == list(HOSTS)
+        found = await (await here.run("echo out; echo err >&2; exit 3", "@odd")).results()
+        assert [(one.hosts, one.outcome, one.stdout, one.stderr) for one in found] == [
+            (("h1", "h3", "h5"), Exited(3), b"out\n", b"err\n")
+        ]
+        job = await here.run(["printf", "in"], ["h2"])
+        assert [result.stdout async for result in job] == [b"in"]
+        assert (await here.jobs(1))[0].id == job.id
+        assert await (await here.job(job.id)).results() == [Result(("h2",), Exited(0), Output(b"in", b"", 2, 0))]
+        with pytest.raises(CtlError, match="not in this fleet: h99"):
+            await here.run("true", ["h99"])
+        with pytest.raises(CtlError, match="the nearest is @odd"):
+            await here.run("true", "@od")
+
+    asyncio.run(ask())
+
+
+def test_a_task_that_leaves_takes_its_command_with_it(chosen: LocalFleet) -> None:
+    async def ask() -> int:
+        async with await AsyncSession().run("echo on; exec sleep 600", ["h0"], stream=True) as job:
+            async for piece in job:
+                assert isinstance(piece, Piece)
+                break
+        other = await AsyncSession().run("exec sleep 600", ["h1"])
+        await other.cancel()
+        assert [type(result.outcome) async for result in other] == [Cancelled]
+        return job.id
+
+    assert outcomes(chosen.session.job(asyncio.run(ask()))) == {"h0": Cancelled(ran=True)}
+
+
+@pytest.mark.usefixtures("chosen")
+def test_many_tasks_wait_for_nobody_but_their_own() -> None:
+    async def ask() -> list[bytes]:
+        here = AsyncSession()
+        slow = await here.run("exec sleep 600", ["h0"])
+        jobs = await asyncio.gather(*(here.run(f"echo {number}", ["h0", "h1"]) for number in range(20)))
+        texts = [(await job.results())[0].stdout for job in jobs]
+        assert not slow.settled
+        await slow.close()
+        return texts
+
+    assert asyncio.run(ask()) == [f"{number}\n".encode() for number in range(20)]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_without_a_service_asyncio_says_so_too() -> None:
+    with pytest.raises(CtlError, match="no service runs") as caught:
+        asyncio.run(AsyncSession("nobody").status())
+    assert caught.value.status == ExitStatus.NO_SERVICE
