@@ -178,6 +178,10 @@ class Disown(_Struct, frozen=True, kw_only=True, tag="disown"):
     names: tuple[str, ...]
 
 
+class GetInfra(_Struct, frozen=True, kw_only=True, tag="infra"):
+    """What is on record of VMs and of hosts' sizes. Answered by InfraRecord."""
+
+
 class GetImages(_Struct, frozen=True, kw_only=True, tag="images"):
     """The images that the service knows. Answered by ImageList."""
 
@@ -305,6 +309,7 @@ Request: TypeAlias = (
     | DestroyOn
     | ActOn
     | Disown
+    | GetInfra
     | GetImages
     | ImagesOn
     | ConsoleOn
@@ -390,6 +395,14 @@ class VmsReached(_Struct, frozen=True, kw_only=True, tag="reached"):
 
     host: str
     names: tuple[str, ...]
+
+
+class InfraRecord(_Struct, frozen=True, kw_only=True, tag="infra record"):
+    """The VMs on record, what those were made of whose hosts have told, and hosts as files declared them last."""
+
+    vms: tuple[Vm, ...]
+    specs: tuple[VmSpec, ...]
+    capacities: dict[str, Capacity]
 
 
 class ImagesDone(_Struct, frozen=True, kw_only=True, tag="images done"):
@@ -582,6 +595,7 @@ Reply: TypeAlias = (
     | OnRecord
     | VmsDone
     | VmsReached
+    | InfraRecord
     | ImagesDone
     | ImageList
     | Enrolled

@@ -139,6 +139,8 @@ class Service:
                 return vms.disown(request)
             case api.ActOn():
                 return vms.act(request, uid)
+            case api.GetInfra():
+                return vms.infra()
             case api.GetImages():
                 return self._images.known()
             case api.ImagesOn():

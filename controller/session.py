@@ -502,6 +502,10 @@ class Session:
         back."""
         self._ask(api.Disown(deployment=deployment, names=tuple(names)), api.Done)
 
+    def infra(self) -> api.InfraRecord:
+        """What is on record of VMs and of hosts' sizes."""
+        return self._ask(api.GetInfra(), api.InfraRecord)
+
     def images(self) -> tuple[api.KnownImage, ...]:
         """The images that were pushed and not removed again."""
         return self._ask(api.GetImages(), api.ImageList).images

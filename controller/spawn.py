@@ -241,8 +241,9 @@ class _Spawning:
 
 
 def reserved(prepared: Prepared) -> list[Vm]:
-    """The VMs of a plan as they come on record."""
-    return [
+    """The VMs of a plan as they come on record, in the order of their declaration."""
+    order = {name: place for place, name in enumerate(prepared.addresses.by_name)}
+    found = [
         Vm(
             deployment=prepared.plan.deployment,
             name=spec.name,
@@ -256,6 +257,7 @@ def reserved(prepared: Prepared) -> list[Vm]:
         for host, specs in prepared.slices.items()
         for spec in specs
     ]
+    return sorted(found, key=lambda vm: order.get(vm.name, len(order)))
 
 
 def in_waves(slices: Mapping[str, tuple[VmSpec, ...]], size: int | None) -> list[dict[str, tuple[VmSpec, ...]]]:

@@ -257,6 +257,44 @@ def vms(status: Status) -> str:
     )
 
 
+def wide_vms(status: Status) -> str:
+    """The VMs of the fleet, with all that is known of each."""
+    up = _hosts_up(status)
+    rows = [
+        (
+            *(vm.name, vm.deployment, vm.host, vm.ip, vm.mac, str(vm.vcpus), mib(vm.memory_mib)),
+            vm_state(vm, host_up=vm.host in up),
+            vm.state.reason if vm.state is not None else "",
+            age(vm.state.age_ms / 1000 + (vm.age_s or 0.0)) if vm.state is not None and vm.host in up else "",
+            {True: "yes", False: "no", None: ""}[vm.state.reachable if vm.state is not None else None],
+            f"{age(vm.age_s)} ago" if vm.age_s is not None else "never",
+        )
+        for vm in status.vms
+    ]
+    header = ("VM", "DEPLOYMENT", "HOST", "IP", "MAC", "VCPUS", "MEMORY", "STATE", "WHY", "SINCE", "ANSWERS", "TOLD")
+    return table(header, rows)
+
+
+def by_site(status: Status) -> dict[str, list[HostStatus]]:
+    """The hosts of each site, those of none under an empty name."""
+    found: dict[str, list[HostStatus]] = {}
+    for host in status.hosts:
+        found.setdefault(host.site, []).append(host)
+    return found
+
+
+def sites(status: Status) -> str:
+    """A line for each site: its hosts, those of them that are up, their VMs, and its relay below the service."""
+    vms = Counter(vm.host for vm in status.vms)
+    rows = []
+    for site, hosts in by_site(status).items():
+        relays = [host.name for host in hosts if host.planned_parent is None]
+        count_up = sum(host.up for host in hosts)
+        count_vms = sum(vms[host.name] for host in hosts)
+        rows.append((site, str(len(hosts)), str(count_up), str(count_vms), label(relays) if relays else ""))
+    return table(("SITE", "HOSTS", "UP", "VMS", "RELAY"), rows)
+
+
 def placed(status: Status) -> dict[str, list[str]]:
     """The VMs of each host, hosts in the fleet's order; a host that left the fleet comes last."""
     found: dict[str, list[str]] = {host.name: [] for host in status.hosts}

@@ -38,6 +38,11 @@ class VmRequests:
             specs=tuple(self._node.state.specs(name)),
         )
 
+    def infra(self) -> api.InfraRecord:
+        """What is on record of all VMs."""
+        state = self._node.state
+        return api.InfraRecord(vms=tuple(state.vms()), specs=tuple(state.specs()), capacities=state.capacities())
+
     def reserve(self, request: api.Reserve) -> api.Done:
         """Put VMs on record. Raises CtlError, with nothing changed, where one is elsewhere or an address another's."""
         self._node.members.ranks_of({vm.host for vm in request.vms})

@@ -13,7 +13,9 @@ from controller import tables
 from controller.api import Status
 from controller.ctl.context import Ctl
 from controller.ctl.options import Json, ctl_of, selecting
+from controller.infra import Infra, format_infra
 from controller.render import json_text
+from controller.running_infra import running_infra
 from controller.selection import EVERYBODY, Selection
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -58,6 +60,8 @@ class What(StrEnum):
     VMS = "vms"
     IPS = "ips"
     MAP = "map"
+    SITES = "sites"
+    INFRA = "infra"
     GROUPS = "groups"
 
 
@@ -77,6 +81,7 @@ Examples:
   ctl get vms -o json
   ctl get ips                 IP and name, in the form of /etc/hosts
   ctl get map                 the VMs of each host
+  ctl get infra > now.conf    the running state in the form of an infra.conf (CPU in percent, memory in MiB)
   ctl get hosts -o wide -l rack=1
   ctl get groups              what can stand behind an @
   ctl get vms -o name --deployment infra"""
@@ -86,7 +91,8 @@ def get(
     *,
     context: typer.Context,
     what: Annotated[
-        What, typer.Argument(metavar="WHAT", help="hosts, vms, ips (of VMs), map (which VM is where), groups.")
+        What,
+        typer.Argument(metavar="WHAT", help="hosts, vms, ips, map (which VM is where), sites, infra (a file), groups."),
     ],
     form: Annotated[
         Form, typer.Option("-o", "--output", help="A table, a wide one, JSON, or bare names, one a line.")
@@ -105,6 +111,10 @@ def get(
     session = ctl.session()
     asked = session.choose(selection)
     found = session.status()
+    if what is What.INFRA:
+        infra = running_infra(found, session.infra(), deployment=deployment, hosts=asked)
+        ctl.terminal.text(_infra_text(infra, Form.JSON if as_json else form))
+        return
     hosts = {host.name for host in found.hosts} | {vm.host for vm in found.vms} if asked is None else set(asked)
     chosen = [vm for vm in found.vms if deployment in (None, vm.deployment) and vm.host in hosts]
     chosen.sort(key=lambda vm: (vm.deployment, vm.name))
@@ -119,6 +129,12 @@ def get(
     ctl.terminal.text(text)
 
 
+def _infra_text(infra: Infra, form: Form) -> str:
+    if form is Form.JSON:
+        return json_text(infra)
+    return "".join(f"{vm.name}\n" for vm in infra.vms) if form is Form.NAME else format_infra(infra)
+
+
 def _groups(ctl: Ctl, *, as_json: bool) -> None:
     names = ctl.session().groups()
     ctl.terminal.text(json_text(names) if as_json else "".join(f"@{name}\n" for name in names))
@@ -130,7 +146,7 @@ def _found(what: What, found: Status, *, wide: bool) -> tuple[str, Any, Sequence
         case What.HOSTS:
             return (tables.wide if wide else tables.hosts)(found), found.hosts, [host.name for host in found.hosts]
         case What.VMS:
-            return tables.vms(found), found.vms, [vm.name for vm in found.vms]
+            return (tables.wide_vms if wide else tables.vms)(found), found.vms, [vm.name for vm in found.vms]
         case What.IPS:
             text = "".join(f"{vm.ip}\t{vm.name}\n" for vm in found.vms)
             return text, {vm.name: vm.ip for vm in found.vms}, [vm.ip for vm in found.vms]
@@ -138,5 +154,8 @@ def _found(what: What, found: Status, *, wide: bool) -> tuple[str, Any, Sequence
             placed = tables.placed(found)
             text = tables.table(("HOST", "VMS"), [(host, " ".join(vms)) for host, vms in placed.items()])
             return text, placed, [" ".join([host, *vms]) for host, vms in placed.items()]
-        case What.GROUPS:
-            raise TypeError("groups are not of the service's status")
+        case What.SITES:
+            sites = tables.by_site(found)
+            return tables.sites(found), {site: [host.name for host in hosts] for site, hosts in sites.items()}, [*sites]
+        case What.GROUPS | What.INFRA:
+            raise TypeError(f"{what} is not of the service's status")

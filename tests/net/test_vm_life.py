@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from controller import cli
+from controller.infra import parse_infra
 from controller.status import ExitStatus
 from tests.net.localfleet import DEADLINE_S, FLEET, LocalFleet
 from tests.net.vmfleet import infra_text, vm_fleet
@@ -147,4 +148,27 @@ def test_waves_end_where_too_many_fail(fleet: LocalFleet, ctl: Ctl, kernel: str,
     assert "not begun, since too many failed before: vm[00003-00008]" in told
     ctl("destroy", "--deployment", "other", "--all")
     assert "created" in ctl(*options, "--wave", "3", "--max-fail", "0")
+    ctl("destroy", "--deployment", "lab", "--all")
+
+
+def test_the_running_state_reads_back_equal_as_a_file(fleet: LocalFleet, ctl: Ctl, kernel: str, tmp_path: Path) -> None:
+    file = tmp_path / "lab.conf"
+    text = infra_text(fleet.names, 6).replace("vm00001 1 10 64", "vm00001 2 150 128 300")
+    file.write_text(text.replace("h2 vm00002 vm00005", "h2 vm00002 (vm00005)"))
+    options = ["--kernel", kernel, "--subnet", "198.18.0.0/24", "--deployment", "lab"]
+    ctl("spawn", str(file), *options)
+    wait_for(fleet, {"vm00005": "shut off", "vm00000": "running"})
+    now = tmp_path / "now.conf"
+    now.write_text(ctl("get", "infra"))
+    infra, warnings = parse_infra(now.read_bytes())
+    assert warnings == ()
+    assert infra == parse_infra(file.read_bytes())[0]
+    assert ctl("plan", str(now), *options) == "lab: 6 VMs as planned, nothing to do\n"
+    assert json.loads(ctl("get", "infra", "-o", "json"))["nodes"][0]["memory"] == 262144
+    assert ctl("get", "sites", "-o", "json")
+    assert "198.18.0.6" in ctl("get", "vms", "-o", "wide")
+    fleet.kill("h1")
+    fleet.wait_until_down("h1")
+    assert "\n(h1) vm00001 vm00004\n" in ctl("get", "infra")
+    fleet.restart("h1")
     ctl("destroy", "--deployment", "lab", "--all")
