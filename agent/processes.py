@@ -1,8 +1,8 @@
 """Commands as processes: each in a session and process group of its own, its output bounded, its end seen through a
 pidfd.
 
-`os.posix_spawn` and a pidfd on the event loop need no thread and no fork of this process's memory; asyncio's own
-subprocesses take half as long again.
+A pidfd on the event loop needs no thread; asyncio's own subprocesses take half as long again. How a process begins is
+in `executing`, what became of those that left its group in `orphans`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
+from agent import orphans
+from agent.executing import Unable, execute, given_input
+from agent.inlet import Inlet
+from agent.outlet import Outlet
+from agent.spool import spool_name
 from protocol.commands import Run
-from protocol.outcomes import Exited, FailedToStart, Killed, Outcome, Output
+from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 
 #: One read from a pipe: Linux's default pipe capacity (pipe(7)).
 _READ = 64 << 10
@@ -27,18 +32,20 @@ _LINGER = 0.2
 #: What a command may spool on its host beyond its budget, for each stream.
 _SPOOL_MOST = 256 << 20
 
-#: Python ignores SIGPIPE and SIGXFSZ, and whoever started the agent perhaps others: none of it is to be inherited.
-_ALL_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-
 
 class _Stream:
-    """One pipe from a command: the first `limit` bytes in memory, and all of them in the spool where there are more."""
+    """One pipe from a command: the first `limit` bytes in memory, and all of them in the spool where there are more.
 
-    def __init__(self, fd: int, limit: int, spool: Path, told: Callable[[int, bytes], None] | None) -> None:
+    What is streamed is in no spool: it is not read from the pipe before there is room for it on its way.
+    """
+
+    def __init__(self, number: int, fd: int, limit: int, spool: Path, outlet: Outlet | None) -> None:
+        self._number = number
         self._fd = fd
         self._limit = limit
         self.spool = spool
-        self._told = told
+        self._outlet = outlet
+        self._paused = False
         self._file: int | None = None
         self.kept = bytearray()
         self.total = 0
@@ -67,10 +74,15 @@ class _Stream:
             self._keep(data)
 
     def _keep(self, data: bytes) -> None:
-        if self._told is not None:
-            self._told(self.total, data)
         self.total += len(data)
         room = self._limit - len(self.kept)
+        if self._outlet is not None:
+            self.kept += data[: max(0, room)]
+            self._outlet.write(self._number, data)
+            if self._outlet.full and not self.closed and not self._paused:
+                self._paused = True
+                asyncio.get_running_loop().remove_reader(self._fd)
+            return
         if self._file is None and len(data) <= room:
             self.kept += data
             return
@@ -92,6 +104,12 @@ class _Stream:
         self.spooled += written
         self._full = written < len(data)  # a gap in the middle would be worse than an end too early
 
+    def resume(self) -> None:
+        """There is room again."""
+        if self._paused and not self.closed:
+            self._paused = False
+            asyncio.get_running_loop().add_reader(self._fd, self.read)
+
     def drain(self) -> None:
         """Take what is in the pipe now, and not what is written meanwhile: that could be without end."""
         most = self.total + (0 if self.closed else fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ))
@@ -104,6 +122,7 @@ class _Stream:
     def discard(self) -> None:
         """Read on, since what stays in the background must not die of SIGPIPE, and keep nothing more."""
         self.discarding = True
+        self.resume()
         self._close_spool()
 
     def is_whole(self) -> bool:
@@ -133,73 +152,83 @@ class Process:
     def __init__(
         self,
         run: Run,
+        id_: int,
         spool: Path,
         *,
         environment: dict[str, str],
+        disk: Executor,
         finished: Callable[[Outcome, Output], None],
-        wrote: Callable[[int, int, bytes], None] | None,
+        outlet: Outlet | None,
+        took: Callable[[int, bool, bool], None],
     ) -> None:
-        """Starts it. `spool` is the path that spool files' names begin with; `wrote(stream, offset, data)` gets its
-        output as it comes."""
+        """Starts it. `spool` is the directory of spools; `outlet` gets its output as it comes; `took` is Inlet's."""
+        self._id, self._agent = id_, str(spool.parent)
+        self._disk = disk
+        self._since = orphans.now()
         self._finished = finished
+        self._outlet = outlet
+        self.inlet: Inlet | None = None
         self._over = False
         self._ended = False
-        self._stopped = self._killed = False
+        self._stopped = self._killed = self._lingered = False
         self._loop = asyncio.get_running_loop()
         self._pipes: list[int] = []
         try:
-            self._start(run, environment)
-        except (OSError, ValueError) as error:
+            feeding = self._start(run, orphans.mark(environment, id_, self._agent))
+        except (OSError, ValueError, Unable) as error:
             for fd in self._pipes:
                 os.close(fd)
             self._over = True
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            self._loop.call_soon(finished, FailedToStart(f"{run.argv[0]}: {why}"), Output())
+            self._loop.call_soon(finished, _why_not(run, error), NO_OUTPUT)
             return
+        if feeding is not None:
+            self.inlet = Inlet(feeding, took)
+            self.inlet.announce()
         self._loop.add_reader(self._pidfd, self._exited)
         self._streams = [
-            _Stream(
-                fd,
-                run.output_limit,
-                spool.with_name(f"{spool.name}.{name}"),
-                None if wrote is None else partial(wrote, number),
-            )
-            for number, name, fd in zip((1, 2), ("out", "err"), self._pipes, strict=True)
+            _Stream(number, fd, run.output_limit, spool / spool_name(id_, number), outlet)
+            for number, fd in zip((1, 2), self._pipes, strict=True)
         ]
         for stream in self._streams:
             stream.start(self._perhaps_done)
+        if outlet is not None:
+            outlet.on_room = self._resume
+            outlet.on_empty = self._perhaps_done
 
-    def _start(self, run: Run, environment: dict[str, str]) -> None:
-        """Fork and execute. Raises OSError, ValueError."""
-        writing: list[int] = []
+    def _start(self, run: Run, environment: dict[str, str]) -> int | None:
+        """Fork and execute; the end of its standard input where that is fed. Raises OSError, ValueError, Unable."""
+        theirs: list[int] = []
+        stdin = feeding = None
         try:
+            if run.feed:
+                stdin, feeding = os.pipe2(os.O_CLOEXEC)
+                theirs.append(stdin)
+            elif run.input is not None:
+                stdin = given_input(run.input)
+                theirs.append(stdin)
             for _ in range(2):
                 read, write = os.pipe2(os.O_CLOEXEC)
                 self._pipes.append(read)
-                writing.append(write)
-            out, err = writing
-            self.pid = os.posix_spawnp(
-                run.argv[0],
-                run.argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, out, 1),
-                    (os.POSIX_SPAWN_DUP2, err, 2),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_ALL_SIGNALS,
-            )
-        finally:
-            for fd in writing:
-                os.close(fd)
-        try:
-            self._pidfd = os.pidfd_open(self.pid)
-        except OSError:  # out of descriptors: whoever can't be watched may not run
-            os.killpg(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+                theirs.append(write)
+            self.pid = execute(run, environment, (stdin, theirs[-2], theirs[-1]))
+            try:
+                self._pidfd = os.pidfd_open(self.pid)
+            except OSError:  # out of descriptors: whoever can't be watched may not run
+                os.killpg(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise
+        except BaseException:
+            if feeding is not None:
+                os.close(feeding)
             raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        return feeding
+
+    def _resume(self) -> None:
+        for stream in self._streams:
+            stream.resume()
 
     def stop(self, *, hard: bool) -> None:
         """Signal the whole process group: SIGTERM, or SIGKILL with `hard`."""
@@ -207,7 +236,9 @@ class Process:
             self._stopped = True
             self._killed |= hard
             self._signal(signal.SIGKILL if hard else signal.SIGTERM)
-            if hard and self._ended:
+            if not hard:
+                self._disk.submit(orphans.end, self._id, self._agent, self._since, self.pid, hard=False)
+            elif self._ended:
                 self._loop.call_later(_LINGER, self._finish)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -218,8 +249,12 @@ class Process:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._ended = True
+        if self.inlet is not None:
+            self.inlet.close()
         for stream in self._streams:
             stream.drain()
+        if self._outlet is not None:
+            self._outlet.flush()
         if not self._over:
             self._perhaps_done()
         # Where it was stopped, what it left has the same time to end as it had itself, until the certain signal.
@@ -227,15 +262,29 @@ class Process:
             self._loop.call_later(_LINGER, self._finish)
 
     def _perhaps_done(self) -> None:
-        if self._ended and all(stream.closed for stream in self._streams):
+        """Its pipes have ended, or it had the time to let go of them."""
+        if self._ended and not self._over and (self._lingered or all(stream.closed for stream in self._streams)):
             self._finish()
 
     def _finish(self) -> None:
         if self._over or not self._ended:
             return
+        if self._outlet is not None and not self._killed and not self._outlet.empty:
+            # The outcome comes after all that was written, unless it can't wait.
+            self._lingered = True
+            self._outlet.flush()  # comes back here where that was all
+            return
         self._over = True
         if self._stopped:
             self._signal(signal.SIGKILL)
+            ending = self._loop.run_in_executor(
+                self._disk, lambda: orphans.end(self._id, self._agent, self._since, self.pid, hard=True)
+            )
+            ending.add_done_callback(lambda _: self._report())
+        else:
+            self._report()
+
+    def _report(self) -> None:
         # Reaped at last: until here nobody else could have the number of its group, and a `stop` hit nobody else.
         _, status = os.waitpid(self.pid, 0)
         for stream in self._streams:
@@ -245,3 +294,13 @@ class Process:
         spool = ", ".join(str(stream.spool) for stream in self._streams if stream.is_whole())
         output = Output(bytes(out.kept), bytes(err.kept), out.total, err.total, spool)
         self._finished(Exited(code) if code >= 0 else Killed(-code), output)
+
+
+def _why_not(run: Run, error: Exception) -> Outcome:
+    if isinstance(error, Unable):
+        return Refused(str(error))
+    name = run.argv[0]
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename if isinstance(error.filename, str) and error.filename == run.cwd else name
+        return FailedToStart(f"{where}: {error.strerror}")
+    return FailedToStart(f"{name}: {error}")

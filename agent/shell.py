@@ -23,6 +23,7 @@ from protocol.messages import (
     UPWARDS,
     Attached,
     Deliver,
+    Grant,
     Message,
     Rejected,
 )
@@ -53,6 +54,12 @@ class Worker(Store, Protocol):
 
     def type(self, feed: Feed) -> None:
         """Something was typed into a console."""
+
+    def granted(self, id_: int, grant: Grant) -> None:
+        """Work may send more of its output."""
+
+    def pour(self, id_: int, offset: int, data: bytes, *, last: bool) -> None:
+        """Work gets a piece of its input."""
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has these outcomes."""
@@ -153,6 +160,10 @@ class Shell:
                 self.worker.stop(id_, hard=hard)
             case events.Type(feed):
                 self.worker.type(feed)
+            case events.Granted(id_, grant):
+                self.worker.granted(id_, grant)
+            case events.Pour(id_, offset, data, last):
+                self.worker.pour(id_, offset, data, last=last)
             case events.Keep():
                 self.worker.keep(effect)
             case events.Load(id_, signature):

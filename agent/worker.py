@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from agent.health import EVERY, Health
 from agent.identity import HostDirectory
 from agent.keeper import Keeper
 from agent.outcomes import KeptOutcomes
+from agent.outlet import Outlet
 from agent.processes import Process
 from agent.pulls import Pulls
 from agent.pushes import Pushes, sentence
-from agent.spool import trim
+from agent.spool import spooled, trim
 from agent.tunables import JOURNAL
 from protocol import events, names
 from protocol.commands import (
@@ -29,6 +31,7 @@ from protocol.commands import (
     CreateVms,
     DestroyVms,
     Feed,
+    FetchOutput,
     Images,
     Leave,
     Offer,
@@ -39,7 +42,7 @@ from protocol.commands import (
     TuneHost,
     VmAction,
 )
-from protocol.messages import Deliver
+from protocol.messages import Deliver, Grant
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 from protocol.stream import Blob
 from protocol.vms import ImageState, VmChange, VmResult, VmState
@@ -77,6 +80,8 @@ class AgentWorker:
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._health = Health(directory.path, version)
         self._processes: dict[int, Process] = {}
+        #: Output on its way to the root, until the root has the outcome: what is lost on the way is sent again.
+        self._outlets: dict[int, Outlet] = {}
         self._pushes = Pushes(shell, directory, self._disk, self._finish, self._placed)
         self._pulls = Pulls(shell, directory, self._finish)
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -94,6 +99,8 @@ class AgentWorker:
         match body:
             case Run():
                 self._run(id_, body)
+            case FetchOutput():
+                self._task(id_, self._fetch(id_, body))
             case Push():
                 self._task(id_, self._pushes.begin(id_, body))
             case Console():
@@ -129,6 +136,9 @@ class AgentWorker:
         """The root has these outcomes: pushes need no longer be served."""
         self._keeper.forget(ids)
         for id_ in ids:
+            outlet = self._outlets.pop(id_, None)
+            if outlet is not None:
+                outlet.close()
             self._shell.end_transfer(id_)
             self._pushes.forget(id_)
 
@@ -165,16 +175,40 @@ class AgentWorker:
             if output.spool:
                 self._disk.submit(trim, self._directory.spool)
 
-        def wrote(stream: int, offset: int, data: bytes) -> None:
-            self._shell.feed(events.Wrote(id_, stream, offset, data))
-
         self._processes[id_] = Process(
             body,
-            self._directory.spool / str(id_),
+            id_,
+            self._directory.spool,
             environment=self._environment,
+            disk=self._disk,
             finished=finished,
-            wrote=wrote if body.stream else None,
+            outlet=self._outlet(id_) if body.stream else None,
+            took=lambda taken, is_open, anew: self._shell.feed(events.Took(id_, taken, is_open, anew)),
         )
+
+    def _outlet(self, id_: int) -> Outlet:
+        def send(stream: int, offset: int, data: bytes) -> None:
+            self._shell.feed(events.Wrote(id_, stream, offset, data))
+
+        return self._outlets.setdefault(id_, Outlet(send))
+
+    def granted(self, id_: int, grant: Grant) -> None:
+        """More of a command's output may go up."""
+        outlet = self._outlets.get(id_)
+        if outlet is not None:
+            outlet.granted(grant)
+
+    def pour(self, id_: int, offset: int, data: bytes, *, last: bool) -> None:
+        """A piece of a command's input."""
+        process = self._processes.get(id_)
+        if process is not None and process.inlet is not None:
+            process.inlet.feed(offset, data, last=last)
+
+    async def _fetch(self, id_: int, body: FetchOutput) -> None:
+        outlet = self._outlet(id_)
+        on_disk = partial(self._loop.run_in_executor, self._disk)
+        outcome, output = await spooled(self._directory.spool, body.of, outlet, on_disk)
+        self._finish(id_, outcome, output)
 
     # --- pushes -------------------------------------------------------------------------------------------------------
 
@@ -327,6 +361,11 @@ class AgentWorker:
 
     def arrived(self) -> None:
         """Attached, perhaps to a root that knows nothing: everything anew."""
+        for outlet in list(self._outlets.values()):
+            outlet.rewind()
+        for process in list(self._processes.values()):
+            if process.inlet is not None:
+                process.inlet.announce()
         self._loop.create_task(self._report_all()).add_done_callback(lambda task: task.exception())
 
     async def _report_all(self) -> None:

@@ -76,6 +76,9 @@ class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
 
     `batch` and `max_fail` are a number of hosts or a percentage: how many run it at a time, and how many may fail
     before no more begin. Those that then never do are told as cancelled before they began.
+
+    From `script` on the fields are those of `protocol.commands.Run`. With `feed` the client sends InputData, as far as
+    InputRoom lets it.
     """
 
     hosts: tuple[str, ...] | None
@@ -86,6 +89,29 @@ class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
     detach: bool = False
     batch: str = ""
     max_fail: str = ""
+    script: bytes | None = None
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    user: str = ""
+    nice: int = 0
+    limits: dict[str, int] = {}
+    kill_after: float | None = None
+    input: bytes | None = None
+    feed: bool = False
+
+
+class InputData(_Struct, frozen=True, kw_only=True, tag="input"):
+    """On the connection of a running command with `feed`: more of its standard input, with `last` the end of it."""
+
+    data: bytes
+    last: bool = False
+
+
+class GetOutput(_Struct, frozen=True, kw_only=True, tag="output"):
+    """All output of a job on one host, from its spool there. Answered like RunOn with `stream`."""
+
+    job: int
+    host: str
 
 
 class PushTo(_Struct, frozen=True, kw_only=True, tag="push"):
@@ -301,6 +327,8 @@ Request: TypeAlias = (
     | Enrol
     | Await
     | RunOn
+    | InputData
+    | GetOutput
     | PushTo
     | Reserve
     | PullFrom
@@ -359,6 +387,12 @@ class Streamed(_Struct, frozen=True, kw_only=True, tag="streamed"):
     stream: int
     offset: int
     data: bytes
+
+
+class InputRoom(_Struct, frozen=True, kw_only=True, tag="input room"):
+    """To the client of a command with `feed`: send input up to this offset from its beginning."""
+
+    upto: int
 
 
 class Advanced(_Struct, frozen=True, kw_only=True, tag="advanced"):
@@ -589,6 +623,7 @@ Reply: TypeAlias = (
     | Folded
     | Late
     | Streamed
+    | InputRoom
     | Advanced
     | Fetched
     | Settled

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from controller import api
+from controller.streaming import Sending, Streaming
 from protocol import ranks
 from protocol.commands import Body, CreateVms, DestroyVms, Images, Offer, ProbeVms, Send, VmAction
 from protocol.outcomes import NO_OUTPUT, Exited, Fold
@@ -105,6 +106,9 @@ class Job:
         #: Somebody wants it to end; called when they say so.
         self.stopped = False
         self.on_stop: Callable[[], None] = lambda: None
+        #: What the client that began it is to read, and what it sends.
+        self.streams: list[Streaming] = []
+        self.sending: Sending | None = None
 
     def began(self, id_: int) -> None:
         """A command of the tree is part of this job."""
@@ -147,6 +151,19 @@ class Job:
         """Nobody reads that queue any more."""
         if queue in self._listeners:
             self._listeners.remove(queue)
+        if queue is self.replies:
+            for stream in self.streams:
+                stream.unread()
+
+    def tell_client(self, reply: api.Reply) -> None:
+        """Tell the client that began it, and nobody else."""
+        if self.replies in self._listeners:
+            self.replies.put_nowait(reply)
+
+    def read(self, piece: api.Streamed) -> None:
+        """The client that began it has taken this piece."""
+        for stream in self.streams:
+            stream.read(piece.rank, len(piece.data))
 
     def settled(self, id_: int) -> None:
         """One of its commands has all its outcomes."""

@@ -26,11 +26,25 @@ from controller.rollcall import RollCalls
 from controller.rolling import Roll, Rolling
 from controller.sources import Sources
 from controller.state import Record, State
+from controller.streaming import Sending, Streaming
 from controller.vm_words import words
 from protocol import events, ranks
-from protocol.commands import Body, Cancel, Command, CreateVms, DestroyVms, Feed, Leave, Push, Settled
+from protocol.commands import (
+    Body,
+    Cancel,
+    Command,
+    CreateVms,
+    DestroyVms,
+    Feed,
+    FetchOutput,
+    Leave,
+    Push,
+    Run,
+    Settled,
+)
+from protocol.flow import nobody_reads
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
-from protocol.messages import Deliver, Manner
+from protocol.messages import Deliver, Grant, Manner
 from protocol.outcomes import Cancelled, Exited, Fold, succeeded
 from protocol.ranks import Ranks
 from protocol.relay import Relay, RootPart
@@ -86,6 +100,9 @@ class RootNode:
         self.shell = Shell(keyring, self.relay, listen, self.identity.control_port, self.identity.bulk_port)
         self.shell.worker = self
         self._sources = Sources(directory / "pushes")
+        #: Commands whose output is streamed, or whose input is sent.
+        self._outputs: dict[int, tuple[Job, Streaming]] = {}
+        self._inputs: dict[int, Sending] = {}
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._to_settle: dict[int, Ranks] = {}
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -165,6 +182,15 @@ class RootNode:
                 settled_ms=None,
             )
         )
+        if isinstance(body, FetchOutput) or (isinstance(body, Run) and body.stream):
+            job.streams.append(self._stream(job, id_, delivery.targets))
+        if isinstance(body, Run) and body.feed:
+            self._inputs[id_] = job.sending = Sending(
+                id_,
+                ranks.each(who),
+                give=lambda some, piece: self._submit(self.state.new_id(), some, piece, Manner.QUIET, None),
+                room=lambda upto: job.tell_client(api.InputRoom(upto=upto)),
+            )
         self.shell.feed(events.Submit(delivery, body))
         return id_
 
@@ -234,6 +260,10 @@ class RootNode:
             now = self.loop.time()
             ttl = None if record.deadline_ms is None else max(0, record.deadline_ms - self.clock_ms(now))
             self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing))
+            if isinstance(body, FetchOutput) or (isinstance(body, Run) and body.stream):
+                self._stream(job, record.id, delivery.targets).unread()  # its client went with the old service
+            if isinstance(body, Run) and body.feed:
+                self.cancel(job)  # the rest of its input is gone, and half of one must not pass for the whole
         for roll in self.state.rolls():
             self.roll(roll, reborn.pop(roll.job) if roll.job in reborn else Job())
         self._sources.prune({id_ for id_ in self.jobs if id_ in self._sources})
@@ -290,24 +320,16 @@ class RootNode:
                 if id_ in self.roll_calls:
                     self._roll_called(id_, folds)
                     return
-                made, gone = words(self._vm_bodies.get(id_), folds, self.members.name)
-                self.state.command_outcomes(id_, folds, made=made, gone=gone)
-                for deployment, vm, _ in gone:
-                    self.known.vms.pop((deployment, vm), None)
-                if gone:
-                    self.vms_changed()
-                for fold in folds:
-                    self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
-                if id_ in self.jobs:
-                    self.jobs[id_].folds(folds)
+                self._outcomes(id_, folds)
             case events.TellLate(id_, folds):
                 self._answered_late(id_, folds)
             case events.TellSettled(id_):
                 self._settled(id_, now)
             case events.TellStream(id_, rank, stream, offset, data):
-                if id_ in self.jobs:
-                    piece = api.Streamed(rank=rank, stream=stream, offset=offset, data=data)
-                    self.jobs[id_].say(piece)
+                self._streamed(id_, rank, stream, offset, data)
+            case events.TellTaken(id_, rank, taken, is_open, anew):
+                if id_ in self._inputs:
+                    self._inputs[id_].taken(rank, taken, is_open=is_open, anew=anew)
             case events.TellProgress(id_, done):
                 pushed = self._sources.stream(id_)
                 if id_ in self.jobs and pushed is not None:
@@ -358,6 +380,21 @@ class RootNode:
             self.jobs[id_].late(late)
         self._settle_soon()
 
+    def _outcomes(self, id_: int, folds: tuple[Fold, ...]) -> None:
+        made, gone = words(self._vm_bodies.get(id_), folds, self.members.name)
+        self.state.command_outcomes(id_, folds, made=made, gone=gone)
+        for deployment, vm, _ in gone:
+            self.known.vms.pop((deployment, vm), None)
+        if gone:
+            self.vms_changed()
+        for fold in folds:
+            self._to_settle[id_] = self._to_settle.get(id_, ranks.NONE) | ranks.unpack(fold.ranks)
+        if id_ in self._inputs:
+            self._inputs[id_].over(folds)
+        if id_ in self.jobs:
+            output = self._outputs.get(id_)
+            self.jobs[id_].folds(folds if output is None else output[1].outcomes(folds))
+
     def _settled(self, id_: int, now: float) -> None:
         if self._plans.pop(id_, None) is not None:
             return
@@ -367,20 +404,52 @@ class RootNode:
         self.state.command_settles(id_, self.clock_ms(now))
         job = self.jobs.pop(id_, None)
         self._vm_bodies.pop(id_, None)
+        self._inputs.pop(id_, None)
         if id_ in self._sources:
             self.shell.end_transfer(id_)
             self._disk.submit(self._sources.drop(id_).close)
         self._to_settle.setdefault(id_, ranks.NONE)
         self._settle_soon()
-        if job is not None:
+        if id_ in self._outputs:
+            self._outputs[id_][1].when_told(lambda: self._told(id_))
+        elif job is not None:
             job.settled(id_)
+
+    def _stream(self, job: Job, id_: int, targets: bytes) -> Streaming:
+        streaming = Streaming(
+            ranks.each(ranks.unpack(targets)),
+            grant=lambda grants: self.shell.feed(events.Grants(id_, grants)),
+            tell=job.folds,
+        )
+        self._outputs[id_] = job, streaming
+        return streaming
+
+    def _told(self, id_: int) -> None:
+        """The client has all outcomes of a streamed command, each after its output."""
+        job, _ = self._outputs.pop(id_)
+        self._settle_soon()
+        job.settled(id_)
+
+    def _streamed(self, id_: int, rank: int, stream: int, offset: int, data: bytes) -> None:
+        """A piece of a command's output came."""
+        if id_ not in self._outputs:
+            if id_ in self.jobs:  # a console's, which has a window of its own
+                self.jobs[id_].say(api.Streamed(rank=rank, stream=stream, offset=offset, data=data))
+            else:
+                self.shell.feed(events.Grants(id_, nobody_reads([rank])))
+            return
+        job, streaming = self._outputs[id_]
+        fresh = streaming.arrived(rank, stream, offset, data)
+        if fresh:
+            begin = offset + len(data) - len(fresh)
+            job.tell_client(api.Streamed(rank=rank, stream=stream, offset=begin, data=fresh))
 
     def tell_settled(self) -> None:
         """Tell agents which outcomes they may forget. Those out of reach are told when they are back."""
         if self._settle_timer is not None:
             self._settle_timer.cancel()
             self._settle_timer = None
-        done = {id_: who for id_, who in self._to_settle.items() if id_ not in self.jobs}
+        done = {id_: who for id_, who in self._to_settle.items() if id_ not in self.jobs and id_ not in self._outputs}
         if not done:
             return
         self.state.make_durable()
@@ -507,6 +576,12 @@ class RootNode:
 
     def type(self, feed: Feed) -> None:
         """The root has no consoles of its own."""
+
+    def granted(self, id_: int, grant: Grant) -> None:
+        """The root grants, it is granted nothing."""
+
+    def pour(self, id_: int, offset: int, data: bytes, *, last: bool) -> None:
+        """The root feeds, it is fed nothing."""
 
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has no outcomes of its own."""

@@ -19,10 +19,11 @@ from controller.on_record import Vm
 from controller.pulling import Pulling
 from controller.pushing import Pushing
 from controller.rolling import Roll, share
+from controller.runs import run_body
 from controller.state import Host
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
-from protocol.commands import Leave, Run
+from protocol.commands import FetchOutput, Leave, Run
 from protocol.outcomes import Lost, TimedOut, succeeded
 from protocol.trust import open_command
 from protocol.wishes import Wishes
@@ -291,9 +292,9 @@ class Requests:
     # --- commands -----------------------------------------------------------------------------------------------------
 
     def run(self, request: api.RunOn, uid: int) -> tuple[Job, dict[int, str]]:
-        """Run an argument vector."""
+        """Run an argument vector. Raises CtlError where it can't be asked so."""
         hosts = self._node.members.ranks_of(request.hosts)
-        body = Run(argv=request.argv, output_limit=request.output_limit, stream=request.stream)
+        body = run_body(request)
         job = Job()
         what = msgspec.json.encode(["run", *request.argv]).decode()
         if request.batch:
@@ -316,6 +317,23 @@ class Requests:
         )
         self._node.state.put_roll(roll)
         self._node.roll(roll, job)
+
+    def output(self, request: api.GetOutput, uid: int) -> tuple[Job, dict[int, str]]:
+        """Fetch what a host has in its spool of a job. Raises CtlError."""
+        node = self._node
+        hosts = node.members.ranks_of([request.host])
+        (rank,) = hosts
+        records = node.state.commands_of(request.job)
+        if not records:
+            raise CtlError(f"there is no job {request.job}: `ctl jobs` lists them", ExitStatus.USAGE)
+        of = [record.id for record in records if ranks.holds(ranks.unpack(record.delivery.targets), rank)]
+        if not of:
+            raise CtlError(f"{request.host} was no target of job {request.job}", ExitStatus.NO_TARGET)
+        job = Job()
+        what = msgspec.json.encode(["fetch output", request.job, request.host]).decode()
+        node.give(job, hosts, FetchOutput(of=of[-1]), uid=uid, what=what)
+        job.seal()
+        return job, hosts
 
     async def push(self, request: api.PushTo, uid: int) -> tuple[Job, dict[int, str]]:
         """Push files: list and digest them first, in a thread."""

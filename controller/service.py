@@ -28,6 +28,8 @@ from controller.vm_requests import VmRequests
 
 log = logging.getLogger("canopy")
 
+#: What may wait in this process for a client to read it, in bytes.
+_UNREAD = 256 << 10
 _UCRED = struct.Struct("3i")
 
 
@@ -83,23 +85,37 @@ class Service:
             accepted = api.Accepted(id=min(job.ids), hosts=hosts)
         writer.write(api.pack(accepted))
         detached = isinstance(request, api.FollowJob) or (isinstance(request, api.RunOn) and request.detach)
-        listening = asyncio.create_task(self._listen(job, reader, detached=detached))
+        follows = isinstance(request, api.FollowJob)
+        listening = asyncio.create_task(self._listen(job, reader, detached=detached, follows=follows))
+        # A client that reads slowly is to slow the hosts down, not to fill this process's memory.
+        writer.transport.set_write_buffer_limits(high=_UNREAD)
         try:
             while (reply := await replies.get()) is not None:
                 writer.write(api.pack(reply))
-                if replies.empty():
+                if isinstance(reply, api.Streamed):
                     await writer.drain()
+                    job.read(reply)
+                elif replies.empty():
+                    await writer.drain()
+        except ConnectionError:
+            # Whoever writes to a client that has gone may learn it before whoever listens to it.
+            if not detached:
+                self._node.cancel(job)
+            raise
         finally:
             listening.cancel()
             job.ignore(replies)
 
-    async def _listen(self, job: Job, reader: asyncio.StreamReader, *, detached: bool) -> None:
+    async def _listen(self, job: Job, reader: asyncio.StreamReader, *, detached: bool, follows: bool) -> None:
         """A client that says Cancel stops its command everywhere; so does one that goes, unless it is detached from
-        it."""
+        it. Who began it may send its input."""
         request: api.Request | None = None
         with contextlib.suppress(api.BadFrame, asyncio.IncompleteReadError, ConnectionError):
-            while isinstance(request := await _receive(reader), api.Typed):
-                self._node.feed(job, request.offset, request.data, request.seen, again=request.again)
+            while isinstance(request := await _receive(reader), api.Typed | api.InputData) and not follows:
+                if isinstance(request, api.Typed):
+                    self._node.feed(job, request.offset, request.data, request.seen, again=request.again)
+                elif job.sending is not None:
+                    job.sending.add(request.data, last=request.last)
         if isinstance(request, api.Cancel) or (request is None and not detached):
             self._node.cancel(job)
 
@@ -123,6 +139,8 @@ class Service:
                 return await requests.wait_for(request)
             case api.RunOn():
                 return requests.run(request, uid)
+            case api.GetOutput():
+                return requests.output(request, uid)
             case api.PushTo():
                 return await requests.push(request, uid)
             case api.Reserve():
@@ -168,7 +186,7 @@ class Service:
             case api.Shutdown():
                 self.ended.set()
                 return api.Done()
-            case api.Cancel() | api.Typed():
+            case api.Cancel() | api.Typed() | api.InputData():
                 raise CtlError("there is nothing on this connection that this could be for", ExitStatus.USAGE)
 
 

@@ -25,10 +25,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, TypeVar
 
 from controller import api
 from controller.on_record import Capacity, Vm
@@ -53,6 +54,7 @@ from protocol.wishes import Wishes
 
 if TYPE_CHECKING:
     from controller.console import ConsoleEnd
+    from controller.feeding import Feeder
     from controller.groups import Member
 
 #: One read from the client socket.
@@ -172,6 +174,7 @@ class Job:
     #: Of a job that was asked for again: what it was, as in JobStatus.
     what: str = ""
     _left: set[int] = field(default_factory=set)
+    _feeder: Feeder | None = None
 
     def __iter__(self) -> Iterator[Happening]:
         """What happens, as it happens, until every target has its outcome; of a job that was asked for without waiting
@@ -188,6 +191,9 @@ class Job:
                         yield Late(self._result(fold))
                 case api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
                     yield Piece(self.hosts[rank], stream, offset, data)
+                case api.InputRoom(upto=upto):
+                    if self._feeder is not None:
+                        self._feeder.allow(upto)
                 case api.Advanced(size=size, done=done):
                     yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()})
                 case api.Fetched(size=size, done=done):
@@ -200,7 +206,7 @@ class Job:
                     yield ImageAnswer(host, results)
                 case api.Settled():
                     self.settled = True
-                    self._connection.close()
+                    self.close()
                 case api.OnRecord():
                     self._connection.close()
                     return
@@ -222,7 +228,19 @@ class Job:
 
     def close(self) -> None:
         """Leave it. A command that still runs is cancelled, unless it was begun detached or is only followed."""
+        if self._feeder is not None:
+            self._feeder.close()
         self._connection.close()
+
+    def feed(self, source: BinaryIO) -> None:
+        """Send what can be read from `source` to the command, once: its standard input."""
+        # Threads cost a command that has no input a hundredth of a second.
+        import threading
+
+        from controller.feeding import Feeder
+
+        self._connection.sending = threading.RLock()  # a Ctrl-C may come in the middle of a send
+        self._feeder = Feeder(source, self._connection)
 
     def results(self) -> list[Result]:
         """All results, equal ones in one, in the order of their first hosts."""
@@ -270,6 +288,8 @@ class Connection:
         """Connects. Raises CtlError with NO_SERVICE where nobody listens."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._buffer = bytearray()
+        #: Input goes out from a thread of its own.
+        self.sending: AbstractContextManager[object] = nullcontext()
         try:
             self._socket.connect(str(path))
         except OSError as error:
@@ -281,7 +301,8 @@ class Connection:
     def send(self, request: api.Request) -> None:
         """Send a request."""
         try:
-            self._socket.sendall(api.pack(request))
+            with self.sending:
+                self._socket.sendall(api.pack(request))
         except OSError as error:
             raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE) from error
 
@@ -342,24 +363,53 @@ class Session:
         detach: bool = False,
         batch: int | str | None = None,
         max_fail: int | str = 0,
+        script: bytes | None = None,
+        stdin: bytes | BinaryIO | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "",
+        nice: int = 0,
+        limits: Mapping[str, int] | None = None,
+        kill_after: float | None = None,
     ) -> Job:
         """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in
-        bytes for each stream of each host. With `detach` it goes on when this process ends: `job` finds it by its
-        number. With `batch` so many hosts run it at a time (a number, or `"10%"`), and once more than `max_fail` failed
-        no more begin: those end as Cancelled, and never ran it."""
-        argv = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
-        return self._job(
+        bytes for each stream of each host. With `stream` output comes as Pieces too, no faster than they are taken.
+        With `detach` it goes on when this process ends: `job` finds it by its number. With `batch` so many hosts run it
+        at a time (a number, or `"10%"`), and once more than `max_fail` failed no more begin: those end as Cancelled,
+        and never ran it.
+
+        With `script` that program runs, and `command` is its name and its arguments. `stdin` is what it reads: bytes
+        (at most MAX_SCRIPT), or a file that is read in a thread while the job is iterated over. `cwd` is absolute,
+        `env` is added to the agent's environment, `user` needs an agent that is root, `nice` is added to the agent's
+        level, `limits` are by setrlimit(2)'s names in small letters (-1: none), `kill_after` is the time in seconds
+        between the polite signal and the certain one."""
+        if isinstance(command, str):
+            command = (command,) if script is not None else ("/bin/sh", "-c", command)
+        inline = stdin if isinstance(stdin, bytes) else None
+        job = self._job(
             api.RunOn(
                 hosts=self._names(hosts),
-                argv=argv,
+                argv=tuple(command),
                 timeout_ms=None if timeout is None else round(timeout * 1000),
                 output_limit=output_limit,
                 stream=stream,
                 detach=detach,
                 batch="" if batch is None else str(batch),
                 max_fail="" if batch is None else str(max_fail),
+                script=script,
+                cwd=cwd,
+                env=dict(env or {}),
+                user=user,
+                nice=nice,
+                limits=dict(limits or {}),
+                kill_after=kill_after,
+                input=inline,
+                feed=stdin is not None and inline is None,
             )
         )
+        if stdin is not None and not isinstance(stdin, bytes):
+            job.feed(stdin)
+        return job
 
     def push(
         self,
@@ -566,6 +616,10 @@ class Session:
     def job(self, id_: int, *, wait: bool = True) -> Job:
         """A job by its number, from its beginning: what came of it so far, and with `wait` what still comes."""
         return self._job(api.FollowJob(id=id_, wait=wait))
+
+    def output(self, id_: int, host: str) -> Job:
+        """All that a job wrote on one host, from that host's spool, as Pieces and a last Result with the totals."""
+        return self._job(api.GetOutput(job=id_, host=host))
 
     def cancel_job(self, id_: int) -> None:
         """Stop a job on all hosts."""

@@ -10,16 +10,20 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from protocol.limits import (
+    INPUT_PIECE,
     MAX_BITMAP,
     MAX_CHUNK,
     MAX_CHUNKS,
     MAX_COMMAND_TEXT,
+    MAX_ENV,
     MAX_FEED,
     MAX_INLINE,
+    MAX_KILL_AFTER,
     MAX_OFFERED,
     MAX_OUTPUT,
     MAX_PATH,
     MAX_RANK,
+    MAX_SCRIPT,
 )
 from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, VmSpec
 from protocol.wishes import Wishes
@@ -37,12 +41,45 @@ Rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_RANK)]
 Address = Annotated[str, msgspec.Meta(min_length=1, max_length=45)]
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run", forbid_unknown_fields=True):
-    """Run an argument vector in its own process group. `output_limit` is the budget of each stream in bytes."""
+#: The name of an environment variable (POSIX.1-2017, Base Definitions, 8.1: all but "=" and NUL).
+EnvName = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000, pattern="^[^=\0]+$")]
+#: The name of a resource limit, without RLIMIT_ and in small letters: nofile, as, cpu (setrlimit(2)).
+LimitName = Annotated[str, msgspec.Meta(pattern="^[a-z]{2,20}$")]
+#: A resource limit; -1 is none.
+LimitValue = Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run", forbid_unknown_fields=True):
+    """Run an argument vector in its own process group. `output_limit` is the budget of each stream in bytes.
+
+    `script` is a program to run instead of a file of the host; argv[0] is then only its name. `cwd` is absolute.
+    `user` is whom it runs as, by name or number; empty: whom the agent runs as. `nice` is added to the agent's own
+    priority, `limits` are set soft and hard alike. `kill_after` is how long it has between the polite signal and the
+    certain one, in seconds; None for KILL_AFTER. `input` is all of its standard input; with `feed` that comes in Input
+    commands instead, and without either there is none.
+    """
 
     argv: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=4_096)]
     output_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTPUT)]
     stream: bool = False
+    script: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_SCRIPT)] | None = None
+    cwd: Annotated[str, msgspec.Meta(pattern="^/[^\0]*$", max_length=MAX_PATH)] | None = None
+    env: Annotated[dict[EnvName, Text], msgspec.Meta(max_length=MAX_ENV)] = {}
+    user: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    nice: Annotated[int, msgspec.Meta(ge=-20, le=19)] = 0
+    limits: Annotated[dict[LimitName, LimitValue], msgspec.Meta(max_length=MAX_ENV)] = {}
+    kill_after: Annotated[float, msgspec.Meta(ge=0, le=MAX_KILL_AFTER)] | None = None
+    input: Annotated[bytes, msgspec.Meta(max_length=MAX_SCRIPT)] | None = None
+    feed: bool = False
+
+
+class FetchOutput(msgspec.Struct, frozen=True, kw_only=True, tag="fetch output", forbid_unknown_fields=True):
+    """Stream what the host has in its spool of the output of command `of`: standard output as stream 1, error as 2.
+
+    Its outcome's totals say how much there is.
+    """
+
+    of: Natural
 
 
 class Hop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -242,6 +279,15 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel", forbid_unk
     of: Natural
 
 
+class Input(msgspec.Struct, frozen=True, kw_only=True, tag="input", forbid_unknown_fields=True):
+    """More of the standard input of command `of`, from byte `offset` of it on; with `last` its end. Has no outcome."""
+
+    of: Natural
+    offset: Natural
+    data: Annotated[bytes, msgspec.Meta(max_length=INPUT_PIECE)]
+    last: bool = False
+
+
 class Settled(msgspec.Struct, frozen=True, kw_only=True, tag="settled", forbid_unknown_fields=True):
     """The root has all outcomes of the commands `ids` on record: agents may forget theirs. Has no outcome."""
 
@@ -270,6 +316,7 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unkno
 
 Work: TypeAlias = (
     Run
+    | FetchOutput
     | Push
     | Offer
     | Send
@@ -285,7 +332,7 @@ Work: TypeAlias = (
     | Leave
 )
 #: Commands that end in no outcome, for they are about other commands.
-Quiet: TypeAlias = Cancel | Settled | Feed
+Quiet: TypeAlias = Cancel | Settled | Feed | Input
 Body: TypeAlias = Work | Quiet
 
 

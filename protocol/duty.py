@@ -11,8 +11,8 @@ from math import inf
 
 from msgspec.structs import replace
 
-from protocol.commands import Body, Cancel, Command, Feed, Leave, Settled
-from protocol.events import Depart, Effect, Finished, Forget, Kept, Loaded, Start, Stop, Type, Warn
+from protocol.commands import Body, Cancel, Command, Feed, Input, Leave, Run, Settled
+from protocol.events import Depart, Effect, Finished, Forget, Kept, Loaded, Pour, Start, Stop, Type, Warn
 from protocol.keeping import Answer, Keeping
 from protocol.limits import KILL_AFTER, MAX_WAITING_FOR_CLOCK
 from protocol.messages import Deliver
@@ -34,6 +34,11 @@ from protocol.trust import FromBefore, Guard, Untrusted
 DEPART_AFTER = 5.0
 #: Below so many, forgetting old commands' numbers is not worth the walk.
 _PRUNE_FROM = 1_000
+
+
+def kill_after(body: Body) -> float:
+    """How long work that is ended has between the polite signal and the certain one, in seconds."""
+    return body.kill_after if isinstance(body, Run) and body.kill_after is not None else KILL_AFTER
 
 
 @dataclass
@@ -170,6 +175,9 @@ class Duty:
         match command.body:
             case Cancel(of=of):
                 return self._cancel(of, now)
+            case Input(of=of, offset=offset, data=data, last=last):
+                # Of what does not run here, or no longer: a replay, or too late.
+                return ([Pour(of, offset, data, last)] if of in self._running else []), []
             case Settled(ids=ids):
                 # Those above wait for an answer to what waits here; it is over, and the root hears it no more.
                 dropped = sorted({early.id for early, _ in self._early}.intersection(ids))
@@ -208,7 +216,7 @@ class Duty:
         if task.ending is not None:
             return []
         task.ending = ending
-        task.kill_at = now + KILL_AFTER
+        task.kill_at = now + kill_after(task.body)
         return [Stop(id_, hard=False)]
 
     def _forget(self, ids: tuple[int, ...], until: float, now: float) -> list[Effect]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from protocol.commands import Body, Feed, Leave, Member, Plan
-from protocol.messages import Deliver, HostHealth, Link, Message, Report
+from protocol.messages import Deliver, Grant, HostHealth, Link, Message, Report
 from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
 from protocol.ranks import Ranks
 from protocol.vms import VmState
@@ -90,6 +90,24 @@ class Wrote:
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """Local work has read `taken` bytes of its input so far, and reads on if `open`; with `anew` from there."""
+
+    id: int
+    taken: int
+    open: bool
+    anew: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """Root only: these hosts may send so much of the output of `id`."""
+
+    id: int
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """This host's own report."""
 
@@ -137,6 +155,8 @@ Event: TypeAlias = (
     | Kept
     | Loaded
     | Wrote
+    | Took
+    | Grants
     | Observed
     | Advanced
     | Submit
@@ -203,6 +223,24 @@ class Stop:
 
     id: int
     hard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Local work may send so much of its output."""
+
+    id: int
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Pour:
+    """A piece of local work's input, from byte `offset` of it on; with `last` its end."""
+
+    id: int
+    offset: int
+    data: bytes
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +337,17 @@ class TellStream:
 
 
 @dataclass(frozen=True, slots=True)
+class TellTaken:
+    """Root only: how much of a command's input a host has read, and whether it reads on."""
+
+    id: int
+    rank: int
+    taken: int
+    open: bool
+    anew: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TellProgress:
     """Root only: bytes that hosts have of a push."""
 
@@ -330,6 +379,8 @@ Effect: TypeAlias = (
     | Start
     | Stop
     | Type
+    | Granted
+    | Pour
     | Keep
     | Load
     | Forget
@@ -341,6 +392,7 @@ Effect: TypeAlias = (
     | TellLate
     | TellSettled
     | TellStream
+    | TellTaken
     | TellProgress
     | TellReports
     | TellLinks

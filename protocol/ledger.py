@@ -38,6 +38,8 @@ class Account:
     sent: Ranks
     deadline: float | None
     again: bool
+    #: How long after the deadline an outcome may still come, in seconds.
+    slack: float
     cancel: Deliver | None = None
     reborn: Ranks = ranks.NONE
     lost: Ranks = ranks.NONE

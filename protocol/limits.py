@@ -28,6 +28,27 @@ MAX_BODY = 4 << 20
 MAX_PAYLOAD = 3 << 20
 #: How much text a command line may have: Linux takes at most 128 KiB in one argument (execve(2), MAX_ARG_STRLEN).
 MAX_COMMAND_TEXT = 128 << 10
+#: What each host may send of a streamed output before it is granted more: most commands write less, and need no grant.
+STREAM_FIRST = 16 << 10
+#: What all hosts of one command may have on their way beyond that: it bounds what the service and every relay hold of
+#: it, and what an outcome may find before it on a link. 4 MiB keep a 10 Gbit/s link of 3 ms busy.
+STREAM_WINDOW = 4 << 20
+#: One host's part of it: as much as a link of 80 Mbit/s and 100 ms takes.
+STREAM_MOST = 1 << 20
+#: Output leaves its host in pieces of this size, or when the oldest byte has waited for this long (s): no message a
+#: line, and nothing that a person would notice.
+STREAM_PIECE = 64 << 10
+STREAM_DELAY = 0.02
+#: A command's input travels in pieces of this size, of which a host has at most so many bytes that it did not take
+#: yet: it shares links with commands, and must not hold them up.
+INPUT_PIECE = 64 << 10
+INPUT_CREDIT = 256 << 10
+#: And so far may the host that takes most be ahead of the one that takes least: what the service keeps of an input.
+INPUT_WINDOW = 8 << 20
+#: Environment variables that a command may set, and resource limits: more than anybody types.
+MAX_ENV = 256
+#: A script, or an input, that rides in the signed command: larger ones are pushed, or sent piece by piece.
+MAX_SCRIPT = 256 << 10
 #: What one host's standard output or error may add to its outcome; the rest stays in the host's spool.
 MAX_OUTPUT = 1 << 20
 DEFAULT_OUTPUT = 256 << 10
@@ -109,6 +130,8 @@ STRANDED_AFTER = 15.0
 PROBED_WITHIN = 20.0
 #: What an agent ends gets a polite signal, and after this the certain one.
 KILL_AFTER = 2.0
+#: A command may be given more: so long, and a host's outcome is waited for by as much.
+MAX_KILL_AFTER = 600.0
 #: A host's outcome may come this long after the deadline before the root says that it did not: the signals' time, and
 #: as much again to travel.
 DEADLINE_SLACK = 2 * KILL_AFTER

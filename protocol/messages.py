@@ -16,11 +16,11 @@ from protocol.limits import (
     MAX_BITMAP,
     MAX_CHUNKS,
     MAX_INLINE,
-    MAX_OUTPUT,
     MAX_PAYLOAD,
     MAX_RANK,
     MAX_TEXT,
     MAX_VMS,
+    STREAM_PIECE,
 )
 from protocol.outcomes import Fold
 from protocol.vms import VmState
@@ -50,6 +50,8 @@ class Kind(IntEnum):
     NO_CHUNK = 15
     HOLD = 16
     HAVE = 17
+    CREDIT = 18
+    TAKEN = 19
 
 
 class Manner(IntEnum):
@@ -136,7 +138,40 @@ class Streamed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     rank: Rank
     stream: Annotated[int, msgspec.Meta(ge=1, le=2)]
     offset: Natural
-    data: Annotated[bytes, msgspec.Meta(max_length=MAX_OUTPUT)]
+    data: Annotated[bytes, msgspec.Meta(max_length=STREAM_PIECE)]
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What `rank` may send of a command's output: `limit` bytes of both streams together, counted from its beginning.
+
+    The root has the first `out` bytes of its standard output and `err` of its error. `limit` None: nobody reads any
+    more.
+    """
+
+    rank: Rank
+    limit: Natural | None
+    out: Natural
+    err: Natural
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child: how much of the output of `id` these hosts of its subtree may send."""
+
+    id: Natural
+    grants: Annotated[tuple[Grant, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Child to parent: the command `id` at `rank` has read `taken` bytes of its input, and reads on if `open`.
+
+    `anew`: what was sent beyond that may not have come; send it (again).
+    """
+
+    id: Natural
+    rank: Rank
+    taken: Natural
+    open: bool
+    anew: bool
 
 
 class HostHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -273,6 +308,8 @@ Message: TypeAlias = (
     | NoChunk
     | Hold
     | Have
+    | Credit
+    | Taken
 )
 
 TYPES: dict[Kind, type[Message]] = {
@@ -293,14 +330,16 @@ TYPES: dict[Kind, type[Message]] = {
     Kind.NO_CHUNK: NoChunk,
     Kind.HOLD: Hold,
     Kind.HAVE: Have,
+    Kind.CREDIT: Credit,
+    Kind.TAKEN: Taken,
 }
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
 #: Directions: children report, they don't command. A message that comes the other way costs its sender the connection.
 UPWARDS: frozenset[type[Message]] = frozenset(
-    {Attach, Beat, Links, Outcomes, Streamed, Reports, ClockAsk, Progress},
+    {Attach, Beat, Links, Outcomes, Streamed, Reports, ClockAsk, Progress, Taken},
 )
-DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell})
+DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell, Credit})
 BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask})
 BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold})
 #: On the link that a host opens for a pull chunks go the other way.

@@ -35,6 +35,8 @@ from protocol.events import (
     Finished,
     FromChild,
     FromParent,
+    Granted,
+    Grants,
     Kept,
     Loaded,
     Observed,
@@ -46,8 +48,10 @@ from protocol.events import (
     TellProgress,
     TellReports,
     TellStream,
+    TellTaken,
     Tick,
     ToChild,
+    Took,
     ToParent,
     Warn,
     Wrote,
@@ -70,7 +74,9 @@ from protocol.messages import (
     Beat,
     ClockAsk,
     ClockTell,
+    Credit,
     Deliver,
+    Grant,
     Link,
     Links,
     Manner,
@@ -80,6 +86,7 @@ from protocol.messages import (
     Report,
     Reports,
     Streamed,
+    Taken,
 )
 from protocol.never import assert_never
 from protocol.outcomes import NO_OUTPUT, Exited, Fold, Refused, sentence
@@ -251,7 +258,7 @@ class Relay:
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def _take(self, event: Event, now: float) -> None:
+    def _take(self, event: Event, now: float) -> None:  # noqa: PLR0912  one case an event
         match event:
             case Begin():
                 self._beat_at = now + BEAT_EVERY
@@ -281,6 +288,10 @@ class Relay:
                     self._own_outcome(id_, answer, now)
             case Wrote(id_, stream, offset, data):
                 self._up(Streamed(id_, self._rank(), stream, offset, data))
+            case Took(id_, taken, is_open, anew):
+                self._up(Taken(id_, self._rank(), taken, is_open, anew))
+            case Grants(id_, grants):
+                self._grant(id_, grants)
             case Observed(host, vms, whole):
                 self._reporting.add_reports((Report(self._rank(), host, vms, whole),), now)
             case Advanced(id_, done):
@@ -323,6 +334,8 @@ class Relay:
                 self._deliver(message, now)
             case ClockTell():
                 self._clock_told(message, now)
+            case Credit(id=id_, grants=grants):
+                self._grant(id_, grants)
             case _:
                 # The codec and the link let only known kinds through; this one goes the other way.
                 self._parent_lost(f"it sent a {type(message).__name__}, which only children send", now)
@@ -556,9 +569,11 @@ class Relay:
                 self._down_to(asker, told)
             case Streamed() if self._root is not None:
                 self._effects.append(TellStream(message.id, message.rank, message.stream, message.offset, message.data))
+            case Taken() if self._root is not None:
+                self._effects.append(TellTaken(message.id, message.rank, message.taken, message.open, message.anew))
             case Progress(id=id_, done=done):
                 self._add_progress(id_, done, now)
-            case ClockAsk() | Streamed():
+            case ClockAsk() | Streamed() | Taken():
                 self._up(message)
             case _:
                 pass
@@ -742,9 +757,22 @@ class Relay:
         below = (msgspec.structs.replace(link, why="") if link.why else link for link in self._picture.subtree())
         return Attach(VERSION_MIN, VERSION_MAX, (own, *below))
 
-    def _up(self, message: Links | Outcomes | Streamed | Reports | ClockAsk | Progress | Beat) -> None:
+    def _up(self, message: Links | Outcomes | Streamed | Taken | Reports | ClockAsk | Progress | Beat) -> None:
         if self._uplink is not None and self._uplink.attached:
             self._effects.append(ToParent(message))
+
+    def _grant(self, id_: int, grants: tuple[Grant, ...]) -> None:
+        """Whoever hangs here may send so much more of a command's output."""
+        left = {grant.rank: grant for grant in grants}
+        own = left.pop(self._me, None) if self._me is not None else None
+        if own is not None:
+            self._effects.append(Granted(id_, own))
+        if not left:
+            return
+        for child, mask in sorted(self._picture.routes.items()):
+            share = tuple(grant for rank, grant in left.items() if ranks.holds(mask, rank))
+            if share:
+                self._effects.append(ToChild(child, Credit(id_, share)))
 
     def _down_to(self, rank: int, message: ClockTell) -> None:
         for child, mask in self._picture.routes.items():

@@ -14,7 +14,7 @@ import msgspec
 from protocol import ranks
 from protocol.commands import Below
 from protocol.limits import PLAN_GRACE
-from protocol.messages import Beat, ClockAsk, Link, Links, Outcomes, Progress, Reports, Streamed
+from protocol.messages import Beat, ClockAsk, Link, Links, Outcomes, Progress, Reports, Streamed, Taken
 from protocol.outcomes import Fold
 from protocol.ranks import Ranks
 
@@ -108,7 +108,7 @@ def claimed(message: object) -> Ranks | None:
             for fold in folds:
                 found |= ranks.unpack(fold.ranks)
             return found
-        case Streamed(rank=rank) | ClockAsk(rank=rank):
+        case Streamed(rank=rank) | Taken(rank=rank) | ClockAsk(rank=rank):
             return ranks.only(rank)
         case Reports(reports=reports):
             return ranks.union(report.rank for report in reports)

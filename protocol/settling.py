@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from math import inf
 
 from protocol import ranks
-from protocol.commands import Body, Cancel, Feed, Plan, Settled
+from protocol.commands import Body, Cancel, Feed, Input, Plan, Settled
+from protocol.duty import kill_after
 from protocol.events import Effect, Tell, TellLate, TellSettled
 from protocol.ledger import Absence, Account, tells
-from protocol.limits import DEADLINE_SLACK, LATE_BYTES, LATE_COMMANDS, LOST_AFTER, RETURN_WITHIN
+from protocol.limits import DEADLINE_SLACK, KILL_AFTER, LATE_BYTES, LATE_COMMANDS, LOST_AFTER, RETURN_WITHIN
 from protocol.messages import Deliver, Link
 from protocol.outcomes import Fold, sentence
 from protocol.picture import Picture
@@ -71,7 +72,7 @@ class Settling:
     def submit(self, delivery: Deliver, body: Body, missing: Ranks | None, now: float) -> None:
         """A command from a client, signed; `missing` where it is one from before the root itself began anew."""
         targets = ranks.unpack(delivery.targets)
-        if isinstance(body, Settled | Feed):
+        if isinstance(body, Settled | Feed | Input):
             self._send(delivery, targets)
             return
         if isinstance(body, Cancel):
@@ -82,12 +83,13 @@ class Settling:
             return
         deadline = None if delivery.ttl_ms is None else now + delivery.ttl_ms / 1000
         owing = targets if missing is None else missing
-        account = Account(delivery, targets, owing, ranks.NONE, deadline, isinstance(body, Plan))
+        slack = DEADLINE_SLACK + max(0.0, kill_after(body) - KILL_AFTER)
+        account = Account(delivery, targets, owing, ranks.NONE, deadline, isinstance(body, Plan), slack)
         self._accounts[delivery.id] = account
         if missing is None:
             self._remembered_from = min(self._remembered_from, delivery.id)
         if deadline is not None:
-            self.due = min(self.due, deadline + DEADLINE_SLACK)
+            self.due = min(self.due, deadline + slack)
         # What was given before the service began anew may have gone out then.
         account.sent = self._send(delivery, owing) | (missing or ranks.NONE)
         absent = owing & ~self._picture.reachable
@@ -211,10 +213,10 @@ class Settling:
             folds: tuple[Fold, ...] = ()
             for absence in due:
                 folds += account.lose(absence.who & account.missing, absence.why)
-            if account.deadline is not None and now >= account.deadline + DEADLINE_SLACK:
+            if account.deadline is not None and now >= account.deadline + account.slack:
                 folds += account.lose(account.missing, "no answer by the deadline")
             if folds:
                 self._settle(id_, folds)
         times = [absence.since + LOST_AFTER for absence in self._absences]
-        times += [a.deadline + DEADLINE_SLACK for a in self._accounts.values() if a.deadline is not None]
+        times += [a.deadline + a.slack for a in self._accounts.values() if a.deadline is not None]
         self.due = min(times, default=inf)

@@ -18,7 +18,7 @@ from nacl.bindings import (
 from nacl.exceptions import BadSignatureError
 
 from protocol import ranks
-from protocol.commands import Cancel, Command, Plan, Settled
+from protocol.commands import Cancel, Command, Input, Plan, Settled
 from protocol.messages import ClockTell, Deliver
 
 _COMMAND = b"canopy command\0"
@@ -177,9 +177,9 @@ class Guard:
         makes a replay over a restart useless. Replays within one life are the relay's to recognise by id.
         Raises Untrusted.
         """
-        # Plans order themselves by version, a cancel or a settling does no harm twice: they need no clock, and must
-        # work before one is known.
-        if isinstance(command.body, Plan | Cancel | Settled):
+        # Plans order themselves by version, input by its offset, a cancel or a settling does no harm twice: they need
+        # no clock, and must work before one is known.
+        if isinstance(command.body, Plan | Cancel | Settled | Input):
             return
         if command.issued_ms / 1000 < self.time.at(self.started):
             raise FromBefore("it was issued before this agent began")

@@ -299,15 +299,14 @@ def test_a_cancel_asks_the_whole_group_before_it_kills_it(fleet: LocalFleet, tmp
     assert {path.name for path in tmp_path.glob("*.clean")} == {f"{name}.clean" for name in HOSTS}
 
 
-def test_what_left_its_group_delays_no_outcome(fleet: LocalFleet, tmp_path: Path) -> None:
-    # A daemon has a session of its own, and holds the command's pipes: it is not the command's any more.
+def test_what_left_its_group_delays_no_outcome_and_ends_with_it(fleet: LocalFleet, tmp_path: Path) -> None:
+    # A daemon has a session of its own, holds the command's pipes, and takes no polite signal.
     daemon = f"setsid sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/h3; exec sleep {LONG}' & "
     job = fleet.session.run(f"{daemon} trap '' TERM; wait; sleep {LONG}", ["h3"])
     (pid,) = pids_in(tmp_path, 1)
     job.cancel()
     assert outcomes(job) == {"h3": Cancelled(ran=True)}
-    assert is_running(pid)
-    os.kill(pid, signal.SIGKILL)
+    assert not is_running(pid)
 
 
 def test_a_client_that_goes_away_cancels_its_command(fleet: LocalFleet, tmp_path: Path) -> None:

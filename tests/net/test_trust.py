@@ -47,6 +47,7 @@ from protocol.messages import (
     Report,
     Reports,
     Streamed,
+    Taken,
 )
 from protocol.outcomes import RESTARTED, Cancelled, Exited, FailedToStart, Fold, Lost, Outcome, Refused
 from protocol.stream import count_of, stream_of
@@ -245,6 +246,7 @@ CLAIMS: dict[str, Message] = {
     "outcomes of everybody": Outcomes(1, (Fold(ranks.pack((1 << 65_536) - 1), Exited(0)),)),
     "reports": Reports((Report(SIBLING, None, (), True),)),
     "output": Streamed(1, SIBLING, 1, 0, b"forged"),
+    "input": Taken(1, SIBLING, 1, False, False),
     "clock": ClockAsk(SIBLING, NONCE),
     "progress": Progress(1, ((SIBLING, 1),)),
 }

@@ -24,6 +24,7 @@ from protocol.limits import (
     MAX_PAYLOAD,
     MAX_RANK,
     MAX_TEXT,
+    STREAM_PIECE,
     VERSION_MAX,
 )
 from protocol.messages import (
@@ -36,7 +37,9 @@ from protocol.messages import (
     Chunk,
     ClockAsk,
     ClockTell,
+    Credit,
     Deliver,
+    Grant,
     Hold,
     HostHealth,
     Kind,
@@ -51,6 +54,7 @@ from protocol.messages import (
     Report,
     Reports,
     Streamed,
+    Taken,
 )
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Fold, Killed, Lost, Output, Refused, TimedOut
 from protocol.vms import VmPower, VmState
@@ -101,6 +105,8 @@ EACH: list[tuple[Message, bytes | None]] = [
     (Chunk(5, 0, True), b"packed"),
     (Hold(5, 3), None),
     (NoChunk(5, 0, "why", True), None),
+    (Credit(5, (Grant(1, 100, 10, 20), Grant(2, None, 0, 0))), None),
+    (Taken(5, 1, 100, True, False), None),
 ]
 
 
@@ -175,7 +181,7 @@ def test_what_a_receiver_would_refuse_for_its_size_is_not_sent() -> None:
         encode(Outcomes(1, (fold,) * 5))
 
 
-@pytest.mark.parametrize("kind", [0, 17, 99, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 20, 99, -1, 2**40])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(MalformedMessage, match="no kind"):
         decode(_frames(kind, []))
@@ -209,6 +215,10 @@ def test_another_version_is_refused_but_for_the_messages_that_agree_on_one(versi
         (Outcomes(1, (Fold(b"x", Lost("x" * (MAX_TEXT + 1))),)), "a long reason"),
         (Outcomes(1, (Fold(b"x", Exited(0), Output(out=b"x" * (MAX_OUTPUT + 1))),)), "a long output"),
         (Streamed(1, 1, 3, 0, b""), "a third stream"),
+        (Streamed(1, 1, 1, 0, b"x" * (STREAM_PIECE + 1)), "a long piece"),
+        (Credit(1, ()), "no grants"),
+        (Credit(1, (Grant(1, -1, 0, 0),)), "a negative limit"),
+        (Taken(1, 1, -1, True, True), "a negative count"),
         (Ask(1, tuple(range(ASK_WINDOW + 1))), "more than the window"),
         (Hold(1, MAX_CHUNKS + 1), "more chunks than there can be"),
         (Ask(1, (-1,)), "a negative index"),

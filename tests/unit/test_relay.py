@@ -23,6 +23,8 @@ from protocol.events import (
     Finished,
     FromChild,
     FromParent,
+    Granted,
+    Grants,
     Observed,
     ParentLost,
     Replan,
@@ -37,6 +39,7 @@ from protocol.events import (
     TellReports,
     TellSettled,
     TellStream,
+    TellTaken,
     Tick,
     ToChild,
     ToParent,
@@ -60,7 +63,9 @@ from protocol.messages import (
     Beat,
     ClockAsk,
     ClockTell,
+    Credit,
     Deliver,
+    Grant,
     Link,
     Links,
     Manner,
@@ -70,6 +75,7 @@ from protocol.messages import (
     Report,
     Reports,
     Streamed,
+    Taken,
 )
 from protocol.outcomes import RESTARTED, Cancelled, Exited, Fold, Lost, Refused
 from protocol.relay import Relay, RootPart
@@ -361,6 +367,7 @@ _FOREIGN = [
     Links((Link(4, 3, 1, 9, True),)),
     Progress(1, ((3, 5),)),
     Streamed(1, 3, 1, 0, b"x"),
+    Taken(1, 3, 1, True, True),
     ClockAsk(3, b"n" * 16),
 ]
 
@@ -678,6 +685,30 @@ def test_the_root_signs_the_time_for_whoever_asks() -> None:
     assert effect.rank == 1
     assert isinstance(effect.message, ClockTell)
     assert (effect.message.rank, effect.message.nonce) == (4, b"n" * 16)
+
+
+def test_the_root_passes_on_what_hosts_have_taken_of_an_input() -> None:
+    assert _root().child(1, Taken(1, 4, 10, True, False)) == [TellTaken(1, 4, 10, True, False)]
+    assert _agent().child(2, Taken(1, 4, 10, True, False)) == [ToParent(Taken(1, 4, 10, True, False))]
+
+
+def test_grants_go_down_to_those_whom_they_are_for_and_to_nobody_else() -> None:
+    own, below, beside, elsewhere = (Grant(rank, 100, 1, 2) for rank in (1, 4, 3, 9))
+    bench = _agent()
+    assert bench.parent(Credit(7, (own, below, beside, elsewhere))) == [
+        Granted(7, own),
+        ToChild(2, Credit(7, (below,))),
+        ToChild(3, Credit(7, (beside,))),
+    ]
+    root = _root()
+    assert root(Grants(7, (own, elsewhere))) == [ToChild(1, Credit(7, (own,))), ToChild(9, Credit(7, (elsewhere,)))]
+
+
+@pytest.mark.parametrize("message", [Credit(7, (Grant(1, 2**40, 0, 0),)), ClockTell(1, b"n" * 16, 5, b"s" * 64)])
+def test_a_child_that_grants_is_cut_off_and_nothing_is_granted(message: object) -> None:
+    effects = _agent().child(2, message)
+    assert any(isinstance(effect, DropChild) for effect in effects)
+    assert not any(isinstance(effect, Granted) for effect in effects)
 
 
 def test_the_root_passes_streams_progress_and_reports_on() -> None:

@@ -1,0 +1,75 @@
+"""What a command started and let go of: processes that left its group by setsid(2), and whose parents have ended.
+
+Each command's processes carry two variables in their environment, the command's number and the agent's directory, and
+proc(5) shows the environment that a process was started with. What clears its environment, leaves the group and
+outlives its parent is not found: only a control group would hold it, and an agent does not always have one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+NUMBER, AGENT = "CANOPY_JOB", "CANOPY_AGENT"
+#: A process that forks while it is looked for is found in the next round; one that forks for ever is not chased.
+_ROUNDS = 20
+
+
+def mark(environment: Mapping[str, str], id_: int, agent: str) -> dict[str, str]:
+    """The environment of command `id_` of the agent whose directory is `agent`."""
+    return {**environment, NUMBER: str(id_), AGENT: agent}
+
+
+def now() -> int:
+    """The present in the ticks that proc(5) counts processes' starts in, rounded down."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def find(id_: int, agent: str, since: int, group: int) -> list[int]:
+    """The processes of a command that can be seen, as pids: those with its mark, and all that descends from them.
+
+    `since` is `now()` when the command began: what is older is not looked at. `group` is the command's process group,
+    whose members are no orphans.
+    """
+    wanted = {f"{NUMBER}={id_}".encode(), f"{AGENT}={agent}".encode()}
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    members: set[int] = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        pid = int(entry)
+        with suppress(OSError, ValueError, IndexError):
+            fields = _read(f"/proc/{entry}/stat").rpartition(b")")[2].split()
+            if fields[0] in (b"Z", b"X") or int(fields[19]) < since:
+                continue
+            parents[pid] = int(fields[1])
+            if int(fields[2]) == group:
+                members.add(pid)
+            if wanted <= set(_read(f"/proc/{entry}/environ").split(b"\0")):
+                found.add(pid)
+    more = True
+    while more:
+        children = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= children
+        more = bool(children)
+    return sorted(found - members - {os.getpid()})
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def end(id_: int, agent: str, since: int, group: int, *, hard: bool) -> None:
+    """Signal all of a command's processes that are found; with `hard` until none is. Blocks for milliseconds."""
+    for _ in range(_ROUNDS if hard else 1):
+        pids = find(id_, agent, since, group)
+        if not pids:
+            return
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)

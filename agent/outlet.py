@@ -1,0 +1,83 @@
+"""A command's streamed output on its way to the root: batched by time and size, and held back where nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from protocol.flow import Outflow
+from protocol.limits import STREAM_DELAY, STREAM_PIECE
+from protocol.messages import Grant
+
+
+class Outlet:
+    """Sends what an Outflow may send. `on_room` is called when there is room again, `on_empty` when all was sent."""
+
+    def __init__(self, send: Callable[[int, int, bytes], None]) -> None:
+        """`send(stream, offset, data)` sends a piece."""
+        self._flow = Outflow()
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+        self.on_room: Callable[[], None] = lambda: None
+        self.on_empty: Callable[[], None] = lambda: None
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is to be written for now."""
+        return self._flow.full
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that was written was sent."""
+        return not self._flow.waiting
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody reads it."""
+        return self._flow.unread
+
+    def write(self, stream: int, data: bytes) -> None:
+        """The command wrote."""
+        if self._over:
+            return
+        self._flow.write(stream, data)
+        if self._flow.waiting >= STREAM_PIECE:
+            self.flush()
+        elif self._timer is None and not self._flow.unread:
+            self._timer = self._loop.call_later(STREAM_DELAY, self.flush)
+
+    def flush(self) -> None:
+        """Send what may be sent, without waiting for more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._over:
+            return
+        was_full = self._flow.full
+        for piece in self._flow.take():
+            self._send(*piece)
+        if was_full and not self._flow.full:
+            self.on_room()
+        if self.empty:
+            self.on_empty()
+
+    def granted(self, grant: Grant) -> None:
+        """The root's word: go on."""
+        was_full = self._flow.full
+        self._flow.granted(grant)
+        self.flush()
+        if was_full and not self._flow.full:
+            self.on_room()
+
+    def rewind(self) -> None:
+        """The way up is a new one: send again what may be lost."""
+        self._flow.rewind()
+        self.flush()
+
+    def close(self) -> None:
+        """The command is forgotten."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()

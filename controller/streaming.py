@@ -1,0 +1,166 @@
+"""What a client's command writes and reads while it runs, between the client's connection and the relay: credit is
+granted as the client reads, and asked of it as hosts take its input."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from controller import api
+from protocol import ranks
+from protocol.commands import Input
+from protocol.flow import Feeding, Inflow, nobody_reads
+from protocol.messages import Grant
+from protocol.outcomes import Exited, Fold, Killed
+from protocol.ranks import Ranks
+
+#: An outcome that came before the last of its output waits for it so long, in s: an agent that lost its relay is back
+#: in 3.
+_COMPLETE_WITHIN = 4.0
+
+
+class Streaming:
+    """One command whose output is streamed to one client."""
+
+    def __init__(
+        self,
+        hosts: Iterable[int],
+        *,
+        grant: Callable[[tuple[Grant, ...]], None],
+        tell: Callable[[Iterable[Fold]], None],
+    ) -> None:
+        """`grant` sends grants to hosts; `tell` takes outcomes that had to wait for their output."""
+        self._left = set(hosts)
+        self._flow = Inflow(self._left)
+        self._grant, self._tell = grant, tell
+        self._loop = asyncio.get_running_loop()
+        self._flushing = False
+        self._held: list[Fold] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._unread = False
+        #: Called when nothing is waited for any more.
+        self._then: Callable[[], None] | None = None
+
+    def arrived(self, rank: int, stream: int, offset: int, data: bytes) -> bytes:
+        """A piece came; what of it the client is to get."""
+        if self._unread:
+            self._grant(nobody_reads([rank]))
+            return b""
+        fresh = self._flow.arrived(rank, stream, offset, data)
+        self._flush_soon()
+        if self._held:
+            self._release(anyway=False)
+        return fresh
+
+    def read(self, rank: int, count: int) -> None:
+        """The client has taken so many bytes of a host's output."""
+        self._flow.read(rank, count)
+        self._flush_soon()
+
+    def unread(self) -> None:
+        """There is no client any more."""
+        if not self._unread:
+            self._unread = True
+            self._grant(nobody_reads(sorted(self._left)))
+            self._release(anyway=True)
+
+    def _flush_soon(self) -> None:
+        # Many pieces are taken in one turn of the event loop: one message for all.
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        grants = self._flow.grants()
+        if grants and not self._unread:
+            self._grant(grants)
+
+    def outcomes(self, folds: Iterable[Fold]) -> list[Fold]:
+        """Outcomes came; those of hosts of which all output is there. The others are told later."""
+        for fold in folds:
+            for rank in ranks.each(ranks.unpack(fold.ranks)):
+                self._flow.ended(rank, fold.output.out_total, fold.output.err_total)
+        ready: list[Fold] = []
+        for fold in folds:
+            ready += self._complete(fold, anyway=self._unread)
+        if self._held and self._timer is None:
+            self._timer = self._loop.call_later(_COMPLETE_WITHIN, lambda: self._release(anyway=True))
+        return ready
+
+    def _complete(self, fold: Fold, *, anyway: bool) -> list[Fold]:
+        # What was ended from outside is not asked for what it could not send.
+        anyway |= not isinstance(fold.outcome, Exited | Killed)
+        whole: Ranks = ranks.NONE
+        rest: Ranks = ranks.NONE
+        for rank in ranks.each(ranks.unpack(fold.ranks)):
+            if anyway or self._flow.complete(rank):
+                whole |= ranks.only(rank)
+                self._left.discard(rank)
+            else:
+                rest |= ranks.only(rank)
+        if rest:
+            self._held.append(Fold(ranks.pack(rest), fold.outcome, fold.output))
+        return [Fold(ranks.pack(whole), fold.outcome, fold.output)] if whole else []
+
+    def _release(self, *, anyway: bool) -> None:
+        held, self._held = self._held, []
+        ready = [part for fold in held for part in self._complete(fold, anyway=anyway)]
+        if ready:
+            self._tell(ready)
+        if not self._held:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._then is not None:
+                then, self._then = self._then, None
+                then()
+
+    def when_told(self, then: Callable[[], None]) -> None:
+        """Call `then` once every outcome was told."""
+        self._then = then
+        if not self._held:
+            self._release(anyway=False)
+
+
+class Sending:
+    """The standard input of one command, from its client to its hosts."""
+
+    def __init__(
+        self, of: int, hosts: Iterable[int], *, give: Callable[[Ranks, Input], None], room: Callable[[int], None]
+    ) -> None:
+        """`give` signs and sends a piece; `room` tells the client up to which offset it may send."""
+        self._of = of
+        self._feeding = Feeding(hosts)
+        self._give, self._room = give, room
+        self._told = 0
+        self.tell_room()
+
+    def add(self, data: bytes, *, last: bool) -> None:
+        """The client sent more. Raises BadFrame where it may not."""
+        if not self._feeding.add(data, last=last):
+            raise api.BadFrame("it sent more input than it was asked for")
+        self._pump()
+
+    def taken(self, rank: int, count: int, *, is_open: bool, anew: bool) -> None:
+        """A host has read so much."""
+        self._feeding.taken(rank, count, is_open=is_open, anew=anew)
+        self._pump()
+
+    def over(self, folds: Iterable[Fold]) -> None:
+        """These hosts have their outcome."""
+        for fold in folds:
+            for rank in ranks.each(ranks.unpack(fold.ranks)):
+                self._feeding.over(rank)
+        self._pump()
+
+    def _pump(self) -> None:
+        for who, offset, data, last in self._feeding.pieces():
+            self._give(ranks.union(who), Input(of=self._of, offset=offset, data=data, last=last))
+        self.tell_room()
+
+    def tell_room(self) -> None:
+        """Let the client send as much as there is room for."""
+        if self._feeding.room > self._told:
+            self._told = self._feeding.room
+            self._room(self._told)

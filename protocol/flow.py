@@ -1,0 +1,284 @@
+"""Flow control of streamed output and input, from the client's terminal to the process's pipe and back. Pure.
+
+Output: a host sends what its limit allows, and keeps what the root has not said that it has. It sends that again
+whenever it is attached anew, so that no relay need keep anything; the root takes what comes next and leaves out what it
+has. Limits grow as the client reads. Input: the other way round, and every host says how much it has taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from protocol.limits import (
+    INPUT_CREDIT,
+    INPUT_PIECE,
+    INPUT_WINDOW,
+    STREAM_FIRST,
+    STREAM_MOST,
+    STREAM_PIECE,
+    STREAM_WINDOW,
+)
+from protocol.messages import Grant
+
+#: Standard output and standard error, by number.
+STREAMS = (1, 2)
+#: What a host reads from a command's pipes ahead of what it may send.
+_AHEAD = 2 * STREAM_PIECE
+
+
+class _Kept:
+    """One stream at its host: what the root has not said that it has."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        #: Offsets: of the first byte of `data`, and of the first that was not sent.
+        self.start = 0
+        self.sent = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
+
+    def acknowledge(self, have: int) -> None:
+        have = min(have, self.sent)  # nobody can have what was not sent
+        if have > self.start:
+            del self.data[: have - self.start]
+            self.start = have
+
+
+class Outflow:
+    """The output of one command at its host."""
+
+    def __init__(self) -> None:
+        self._streams = {number: _Kept() for number in STREAMS}
+        self._limit = STREAM_FIRST
+        #: Nobody reads it: what is written is of no use.
+        self.unread = False
+
+    def write(self, stream: int, data: bytes) -> None:
+        """The command wrote."""
+        if not self.unread:
+            self._streams[stream].data += data
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that were not sent yet."""
+        return sum(kept.end - kept.sent for kept in self._streams.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is to be read from the command: its pipe fills up, and it waits."""
+        return self.waiting >= _AHEAD
+
+    @property
+    def _allowed(self) -> int:
+        """How many bytes may be sent now. Whatever a relay grants, no more than STREAM_MOST is ever kept for the
+        root."""
+        sent = sum(kept.sent for kept in self._streams.values())
+        unacknowledged = sum(kept.sent - kept.start for kept in self._streams.values())
+        return min(self._limit - sent, STREAM_MOST - unacknowledged)
+
+    def take(self) -> Iterator[tuple[int, int, bytes]]:
+        """The pieces that may be sent now: stream, offset and bytes. Standard error goes first, since it is short and
+        says why."""
+        for number in reversed(STREAMS):
+            kept = self._streams[number]
+            while kept.sent < kept.end and (allowed := self._allowed) > 0:
+                begin = kept.sent - kept.start
+                data = bytes(kept.data[begin : begin + min(allowed, STREAM_PIECE)])
+                yield number, kept.sent, data
+                kept.sent += len(data)
+
+    def granted(self, grant: Grant) -> None:
+        """The root's word."""
+        if grant.limit is None:
+            self.unread = True
+            for kept in self._streams.values():
+                kept.start = kept.sent = kept.end
+                kept.data.clear()
+            return
+        self._limit = max(self._limit, grant.limit)
+        self._streams[1].acknowledge(grant.out)
+        self._streams[2].acknowledge(grant.err)
+
+    def rewind(self) -> None:
+        """The way up is a new one: what was on its way may be lost."""
+        for kept in self._streams.values():
+            kept.sent = kept.start
+
+
+class _Host:
+    """One host's output as the root knows it."""
+
+    def __init__(self) -> None:
+        self.have = dict.fromkeys(STREAMS, 0)
+        self.limit = STREAM_FIRST
+        #: Bytes that the client has read.
+        self.read = 0
+        self.window = STREAM_FIRST
+        #: What the outcome says that there is in all.
+        self.totals: dict[int, int] | None = None
+
+    @property
+    def ahead(self) -> int:
+        return self.limit - self.read
+
+    @property
+    def complete(self) -> bool:
+        return self.totals is not None and all(self.have[number] >= total for number, total in self.totals.items())
+
+
+class Inflow:
+    """The output of one command at the root: what came, and who may send how much more."""
+
+    def __init__(self, hosts: Iterable[int]) -> None:
+        self._hosts = {rank: _Host() for rank in hosts}
+        #: Hosts that are to be told of their limits.
+        self._due: set[int] = set()
+        self._ahead = STREAM_FIRST * len(self._hosts)
+
+    def arrived(self, rank: int, stream: int, offset: int, data: bytes) -> bytes:
+        """A piece came; what of it is new and next. What no host may send is thrown away."""
+        host = self._hosts.get(rank)
+        if host is None:
+            return b""
+        have = host.have[stream]
+        if offset < have:
+            # It was sent again, by a host that may have missed what it was told.
+            self._due.add(rank)
+        fresh = data[have - offset :] if offset <= have < offset + len(data) else b""
+        # For each stream alone: sent again, the limit may be shared out otherwise than the first time.
+        if have + len(fresh) > host.limit:
+            return b""
+        host.have[stream] += len(fresh)
+        return fresh
+
+    def read(self, rank: int, count: int) -> None:
+        """The client has read so many bytes of this host's."""
+        host = self._hosts.get(rank)
+        if host is None:
+            return
+        host.read += count
+        self._ahead -= count
+        if host.ahead > host.window // 2:
+            return
+        busy = sum(other.limit > STREAM_FIRST for other in self._hosts.values()) or 1
+        free = STREAM_WINDOW + STREAM_FIRST * len(self._hosts) - self._ahead + host.ahead
+        host.window = max(STREAM_FIRST, min(2 * host.window, STREAM_MOST, STREAM_WINDOW // busy, free))
+        more = host.read + host.window - host.limit
+        if more > 0:
+            host.limit += more
+            self._ahead += more
+            self._due.add(rank)
+
+    def ended(self, rank: int, out: int, err: int) -> None:
+        """The host's outcome came, and says how much it wrote."""
+        host = self._hosts.get(rank)
+        if host is not None:
+            host.totals = {1: out, 2: err}
+
+    def complete(self, rank: int) -> bool:
+        """Whether all that the host wrote has come."""
+        host = self._hosts.get(rank)
+        return host is None or host.complete
+
+    def over(self, rank: int) -> None:
+        """Nothing more comes from this host."""
+        host = self._hosts.pop(rank, None)
+        self._due.discard(rank)
+        if host is not None:
+            self._ahead -= host.ahead
+
+    def grants(self) -> tuple[Grant, ...]:
+        """What hosts are to be told since the last call."""
+        due, self._due = sorted(self._due), set()
+        return tuple(
+            Grant(rank, host.limit, host.have[1], host.have[2]) for rank in due if (host := self._hosts.get(rank))
+        )
+
+
+def nobody_reads(ranks: Iterable[int]) -> tuple[Grant, ...]:
+    """To these hosts: there is no client any more."""
+    return tuple(Grant(rank, None, 0, 0) for rank in ranks)
+
+
+class _Reader:
+    """One host that reads an input: how much it has taken, and how much it was sent."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.sent = 0
+        self.ready = False
+
+
+class Feeding:
+    """The standard input of one command at the root. It keeps INPUT_WINDOW: whoever takes least holds back the others
+    once they are so far ahead."""
+
+    def __init__(self, hosts: Iterable[int]) -> None:
+        self._readers = {rank: _Reader() for rank in hosts}
+        self._data = bytearray()
+        self._start = 0
+        self._last = False
+
+    @property
+    def room(self) -> int:
+        """The offset up to which the client may send."""
+        return self._start + INPUT_WINDOW
+
+    def add(self, data: bytes, *, last: bool) -> bool:
+        """More from the client; false where that was more than it may send, or comes after the end."""
+        if self._last or self._start + len(self._data) + len(data) > self.room:
+            return False
+        if self._readers:
+            self._data += data
+        else:
+            self._start += len(data)
+        self._last = last
+        return True
+
+    def taken(self, rank: int, count: int, *, is_open: bool, anew: bool) -> None:
+        """A host has read `count` bytes. With `anew` it begins there, for it may have missed what it was sent."""
+        reader = self._readers.get(rank)
+        if reader is None:
+            return
+        if not is_open:
+            self.over(rank)
+            return
+        end = self._start + len(self._data)
+        if not reader.taken <= count <= end:
+            return  # it can't have taken what it was not sent, nor give it back
+        reader.ready |= anew
+        reader.taken = count
+        reader.sent = count if anew else max(reader.sent, count)
+        self._forget()
+
+    def over(self, rank: int) -> None:
+        """This host reads no more."""
+        if self._readers.pop(rank, None) is not None:
+            self._forget()
+
+    def _forget(self) -> None:
+        least = min((reader.taken for reader in self._readers.values()), default=self._start + len(self._data))
+        if least > self._start:
+            del self._data[: least - self._start]
+            self._start = least
+
+    def pieces(self) -> Iterator[tuple[list[int], int, bytes, bool]]:
+        """What is to be sent now: to whom, from which offset, the bytes, and whether it is the end."""
+        end = self._start + len(self._data)
+        while True:
+            groups: dict[int, list[int]] = {}
+            for rank, reader in self._readers.items():
+                at_end = reader.sent == end and self._last
+                if reader.ready and (at_end or (reader.sent < end and reader.sent - reader.taken < INPUT_CREDIT)):
+                    groups.setdefault(reader.sent, []).append(rank)
+            if not groups:
+                return
+            for offset, who in sorted(groups.items()):
+                data = bytes(self._data[offset - self._start : offset - self._start + INPUT_PIECE])
+                last = self._last and offset + len(data) == end
+                yield who, offset, data, last
+                for rank in who:
+                    # One beyond the end: it was sent.
+                    self._readers[rank].sent = offset + len(data) + last

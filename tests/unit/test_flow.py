@@ -1,0 +1,323 @@
+"""Output that flows no faster than it is read, input that flows no faster than it is taken; and nothing of either is
+lost with what was on its way."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+
+from protocol.flow import Feeding, Inflow, Outflow, nobody_reads
+from protocol.limits import (
+    INPUT_CREDIT,
+    INPUT_PIECE,
+    INPUT_WINDOW,
+    STREAM_FIRST,
+    STREAM_MOST,
+    STREAM_PIECE,
+    STREAM_WINDOW,
+)
+from protocol.messages import Grant
+
+
+def _sent(flow: Outflow) -> list[tuple[int, int, int]]:
+    return [(stream, offset, len(data)) for stream, offset, data in flow.take()]
+
+
+# --- output at its host -----------------------------------------------------------------------------------------------
+
+
+def test_a_host_sends_what_it_may_and_then_waits() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * (STREAM_FIRST + 5))
+    assert _sent(flow) == [(1, 0, STREAM_FIRST)]
+    assert _sent(flow) == []
+    flow.granted(Grant(1, STREAM_FIRST + 3, STREAM_FIRST, 0))
+    assert _sent(flow) == [(1, STREAM_FIRST, 3)]
+    assert flow.waiting == 2
+
+
+def test_standard_error_does_not_wait_behind_a_flood_and_both_count() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * STREAM_FIRST)
+    flow.write(2, b"why")
+    assert _sent(flow) == [(2, 0, 3), (1, 0, STREAM_FIRST - 3)]
+
+
+def test_no_piece_is_larger_than_a_message_may_be() -> None:
+    flow = Outflow()
+    flow.granted(Grant(1, 10 * STREAM_PIECE, 0, 0))
+    flow.write(1, b"x" * (2 * STREAM_PIECE + 1))
+    assert [size for _, _, size in _sent(flow)] == [STREAM_PIECE, STREAM_PIECE, 1]
+
+
+def test_a_host_that_may_not_send_reads_no_more_from_its_command() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * (STREAM_FIRST + 2 * STREAM_PIECE))
+    assert flow.full
+    list(flow.take())
+    assert flow.full
+    flow.granted(Grant(1, STREAM_FIRST + 1, 0, 0))
+    list(flow.take())
+    assert not flow.full
+
+
+def test_whatever_it_is_granted_a_host_keeps_no_more_for_the_root_than_it_must() -> None:
+    flow = Outflow()
+    flow.granted(Grant(1, 2**62, 0, 0))
+    for _ in range(2 * STREAM_MOST // STREAM_PIECE):
+        flow.write(1, b"x" * STREAM_PIECE)
+    assert sum(size for _, _, size in _sent(flow)) == STREAM_MOST
+    assert flow.full
+
+
+def test_a_grant_that_acknowledges_what_was_never_sent_loses_nothing() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * 10)
+    flow.granted(Grant(1, 100, 1_000, 1_000))
+    assert _sent(flow) == [(1, 0, 10)]
+
+
+def test_an_older_grant_takes_nothing_back() -> None:
+    flow = Outflow()
+    flow.granted(Grant(1, STREAM_FIRST + 10, 0, 0))
+    flow.granted(Grant(1, 5, 0, 0))
+    flow.write(1, b"x" * (STREAM_FIRST + 10))
+    assert flow.waiting == sum(size for _, _, size in _sent(flow))
+
+
+def test_on_a_new_way_up_only_what_the_root_has_not_is_sent_again() -> None:
+    flow = Outflow()
+    flow.write(1, b"abcdef")
+    list(flow.take())
+    flow.granted(Grant(1, STREAM_FIRST, 4, 0))
+    flow.rewind()
+    assert list(flow.take()) == [(1, 4, b"ef")]
+
+
+def test_what_nobody_reads_is_not_kept() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * STREAM_MOST)
+    flow.granted(nobody_reads([1])[0])
+    assert (flow.waiting, flow.full, flow.unread, _sent(flow)) == (0, False, True, [])
+    flow.write(1, b"more")
+    assert flow.waiting == 0
+
+
+# --- output at the root -----------------------------------------------------------------------------------------------
+
+
+def test_pieces_are_taken_once_and_in_order() -> None:
+    flow = Inflow([1])
+    assert flow.arrived(1, 1, 0, b"abc") == b"abc"
+    assert flow.arrived(1, 1, 0, b"abc") == b""
+    assert flow.arrived(1, 1, 2, b"cde") == b"de"
+    assert flow.arrived(1, 1, 9, b"z") == b""
+    assert flow.arrived(1, 2, 0, b"e") == b"e"
+
+
+def test_a_host_that_sends_again_is_told_what_the_root_has() -> None:
+    flow = Inflow([1])
+    flow.arrived(1, 1, 0, b"abc")
+    assert flow.grants() == ()
+    flow.arrived(1, 1, 0, b"abc")
+    assert flow.grants() == (Grant(1, STREAM_FIRST, 3, 0),)
+    assert flow.grants() == ()
+
+
+def test_what_is_beyond_a_hosts_limit_is_thrown_away() -> None:
+    flow = Inflow([1])
+    assert flow.arrived(1, 1, 0, b"x" * STREAM_FIRST)
+    assert flow.arrived(1, 1, STREAM_FIRST, b"x") == b""
+    assert flow.arrived(1, 2, 0, b"x" * (STREAM_FIRST + 1)) == b""
+
+
+def test_hosts_that_are_no_targets_are_not_heard() -> None:
+    flow = Inflow([1])
+    assert flow.arrived(2, 1, 0, b"x") == b""
+    flow.read(2, 1)
+    flow.ended(2, 5, 5)
+    assert flow.grants() == ()
+
+
+def test_nothing_is_granted_before_something_is_read() -> None:
+    flow = Inflow([1])
+    flow.arrived(1, 1, 0, b"x" * STREAM_FIRST)
+    assert flow.grants() == ()
+    flow.read(1, STREAM_FIRST)
+    assert flow.grants() == (Grant(1, 3 * STREAM_FIRST, STREAM_FIRST, 0),)
+
+
+@pytest.mark.parametrize("hosts", [1, 3, 64, 1_000])
+def test_all_hosts_together_have_no_more_on_their_way_than_the_window(hosts: int) -> None:
+    flow = Inflow(range(hosts))
+    limit, read = dict.fromkeys(range(hosts), STREAM_FIRST), dict.fromkeys(range(hosts), 0)
+    offset = dict.fromkeys(range(hosts), 0)
+    draw = random.Random(7)
+    for _ in range(3_000):
+        rank = draw.randrange(hosts)
+        size = min(STREAM_PIECE, limit[rank] - offset[rank])
+        if size:
+            assert len(flow.arrived(rank, 1, offset[rank], b"x" * size)) == size
+            offset[rank] += size
+        if draw.random() < 0.8:
+            flow.read(rank, offset[rank] - read[rank])
+            read[rank] = offset[rank]
+        for grant in flow.grants():
+            assert grant.limit is not None
+            limit[grant.rank] = grant.limit
+        ahead = [limit[rank] - read[rank] for rank in range(hosts)]
+        assert sum(ahead) <= STREAM_WINDOW + hosts * STREAM_FIRST
+        assert max(ahead) <= STREAM_MOST
+
+
+def test_a_flood_leaves_the_others_their_share() -> None:
+    flow = Inflow(range(2))
+    offset = [0, 0]
+    limit = [STREAM_FIRST, STREAM_FIRST]
+    for _ in range(100):  # one host floods, the client reads all of it
+        size = min(STREAM_PIECE, limit[0] - offset[0])
+        flow.arrived(0, 1, offset[0], b"x" * size)
+        flow.read(0, size)
+        offset[0] += size
+        for grant in flow.grants():
+            limit[grant.rank] = grant.limit or 0
+    assert flow.arrived(1, 1, 0, b"y" * STREAM_FIRST)
+    flow.read(1, STREAM_FIRST)
+    assert flow.grants() == (Grant(1, 3 * STREAM_FIRST, STREAM_FIRST, 0),)
+
+
+def test_an_output_is_complete_when_all_of_both_streams_is_there() -> None:
+    flow = Inflow([1])
+    flow.arrived(1, 1, 0, b"abc")
+    assert not flow.complete(1)
+    flow.ended(1, 3, 1)
+    assert not flow.complete(1)
+    flow.arrived(1, 2, 0, b"e")
+    assert flow.complete(1)
+    assert flow.complete(2)
+
+
+def test_an_output_over_links_that_break_arrives_whole() -> None:
+    draw = random.Random(11)
+    for seed in range(20):
+        draw.seed(seed)
+        whole = {1: draw.randbytes(600_000), 2: draw.randbytes(50_000)}
+        written, got = {1: 0, 2: 0}, {1: b"", 2: b""}
+        host, root = Outflow(), Inflow([4])
+        up: deque[tuple[int, int, bytes]] = deque()
+        down: deque[Grant] = deque()
+        for _ in range(100_000):
+            stream = draw.choice((1, 2))
+            if not host.full:
+                data = whole[stream][written[stream] : written[stream] + draw.randrange(40_000)]
+                host.write(stream, data)
+                written[stream] += len(data)
+            up.extend(host.take())
+            if up:
+                number, offset, data = up.popleft()
+                fresh = root.arrived(4, number, offset, data)
+                got[number] += fresh
+                root.read(4, len(fresh))
+            down.extend(root.grants())
+            if down and draw.random() < 0.7:
+                host.granted(down.popleft())
+            if draw.random() < 0.02:
+                up.clear()
+                down.clear()
+                host.rewind()
+            if got == whole:
+                break
+        assert got == whole
+
+
+# --- input ------------------------------------------------------------------------------------------------------------
+
+
+def _all(feeding: Feeding) -> list[tuple[list[int], int, int, bool]]:
+    return [(who, offset, len(data), last) for who, offset, data, last in feeding.pieces()]
+
+
+def _feeding(hosts: int, data: bytes = b"", *, last: bool = False) -> Feeding:
+    feeding = Feeding(range(hosts))
+    assert feeding.add(data, last=last)
+    return feeding
+
+
+def test_input_goes_to_those_who_said_that_they_read() -> None:
+    feeding = _feeding(3, b"abc", last=True)
+    assert _all(feeding) == []
+    feeding.taken(0, 0, is_open=True, anew=True)
+    feeding.taken(2, 0, is_open=True, anew=True)
+    assert _all(feeding) == [([0, 2], 0, 3, True)]
+    assert _all(feeding) == []
+
+
+def test_the_end_reaches_also_whoever_has_all_the_rest() -> None:
+    feeding = _feeding(1, b"abc")
+    feeding.taken(0, 0, is_open=True, anew=True)
+    assert _all(feeding) == [([0], 0, 3, False)]
+    assert feeding.add(b"", last=True)
+    assert _all(feeding) == [([0], 3, 0, True)]
+    assert _all(feeding) == []
+
+
+def test_a_host_gets_no_more_than_its_credit_before_it_has_taken_some() -> None:
+    feeding = _feeding(1, b"x" * (2 * INPUT_CREDIT))
+    feeding.taken(0, 0, is_open=True, anew=True)
+    assert sum(size for _, _, size, _ in _all(feeding)) == INPUT_CREDIT
+    feeding.taken(0, INPUT_PIECE, is_open=True, anew=False)
+    assert _all(feeding) == [([0], INPUT_CREDIT, INPUT_PIECE, False)]
+
+
+def test_a_slow_host_does_not_starve_the_others_within_the_window_and_holds_them_back_beyond_it() -> None:
+    feeding = _feeding(2, b"x" * INPUT_WINDOW)
+    for rank in (0, 1):
+        feeding.taken(rank, 0, is_open=True, anew=True)
+    got = 0
+    for _ in range(1_000):
+        for who, offset, size, _ in _all(feeding):
+            if 0 in who:
+                got = offset + size
+        feeding.taken(0, got, is_open=True, anew=False)
+    assert got == INPUT_WINDOW
+    assert feeding.room == INPUT_WINDOW
+    assert not feeding.add(b"x", last=False)
+    feeding.taken(1, INPUT_PIECE, is_open=True, anew=False)
+    assert feeding.room == INPUT_WINDOW + INPUT_PIECE
+    assert feeding.add(b"x", last=False)
+
+
+def test_whoever_reads_no_more_or_is_over_holds_back_nobody() -> None:
+    feeding = _feeding(3, b"x" * INPUT_WINDOW)
+    feeding.taken(0, 0, is_open=False, anew=False)
+    feeding.over(1)
+    assert feeding.room == INPUT_WINDOW
+    feeding.over(2)
+    assert feeding.room == 2 * INPUT_WINDOW
+    assert feeding.add(b"x" * INPUT_WINDOW, last=False)
+    assert feeding.room == 3 * INPUT_WINDOW
+
+
+def test_a_host_that_begins_anew_is_sent_again_what_it_lacks() -> None:
+    feeding = _feeding(1, b"abcdef", last=True)
+    feeding.taken(0, 0, is_open=True, anew=True)
+    assert _all(feeding) == [([0], 0, 6, True)]
+    feeding.taken(0, 2, is_open=True, anew=True)
+    assert _all(feeding) == [([0], 2, 4, True)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 2**40])
+def test_a_host_that_says_what_can_not_be_is_not_believed(count: int) -> None:
+    feeding = _feeding(2, b"abcdef")
+    feeding.taken(0, 2, is_open=True, anew=True)
+    feeding.taken(0, count, is_open=True, anew=True)
+    feeding.taken(9, 0, is_open=True, anew=True)
+    assert _all(feeding) == [([0], 2, 4, False)]
+
+
+def test_nothing_is_added_after_the_end() -> None:
+    feeding = _feeding(1, b"a", last=True)
+    assert not feeding.add(b"b", last=False)
+    assert not feeding.add(b"", last=True)
