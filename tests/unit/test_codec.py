@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from protocol import messages
 from protocol.codec import MalformedMessage, decode, encode
+from protocol.commands import Stream
 from protocol.limits import (
     ASK_WINDOW,
     MAX_BITMAP,
@@ -40,6 +41,7 @@ from protocol.messages import (
     Credit,
     Deliver,
     Grant,
+    Have,
     Hold,
     HostHealth,
     Kind,
@@ -104,6 +106,7 @@ EACH: list[tuple[Message, bytes | None]] = [
     (Chunk(5, 0), b"blob"),
     (Chunk(5, 0, True), b"packed"),
     (Hold(5, 3), None),
+    (Have(5, Stream(size=3, chunk=1, digests=b"d" * 96, digest="0" * 64), b"l"), None),
     (NoChunk(5, 0, "why", True), None),
     (Credit(5, (Grant(1, 100, 10, 20), Grant(2, None, 0, 0))), None),
     (Taken(5, 1, 100, True, False), None),
@@ -141,8 +144,9 @@ def test_another_messagepack_library_reads_and_writes_the_same_frames(message: M
 def test_each_kind_goes_one_way_or_both_and_none_goes_nowhere() -> None:
     control = messages.UPWARDS | messages.DOWNWARDS
     bulk = messages.BULK_UPWARDS | messages.BULK_DOWNWARDS
-    assert control | bulk == set(KINDS)
-    assert not control & bulk
+    pull = messages.PULL_UPWARDS | messages.PULL_DOWNWARDS
+    assert control | bulk | pull == set(KINDS)
+    assert not control & (bulk | pull)
     assert {Beat} == messages.UPWARDS & messages.DOWNWARDS
     assert not messages.BULK_UPWARDS & messages.BULK_DOWNWARDS
 
