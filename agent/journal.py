@@ -33,14 +33,7 @@ class RemoveLink(msgspec.Struct, frozen=True, kw_only=True, tag="remove link", f
     name: str
 
 
-class WriteSetting(msgspec.Struct, frozen=True, kw_only=True, tag="write setting", forbid_unknown_fields=True):
-    """Write `value` to the kernel setting `key`, as sysctl(8) names it."""
-
-    key: str
-    value: str
-
-
-Undo: TypeAlias = RemoveFiles | RemoveDomain | RemoveLink | WriteSetting
+Undo: TypeAlias = RemoveFiles | RemoveDomain | RemoveLink
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,12 @@ from protocol.commands import (
     Push,
     Run,
     Send,
+    SetNets,
     TuneHost,
     VmAction,
 )
 from protocol.messages import Deliver, Grant
+from protocol.nets import BRIDGE_PREFIX
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 from protocol.stream import Blob
 from protocol.vms import ImageState, VmChange, VmResult, VmState
@@ -50,6 +53,7 @@ from protocol.vms import ImageState, VmChange, VmResult, VmState
 if TYPE_CHECKING:
     from agent.care import Care
     from agent.console import Console as OpenConsole
+    from agent.nets import Nets
     from agent.shell import Shell
     from agent.vms import VmWorker
 
@@ -87,6 +91,8 @@ class AgentWorker:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._vms: VmWorker | None = None
         self._carer: Care | None = None
+        self._nets: Nets | None = None
+        self._nets_version = 0
         self._consoles: dict[int, OpenConsole] = {}
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
@@ -103,6 +109,8 @@ class AgentWorker:
                 self._task(id_, self._fetch(id_, body))
             case Push():
                 self._task(id_, self._pushes.begin(id_, body))
+            case SetNets():
+                self._task(id_, self._set_nets(id_, body))
             case Console():
                 self._task(id_, self._console(id_, body))
             case Offer():
@@ -324,6 +332,28 @@ class AgentWorker:
         outcome, output = await work
         self._finish(id_, outcome, output)
 
+    def _net_worker(self) -> Nets:
+        """Who makes networks, made when first needed."""
+        if self._nets is None:
+            from agent.nets import Nets
+
+            self._nets = Nets(self._directory.path, self._directory.identity().address)
+        return self._nets
+
+    async def _set_nets(self, id_: int, body: SetNets) -> None:
+        from agent.nets import NetError
+
+        if body.version < self._nets_version:
+            self._finish(id_, Exited(0), Output(out=b"a newer list of networks was followed before"))
+            return
+        self._nets_version = body.version
+        try:
+            done = await self._net_worker().bring_to(body.nets)
+        except NetError as error:
+            self._finish(id_, FailedToStart(str(error)))
+            return
+        self._finish(id_, Exited(0), Output(out="\n".join(done).encode()))
+
     async def _console(self, id_: int, body: Console) -> None:
         from agent.console import Console as Opened
 
@@ -351,6 +381,8 @@ class AgentWorker:
             self._loop.create_task(self._vm_worker().start()).add_done_callback(lambda task: task.exception())
         if (self._directory.path / JOURNAL).exists():
             self._loop.create_task(self._care().repair()).add_done_callback(lambda task: task.exception())
+        if _holds_any(self._directory.path / "journal-nets"):
+            self._loop.create_task(self._net_worker().repair()).add_done_callback(lambda task: task.exception())
         self._look()
 
     def _look(self) -> None:
@@ -406,6 +438,9 @@ class AgentWorker:
             await self._vm_worker().destroy(None)
         if self._vms is not None:
             await self._vms.close()
+        if leave is not None and leave.purge and (self._nets is not None or _holds_net()):
+            with suppress(Exception):
+                await self._net_worker().bring_to(())
         purge = leave is not None and leave.purge
         if self._carer is not None or (purge and (self._directory.path / JOURNAL).exists()):
             await self._care().close(undo=purge)
@@ -415,6 +450,11 @@ class AgentWorker:
 
 def _exit_code(results: list[VmResult]) -> int:
     return 1 if any(result.change in (VmChange.FAILED, VmChange.DIFFERS) for result in results) else 0
+
+
+def _holds_net() -> bool:
+    """Whether there is a network of VMs here, perhaps another agent's."""
+    return any(name.startswith(BRIDGE_PREFIX) for name in os.listdir("/sys/class/net"))
 
 
 def _holds_any(directory: Path) -> bool:

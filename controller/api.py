@@ -239,6 +239,24 @@ class Typed(_Struct, frozen=True, kw_only=True, tag="typed"):
     again: bool
 
 
+class CreateNet(_Struct, frozen=True, kw_only=True, tag="create net"):
+    """Make a network of VMs on every host. Answered like RunOn."""
+
+    name: str
+    subnet: str
+    isolated: bool
+
+
+class RemoveNet(_Struct, frozen=True, kw_only=True, tag="remove net"):
+    """Remove a network from every host. Answered like RunOn."""
+
+    name: str
+
+
+class GetNets(_Struct, frozen=True, kw_only=True, tag="nets"):
+    """Networks on record. Answered by NetList."""
+
+
 class GetDeployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     """What is on record of a deployment. Answered by Deployment."""
 
@@ -341,6 +359,9 @@ Request: TypeAlias = (
     | GetImages
     | ImagesOn
     | ConsoleOn
+    | CreateNet
+    | RemoveNet
+    | GetNets
     | Typed
     | GetDeployment
     | SendNames
@@ -579,6 +600,23 @@ class Deployment(_Struct, frozen=True, kw_only=True, tag="deployment"):
     specs: tuple[VmSpec, ...] = ()
 
 
+class NetStatus(_Struct, frozen=True, kw_only=True):
+    """A network of VMs. `bridge` is its bridge on each host, `vni` its number in VXLAN."""
+
+    name: str
+    subnet: str
+    isolated: bool
+    bridge: str
+    vni: int
+    vms: int
+
+
+class NetList(_Struct, frozen=True, kw_only=True, tag="net list"):
+    """Networks, by name."""
+
+    nets: tuple[NetStatus, ...]
+
+
 class JobStatus(_Struct, frozen=True, kw_only=True):
     """A job in one line. `what` is who was asked for what, in JSON; counts are of hosts; times are seconds."""
 
@@ -638,6 +676,7 @@ Reply: TypeAlias = (
     | Status
     | HostKnown
     | Deployment
+    | NetList
     | Jobs
     | FailedHosts
     | Done

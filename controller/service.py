@@ -21,6 +21,7 @@ from controller.host_requests import HostRequests
 from controller.image_requests import ImageRequests
 from controller.jobs import Job
 from controller.names import Names
+from controller.nets import NetKeeper
 from controller.node import RootNode
 from controller.requests import Requests
 from controller.status import CtlError, ExitStatus
@@ -42,6 +43,7 @@ class Service:
         self._requests = Requests(node, directory, self._images, listen)
         self._hosts = HostRequests(node)
         self._vms = VmRequests(node)
+        self.nets = NetKeeper(node)
         self.names = Names(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
 
@@ -163,6 +165,12 @@ class Service:
                 return self._images.known()
             case api.ImagesOn():
                 return self._images.ask(request, uid)
+            case api.CreateNet():
+                return self.nets.create(request, uid)
+            case api.RemoveNet(name=name):
+                return self.nets.remove(name, uid)
+            case api.GetNets():
+                return self.nets.listing()
             case api.ConsoleOn():
                 return open_console(self._node, request, uid)
             case api.SendNames(in_etc_hosts=wanted):
@@ -230,6 +238,7 @@ async def serve(directory: Path, listen: str, advertised: str | None) -> None:
     path.unlink(missing_ok=True)
     await asyncio.sleep(0)  # the reply to Shutdown is on its way
     service.names.close()
+    service.nets.close()
     node.close()
 
 

@@ -567,6 +567,18 @@ class Session:
         not."""
         return self._job(api.ImagesOn(hosts=self._names(hosts), action=action, digests=_tuple(digests)))
 
+    def create_net(self, name: str, subnet: str, *, isolated: bool = False) -> Job:
+        """Make a network of VMs on every host; `isolated`: hosts have no address in it."""
+        return self._job(api.CreateNet(name=name, subnet=subnet, isolated=isolated))
+
+    def remove_net(self, name: str) -> Job:
+        """Remove a network, in which there are no VMs any more, from every host."""
+        return self._job(api.RemoveNet(name=name))
+
+    def nets(self) -> tuple[api.NetStatus, ...]:
+        """The networks on record."""
+        return self._ask(api.GetNets(), api.NetList).nets
+
     def console(self, deployment: str, name: str, *, force: bool = False) -> tuple[ConsoleEnd, str]:
         """Open a VM's console; its end here, and the VM's host. `force` takes it from whoever has it."""
         from controller.console import ConsoleEnd

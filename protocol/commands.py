@@ -25,6 +25,7 @@ from protocol.limits import (
     MAX_RANK,
     MAX_SCRIPT,
 )
+from protocol.nets import Net
 from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, VmSpec
 from protocol.wishes import Wishes
 
@@ -306,6 +307,14 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True, tag="feed", forbid_unknown
     again: bool = False
 
 
+class SetNets(msgspec.Struct, frozen=True, kw_only=True, tag="set nets", forbid_unknown_fields=True):
+    """Make this host's networks of VMs these, and no others. `version` never goes back: an older one is not followed.
+    Exits with what was done, a line each."""
+
+    version: Natural
+    nets: tuple[Net, ...]
+
+
 class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave", forbid_unknown_fields=True):
     """End the agent, once this command is settled and nobody hangs below it. `purge` removes its directory too,
     `vms` the VMs of every deployment first."""
@@ -328,6 +337,7 @@ Work: TypeAlias = (
     | Images
     | CheckHost
     | TuneHost
+    | SetNets
     | Plan
     | Leave
 )

@@ -34,6 +34,7 @@ _MODULES = {
     "vm": "vm",
     "image": "image",
     "console": "console",
+    "net": "net",
     "get": "show",
     "label": "label",
     "down": "up",
