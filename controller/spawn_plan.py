@@ -18,6 +18,7 @@ from controller.addresses import AddressError, Addresses, Pool, SubnetsFileError
 from controller.deployment import DeploymentError, Plan, make_plan, make_specs
 from controller.hosts import fold
 from controller.infra import NO_CAP, Infra, InfraError, load_infra
+from controller.inventory import as_in_fleet
 from controller.on_record import Capacity
 from controller.placement import MemoryUnit, Placement, PlacementError, Strategy, place
 from controller.profile import Profile, ProfileError, Settings, load_profile
@@ -125,6 +126,8 @@ def prepare(
     Raises CtlError with all causes; nothing has been changed then.
     """
     profile = _profile(options)
+    if status is not None:
+        infra = as_in_fleet(infra, [host.name for host in status.hosts])
     infra, held = _usable(infra, options, status, known)
     names = [vm.name for vm in infra.vms]
     try:

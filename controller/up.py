@@ -49,6 +49,8 @@ class UpOptions:
     address: str | None = None
     #: How many outdated hosts are replaced at a time: a percentage of them, or a number.
     wave: str = DEFAULT_WAVE
+    #: Which site a host is in, by its name.
+    site_of: Callable[[str], str] = site_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +76,15 @@ class UpReport:
 class _Enroller:
     """The service, for the bootstrap."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, site_of: Callable[[str], str]) -> None:
         self._session = session
+        self._site_of = site_of
 
     async def enrol(self, enrolment: Enrolment) -> bytes:
         """Take a host in."""
         request = api.Enrol(
             name=enrolment.name,
-            site=site_of(enrolment.name),
+            site=self._site_of(enrolment.name),
             key=enrolment.key,
             address=enrolment.address,
             control_port=enrolment.control_port,
@@ -121,7 +124,7 @@ def up(options: UpOptions, progress: Callable[[Progress], None] = lambda _: None
         login=options.login or "",
         connect_timeout=options.connect_timeout,
     )
-    enroller = _Enroller(session)
+    enroller = _Enroller(session, options.site_of)
     try:
         report = _report(session, asyncio.run(bootstrap(targets, settings, enroller, progress)), current)
         if not outdated:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from controller import progress, render
 from controller.ctl.context import Ctl
 from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
-from controller.hosts import fold, site_of
+from controller.hosts import fold
+from controller.inventory import in_kavlan, site_from, write_hosts
 from controller.labels import parse as parse_labels
 from controller.selection import EVERYBODY, Selection
 from controller.session import Session, exit_status
@@ -128,6 +129,20 @@ def up(
     address: Annotated[
         str | None, typer.Option(metavar="IP", help="Where hosts reach this machine, if not where SSH comes from.")
     ] = None,
+    site_from_: Annotated[
+        str | None,
+        typer.Option("--site-from", metavar="REGEX", help="A host's site: the first group of this in its name."),
+    ] = None,
+    kavlan: Annotated[
+        int | None,
+        typer.Option("--kavlan", metavar="N", min=1, help="Reach hosts by their names in this KaVLAN of Grid'5000."),
+    ] = None,
+    good_file: Annotated[
+        Path | None, typer.Option("--good-file", metavar="FILE", help="Write the hosts that are up there.")
+    ] = None,
+    bad_file: Annotated[
+        Path | None, typer.Option("--bad-file", metavar="FILE", help="Write the others there, with the reasons.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -143,15 +158,19 @@ def up(
     put, drop = parse_labels(label or ())
     if drop:
         raise CtlError("--label gives labels: `ctl label` takes them away", ExitStatus.USAGE)
+    outcome_files = (good_file, bad_file)
+    sites = site_from(site_from_)
     if local is not None:
         if infra is not None or selection or hosts_file is not None:
             raise CtlError("--local makes its hosts itself: leave -w, --hosts and the infra.conf out", ExitStatus.USAGE)
         names = _local_names(local, ctl.terminal)
         minimum = needed(min_up, len(names))
-        raise typer.Exit(_local_up(ctl, names, fanout, minimum, libvirt=libvirt, put=put, as_json=as_json, quiet=quiet))
+        report = _local_up(ctl, names, fanout, sites, libvirt=libvirt, put=put, quiet=quiet)
+        raise typer.Exit(_report(ctl.terminal, names, report, minimum, outcome_files, as_json=as_json))
     if libvirt is not None:
         raise CtlError("--libvirt goes with --local: elsewhere agents use the host's own", ExitStatus.USAGE)
-    names = _asked(ctl, infra, selection, hosts_file)
+    asked = _asked(ctl, infra, selection, hosts_file)
+    names = tuple(dict.fromkeys(in_kavlan(name, kavlan) for name in asked))
     minimum = needed(min_up, len(names))
     from controller.bootstrap import Progress
     from controller.up import UpOptions
@@ -168,6 +187,7 @@ def up(
         flat=flat,
         address=address,
         wave=wave,
+        site_of=sites,
     )
     began = time.monotonic()
     latest = Progress(total=len(names), started=0, current=0, failed=0)
@@ -184,7 +204,7 @@ def up(
     with Live(ctl.terminal, line, quiet=quiet):
         report = bring_up(options, note)
     _label(ctl, report, put)
-    raise typer.Exit(_report(ctl.terminal, names, report, minimum, as_json=as_json))
+    raise typer.Exit(_report(ctl.terminal, names, report, minimum, outcome_files, as_json=as_json))
 
 
 def _label(ctl: Ctl, report: UpReport, put: Mapping[str, str]) -> None:
@@ -216,24 +236,23 @@ def _local_up(
     ctl: Ctl,
     names: Sequence[str],
     fanout: int,
-    minimum: int,
+    sites: Callable[[str], str],
     *,
     libvirt: str | None,
     put: Mapping[str, str],
-    as_json: bool,
     quiet: bool,
-) -> int:
+) -> UpReport:
     from controller.local import local_up
 
     began = time.monotonic()
     with Live(ctl.terminal, lambda: f"starting {len(names)} agents, {time.monotonic() - began:.0f} s", quiet=quiet):
-        failed = local_up(ctl.fleet, names, fanout, site_of=site_of, libvirt=libvirt)
+        failed = local_up(ctl.fleet, names, fanout, site_of=sites, libvirt=libvirt)
     from controller.up import UpReport
 
     good = tuple(name for name in names if name not in failed)
     report = UpReport(started=good, current=(), failed=failed)
     _label(ctl, report, put)
-    return _report(ctl.terminal, names, report, minimum, as_json=as_json)
+    return report
 
 
 def _by_reason(troubles: dict[str, str]) -> dict[str, list[str]]:
@@ -243,8 +262,22 @@ def _by_reason(troubles: dict[str, str]) -> dict[str, list[str]]:
     return reasons
 
 
-def _report(terminal: Terminal, names: Sequence[str], report: UpReport, minimum: int, *, as_json: bool) -> int:
-    """Say who is up and why the others are not, and who runs which version. The exit code."""
+def _report(
+    terminal: Terminal,
+    names: Sequence[str],
+    report: UpReport,
+    minimum: int,
+    files: tuple[Path | None, Path | None],
+    *,
+    as_json: bool,
+) -> int:
+    """Say who is up and why the others are not, and who runs which version; `files` are for the ones and the others.
+    The exit code."""
+    good, bad = files
+    if good is not None:
+        write_hosts(good, dict.fromkeys((name for name in names if name not in report.failed), ""))
+    if bad is not None:
+        write_hosts(bad, report.failed)
     failed, reasons, outdated = report.failed, _by_reason(report.failed), _by_reason(report.outdated)
     up = [name for name in names if name not in failed]
     met = len(up) >= minimum
