@@ -57,12 +57,18 @@ class Bulk:
         *,
         store: Callable[[], Store],
         expel: Callable[[int, str], None],
+        left: Callable[[int, int, str], None],
     ) -> None:
-        """Listens at once. Raises OSError where it can't. `expel(rank, why)` cuts off a host that broke the rules."""
+        """Listens at once. Raises OSError where it can't.
+
+        `expel(rank, why)` cuts off a host that broke the rules; `left(id_, rank, why)` is told of each source that was
+        left.
+        """
         self._keyring = keyring
         self._relay = relay
         self._store = store
         self._expel = expel
+        self._left = left
         self._loop = asyncio.get_running_loop()
         self._transfers = Transfers(relay.rank)
         self._timer: asyncio.TimerHandle | None = None
@@ -229,6 +235,8 @@ class Bulk:
                 case transfer.Bypassed(id_, source, why):
                     who = "the root" if source is None else f"rank {source}"
                     log.warning("push %d is had from another than %s: %s", id_, who, why)
+                    if source is not None:
+                        self._left(id_, source, why)
                     self._loop.call_soon(self._close_unused)
                 case transfer.Abuse(peer, why):
                     self._expel(peer, why)

@@ -97,7 +97,9 @@ class Shell:
         self._up_version = VERSION_MAX
         self._versions: dict[int, int] = {}
         self._down = Downlink(keyring, CONTROL, address, control_port, heard=self._from_child, lost=self._child_lost)
-        self._bulk = Bulk(keyring, relay, address, bulk_port, store=lambda: self.worker, expel=self._expel)
+        self._bulk = Bulk(
+            keyring, relay, address, bulk_port, store=lambda: self.worker, expel=self._expel, left=self._left
+        )
 
     # --- the relay ----------------------------------------------------------------------------------------------------
 
@@ -254,6 +256,9 @@ class Shell:
 
     def _child_lost(self, rank: int, why: str) -> None:
         self.feed(events.ChildLost(rank, why))
+
+    def _left(self, id_: int, source: int, why: str) -> None:
+        self.feed(events.LeftSource(id_, source, why))
 
     # --- pushes -------------------------------------------------------------------------------------------------------
 

@@ -417,10 +417,11 @@ class InputRoom(_Struct, frozen=True, kw_only=True, tag="input room"):
 
 
 class Advanced(_Struct, frozen=True, kw_only=True, tag="advanced"):
-    """How many bytes of a push hosts have, of `size`."""
+    """How many bytes of a push hosts have, of `size`, and who left whom in its order, and why."""
 
     size: int
     done: dict[int, int]
+    left: tuple[tuple[int, int, str], ...] = ()
 
 
 class Fetched(_Struct, frozen=True, kw_only=True, tag="fetched"):

@@ -330,10 +330,10 @@ class RootNode:
             case events.TellTaken(id_, rank, taken, is_open, anew):
                 if id_ in self._inputs:
                     self._inputs[id_].taken(rank, taken, is_open=is_open, anew=anew)
-            case events.TellProgress(id_, done):
+            case events.TellProgress(id_, done, left):
                 pushed = self._sources.stream(id_)
                 if id_ in self.jobs and pushed is not None:
-                    self.jobs[id_].say(api.Advanced(size=pushed.size, done=dict(done)))
+                    self.jobs[id_].say(api.Advanced(size=pushed.size, done=dict(done), left=left))
             case events.TellReports(reports):
                 self.known.reports(reports, now)
             case events.TellLinks(links):

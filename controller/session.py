@@ -122,10 +122,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a push has come: bytes on disk by host, of `size` each."""
+    """How far a push has come: bytes on disk by host, of `size` each. `bypassed` names hosts that gave others nothing
+    more: which, who asks another instead, and why."""
 
     size: int
     done: dict[str, int]
+    bypassed: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,9 @@ class Job:
                 case api.InputRoom(upto=upto):
                     if self._feeder is not None:
                         self._feeder.allow(upto)
-                case api.Advanced(size=size, done=done):
-                    yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()})
+                case api.Advanced(size=size, done=done, left=left):
+                    bypassed = tuple((self.hosts[whom], self.hosts[who], why) for who, whom, why in left)
+                    yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()}, bypassed)
                 case api.Fetched(size=size, done=done):
                     yield Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
                 case api.VmsDone(host=host, results=results):

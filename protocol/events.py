@@ -117,6 +117,15 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftSource:
+    """In a push's order this host asks another than `source` from now on: that one is lost, silent or slow."""
+
+    id: int
+    source: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Advanced:
     """A push has `done` bytes here."""
 
@@ -159,6 +168,7 @@ Event: TypeAlias = (
     | Grants
     | Observed
     | Advanced
+    | LeftSource
     | Submit
     | Replan
 )
@@ -349,10 +359,11 @@ class TellTaken:
 
 @dataclass(frozen=True, slots=True)
 class TellProgress:
-    """Root only: bytes that hosts have of a push."""
+    """Root only: bytes that hosts have of a push, and who left whom in its order, and why."""
 
     id: int
     done: tuple[tuple[int, int], ...]
+    left: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,9 @@ AHEAD = 1 << 20
 #: words may get lost in a machine that is busy, and two seconds are felt by nobody.
 HOLD_EVERY = 0.5
 BULK_SILENT = 2.0
+#: Who left whom, in one message, and why, in characters: half a MiB at most.
+MAX_LEFT = 1_024
+MAX_REASON = 120
 #: A source that does not know a push yet is asked again after this: its command travels by the other socket.
 ASK_AGAIN = 0.1
 #: Chunks that may wait for the disk, in bytes, before a host stops asking for more: bounds memory where a disk is slow.

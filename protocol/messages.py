@@ -16,8 +16,10 @@ from protocol.limits import (
     MAX_BITMAP,
     MAX_CHUNKS,
     MAX_INLINE,
+    MAX_LEFT,
     MAX_PAYLOAD,
     MAX_RANK,
+    MAX_REASON,
     MAX_TEXT,
     MAX_VMS,
     STREAM_PIECE,
@@ -26,6 +28,7 @@ from protocol.outcomes import Fold
 from protocol.vms import VmState
 
 Sentence = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
@@ -238,10 +241,11 @@ class ClockTell(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Child to parent: how many bytes of push `id` each of these ranks has."""
+    """Child to parent: how many bytes of push `id` each of these ranks has, and who left whom in its order, and why."""
 
     id: Natural
     done: Annotated[tuple[tuple[Rank, Natural], ...], msgspec.Meta(max_length=MAX_RANK + 1)]
+    left: Annotated[tuple[tuple[Rank, Rank, Reason], ...], msgspec.Meta(max_length=MAX_LEFT)] = ()
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -38,6 +38,7 @@ from protocol.events import (
     Granted,
     Grants,
     Kept,
+    LeftSource,
     Loaded,
     Observed,
     ParentLost,
@@ -63,6 +64,7 @@ from protocol.limits import (
     CLOCK_EVERY,
     CLOCK_RETRY,
     CLOCK_RETRY_MOST,
+    MAX_REASON,
     PAUSED_AFTER,
     SILENT_AFTER,
     VERSION_MAX,
@@ -295,7 +297,9 @@ class Relay:
             case Observed(host, vms, whole):
                 self._reporting.add_reports((Report(self._rank(), host, vms, whole),), now)
             case Advanced(id_, done):
-                self._add_progress(id_, ((self._rank(), done),), now)
+                self._add_progress(id_, ((self._rank(), done),), (), now)
+            case LeftSource(id_, source, why):
+                self._add_progress(id_, (), ((self._rank(), source, why[:MAX_REASON]),), now)
             case Submit(delivery, body, missing):
                 if self._settling is None:
                     raise RuntimeError("only the root gives commands")
@@ -571,8 +575,8 @@ class Relay:
                 self._effects.append(TellStream(message.id, message.rank, message.stream, message.offset, message.data))
             case Taken() if self._root is not None:
                 self._effects.append(TellTaken(message.id, message.rank, message.taken, message.open, message.anew))
-            case Progress(id=id_, done=done):
-                self._add_progress(id_, done, now)
+            case Progress(id=id_, done=done, left=left):
+                self._add_progress(id_, done, left, now)
             case ClockAsk() | Streamed() | Taken():
                 self._up(message)
             case _:
@@ -739,14 +743,17 @@ class Relay:
             if self._root is None:
                 self._up(report)
             elif isinstance(report, Progress):
-                self._effects.append(TellProgress(report.id, report.done))
+                self._effects.append(TellProgress(report.id, report.done, report.left))
             else:
                 self._effects.append(TellReports(report.reports))
 
-    def _add_progress(self, id_: int, done: tuple[tuple[int, int], ...], now: float) -> None:
+    def _add_progress(
+        self, id_: int, done: tuple[tuple[int, int], ...], left: tuple[tuple[int, int, str], ...], now: float
+    ) -> None:
         if self._uplink is not None and not self._uplink.attached:
-            return  # nobody waits for how it once was
-        self._reporting.add_progress(id_, done, now)
+            done = ()  # nobody waits for how it once was
+        if done or left:
+            self._reporting.add_progress(id_, done, left, now)
 
     def _attachment(self) -> Attach:
         if self._uplink is None:

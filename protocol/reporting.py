@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
-from protocol.limits import FOLD_BYTES, REPORT_WINDOW
+from protocol.limits import FOLD_BYTES, MAX_LEFT, REPORT_WINDOW
 from protocol.messages import Progress, Report, Reports, newest
+
+#: Who left whom in a push's order, and why.
+Left: TypeAlias = tuple[int, int, str]
 
 #: What one VM and one host cost in a report besides names: generously.
 _OVERHEAD = 300
@@ -17,6 +21,7 @@ class Reporting:
     def __init__(self) -> None:
         self._reports: dict[int, Report] = {}
         self._progress: dict[int, dict[int, int]] = {}
+        self._left: dict[int, list[Left]] = {}
         self.due: float | None = None
 
     def add_reports(self, reports: Iterable[Report], now: float) -> None:
@@ -27,9 +32,10 @@ class Reporting:
         if self.due is None:
             self.due = now + REPORT_WINDOW
 
-    def add_progress(self, id_: int, done: Iterable[tuple[int, int]], now: float) -> None:
-        """Hosts have so many bytes of push `id_`."""
+    def add_progress(self, id_: int, done: Iterable[tuple[int, int]], left: Iterable[Left], now: float) -> None:
+        """Hosts have so many bytes of push `id_`, and left others in its order."""
         self._progress.setdefault(id_, {}).update(done)
+        self._left.setdefault(id_, []).extend(left)
         if self.due is None:
             self.due = now + REPORT_WINDOW
 
@@ -49,8 +55,12 @@ class Reporting:
             return
         self.due = None
         progress, self._progress = self._progress, {}
+        all_left, self._left = self._left, {}
         for id_ in sorted(progress):
-            yield Progress(id_, tuple(sorted(progress[id_].items())))
+            left = all_left[id_]
+            yield Progress(id_, tuple(sorted(progress[id_].items())), tuple(left[:MAX_LEFT]))
+            for at in range(MAX_LEFT, len(left), MAX_LEFT):
+                yield Progress(id_, (), tuple(left[at : at + MAX_LEFT]))
         reports, self._reports = self._reports, {}
         yield from _batches(reports[rank] for rank in sorted(reports))
 

@@ -112,8 +112,8 @@ def claimed(message: object) -> Ranks | None:
             return ranks.only(rank)
         case Reports(reports=reports):
             return ranks.union(report.rank for report in reports)
-        case Progress(done=done):
-            return ranks.union(rank for rank, _ in done)
+        case Progress(done=done, left=left):
+            return ranks.union([rank for rank, _ in done] + [rank for rank, _, _ in left])
         case _:
             return None
 
@@ -132,8 +132,12 @@ def without(message: object, foreign: Ranks) -> object:
             return Outcomes(id_, tuple(_folds_without(folds, foreign)))
         case Reports(reports=reports):
             return Reports(tuple(report for report in reports if not ranks.holds(foreign, report.rank)))
-        case Progress(id=id_, done=done):
-            return Progress(id_, tuple((rank, size) for rank, size in done if not ranks.holds(foreign, rank)))
+        case Progress(id=id_, done=done, left=left):
+            return Progress(
+                id_,
+                tuple(entry for entry in done if not ranks.holds(foreign, entry[0])),
+                tuple(entry for entry in left if not ranks.holds(foreign, entry[0])),
+            )
         case _:
             return None
 

@@ -186,6 +186,8 @@ class Pushed:
     def __init__(self, following: Following) -> None:
         self._following = following
         self._done: dict[str, int] = {}
+        #: Who was bypassed and why, and by whom.
+        self.bypassed: dict[tuple[str, str], list[str]] = {}
         self.size = 0
 
     def note(self, happening: Happening) -> None:
@@ -193,6 +195,8 @@ class Pushed:
         if isinstance(happening, Progress):
             self.size = happening.size
             self._done.update(happening.done)
+            for whom, who, why in happening.bypassed:
+                self.bypassed.setdefault((whom, why), []).append(who)
 
     def line(self) -> str:
         """The live line."""

@@ -133,4 +133,7 @@ def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool =
             for line in lines:
                 terminal.text(f"  {render.clean(line)}\n")
         following.show_failures()
+        if not quiet:
+            for (whom, why), by in pushed.bypassed.items():
+                terminal.say(f"{whom} was bypassed by {render.label(by)}: {render.clean(why)}")
     return following.end()
