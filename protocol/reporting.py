@@ -35,7 +35,11 @@ class Reporting:
     def add_progress(self, id_: int, done: Iterable[tuple[int, int]], left: Iterable[Left], now: float) -> None:
         """Hosts have so many bytes of push `id_`, and left others in its order."""
         self._progress.setdefault(id_, {}).update(done)
-        self._left.setdefault(id_, []).extend(left)
+        waiting = self._left.setdefault(id_, [])
+        before = len(waiting)
+        waiting.extend(left)
+        if len(waiting) > before:
+            self.due = now  # the push may be over in a moment, and then nobody hears it any more
         if self.due is None:
             self.due = now + REPORT_WINDOW
 
