@@ -34,8 +34,14 @@ sim-mutants: venv ## plant faults in protocol/, one at a time, and see that the 
 	$(PY) -m tests.sim.mutants $(ARGS)
 
 .PHONY: fuzz
-fuzz: venv ## hostile bytes for the parsers of infra.conf and profiles, 10 minutes (ARGS="--minutes 1 --only infra")
+fuzz: venv ## hostile bytes for all that reads what others wrote, 10 minutes (ARGS="--minutes 1 --only infra")
 	$(PY) -m tests.fuzz $(ARGS)
+
+.PHONY: fuzz-guided
+fuzz-guided: venv ## the same guided by what code they reach, a minute each, on x86-64 (ARGS="--seconds 600 --only codec")
+	$(PY) -m pip -qq --disable-pip-version-check --no-input install --require-hashes --only-binary :all: \
+		-r deploy/lock/fuzz.txt
+	$(PY) -m tests.fuzz.guided $(ARGS)
 
 .PHONY: bench-vms
 bench-vms: setup ## 2,000 VMs on 64 agents with libvirt's test driver: spawned, lost, spawned again, destroyed; the seconds
@@ -98,5 +104,5 @@ lock-agent: venv ## write the lock of the wheels that hosts get anew, from the p
 
 .PHONY: clean
 clean: ## remove .venv and everything else that these targets made here
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ alone, writes and reads the same by hand (agent/seed.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ SHARE = 64  # jobs in one frame; with its keys a job takes 1 to 2 kB, and a seed
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Version: TypeAlias = tuple[int, int]
+_Frame = TypeVar("_Frame")
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,8 +180,30 @@ class Supply(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="supp
 Up: TypeAlias = Hello | Enrol | Result | Want | Need | Ping
 Down: TypeAlias = Begin | Install | Welcome | Refused | Jobs | Done | Supply
 
-UP: msgspec.json.Decoder[Up] = msgspec.json.Decoder(Up)
-DOWN: msgspec.json.Decoder[Down] = msgspec.json.Decoder(Down)
+_up: msgspec.json.Decoder[Up] = msgspec.json.Decoder(Up)
+_down: msgspec.json.Decoder[Down] = msgspec.json.Decoder(Down)
+
+
+class BadFrame(ValueError):
+    """The other end sent something that is no frame."""
+
+
+def up(header: bytes) -> Up:
+    """A frame's object from a seed. Raises BadFrame."""
+    return _decoded(_up, header)
+
+
+def down(header: bytes) -> Down:
+    """A frame's object from a starter, without its blob. Raises BadFrame."""
+    return _decoded(_down, header)
+
+
+def _decoded(decoder: msgspec.json.Decoder[_Frame], header: bytes) -> _Frame:
+    try:
+        return decoder.decode(header)
+    # What is in an unknown field is skipped, however deep: that may be deeper than Python goes.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadFrame(str(error)) from None
 
 
 def frame(message: Up | Down, blob: bytes = b"") -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agent.seed_frames import MAX_UP, UP, Terms, Up
+from agent.seed_frames import MAX_UP, BadFrame, Terms, Up, up
 
 MARKER = b"CANOPY-SEED 1"
 NO_PYTHON = b"CANOPY-NONE"
@@ -191,8 +191,8 @@ class Session:
             size = int.from_bytes(await self._output.readexactly(4), "big")
             if size > MAX_UP:
                 raise Failed("the host's seed sent a frame over the limit")
-            return UP.decode(await self._output.readexactly(size))
-        except msgspec.MsgspecError:
+            return up(await self._output.readexactly(size))
+        except BadFrame:
             raise Failed("the host's seed sent a frame that is none") from None
 
     async def ended(self, timeout: float) -> tuple[str, bool]:

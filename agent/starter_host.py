@@ -16,7 +16,6 @@ import msgspec
 
 from agent import shares
 from agent.seed_frames import (
-    DOWN,
     Archive,
     Begin,
     Done,
@@ -33,6 +32,7 @@ from agent.seed_frames import (
     Up,
     Want,
     Welcome,
+    down,
     frame,
 )
 from agent.seed_session import NOISE, Command, Failed, ssh_options
@@ -95,7 +95,7 @@ class Parent:
         """Take in the parent's frames until it is gone."""
         while True:
             size = int.from_bytes(await self._input.readexactly(4), "big")
-            message = DOWN.decode(await self._input.readexactly(size))
+            message = down(await self._input.readexactly(size))
             match message:
                 case Jobs():
                     starter.add(message.jobs)

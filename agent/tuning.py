@@ -274,7 +274,7 @@ class Tuner:
             journal = msgspec.json.decode(self._journal_file.read_bytes(), type=_Journal)
         except FileNotFoundError:
             return _Journal()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TuneError(
                 f"{self._journal_file} can't be read, so what was there before is not known: {error}"
             ) from error

@@ -166,7 +166,7 @@ async def _ask(name: str | None, asked: bytes, options: CheckupOptions) -> _Said
         if line.startswith(_MARKER):
             try:
                 probed = msgspec.json.decode(line[len(_MARKER) :], type=Probed)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 return _Said(ssh=f"what came back is not what the probe says: {error}")
             # The host's clock was read somewhere in between, most likely towards the end.
             ahead = max(0.0, probed.time - after) or min(0.0, probed.time - before)

@@ -10,7 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install -qq --disable-pip-version-check "uv==$UV_VERSION"
-cp runtime.txt dev.txt vm.txt "$work/" 2>/dev/null || true
+cp runtime.txt dev.txt vm.txt fuzz.txt "$work/" 2>/dev/null || true
 cp ../../pyproject.toml "$work/"
 touch "$work/README.md" "$work/LICENSE" # pyproject.toml names them
 options=("$@")
@@ -27,6 +27,7 @@ lock() { # lock FILE [OPTION...]: hashes for every architecture and Python versi
 lock runtime.txt
 lock dev.txt --group dev --constraints runtime.txt
 lock vm.txt --extra vm --constraints dev.txt
-for file in runtime.txt dev.txt vm.txt; do
+lock fuzz.txt --group fuzz --constraints dev.txt
+for file in runtime.txt dev.txt vm.txt fuzz.txt; do
     { echo "# Written by make lock from pyproject.toml; not to be edited."; cat "$work/$file"; } >"$file"
 done

@@ -1,4 +1,6 @@
-"""`make fuzz`: hostile bytes for the parsers of files that people write, until somebody stops it or its time is over.
+"""`make fuzz`: hostile bytes for all that reads what others wrote, until somebody stops it or its time is over.
+
+Files that people write are drawn by their grammar; all else (targets.py) is samples with parts replaced.
 
 Each round draws from the operating system's randomness; what fails is kept in .hypothesis and tried first the next
 time, shrunk. The test suite tries the same properties on the same few hundred examples in every run.
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controller.infra import format_infra
+from tests.fuzz.targets import TARGETS
 from tests.unit import test_infra as infra
 from tests.unit import test_profile as profile
 
@@ -37,8 +40,22 @@ def _changed(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.tuples(texts, st.lists(edit, max_size=8)).map(change)
 
 
+def mutants(samples: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
+    """Samples with some of their bytes replaced by others."""
+
+    def change(sample: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+        for at, length, new in edits:
+            start = at % (len(sample) + 1)
+            sample = sample[:start] + new + sample[start + length :]
+        return sample
+
+    edit = st.tuples(st.integers(0, 10_000), st.integers(0, 8), st.binary(max_size=8))
+    return st.builds(change, st.sampled_from(samples), st.lists(edit, max_size=4))
+
+
 _INFRAS = infra.infras().map(format_infra)
 _TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
+    **{name: (st.binary() | mutants(target.seeds), target.take) for name, target in TARGETS.items()},
     "infra": (
         st.binary()
         | st.text()
@@ -75,7 +92,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
-    parser.add_argument("--only", choices=sorted(_TARGETS), action="append", help="this parser alone")
+    parser.add_argument("--only", choices=sorted(_TARGETS), action="append", help="this one alone")
     arguments = parser.parse_args()
     names = arguments.only or sorted(_TARGETS)
     deadline = time.monotonic() + arguments.minutes * 60

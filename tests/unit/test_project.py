@@ -136,7 +136,7 @@ def test_set_up_installs_what_test_hosts_ask_for() -> None:
     assert {*DEBIAN_PACKAGES, *LIBVIRT_DEBIAN_PACKAGES} - essential <= set(" ".join(needs).split())
 
 
-@pytest.mark.parametrize("name", ["dev.txt", "runtime.txt", "vm.txt"])
+@pytest.mark.parametrize("name", ["dev.txt", "fuzz.txt", "runtime.txt", "vm.txt"])
 def test_locks_name_a_version_and_hashes_for_each_package_and_no_address(name: str) -> None:
     text = (ROOT / "deploy" / "lock" / name).read_text()
     assert "://" not in text
@@ -153,6 +153,7 @@ def test_locks_hold_all_that_pyproject_asks_for() -> None:
     for wanted, lock in (
         (runtime, "runtime.txt"),
         (runtime + project["dependency-groups"]["dev"] + project["build-system"]["requires"], "dev.txt"),
+        (runtime + project["dependency-groups"]["fuzz"], "fuzz.txt"),
         (runtime + project["project"]["optional-dependencies"]["vm"], "vm.txt"),
     ):
         names = {re.split(r"[<>=!~\[ ]", requirement)[0].lower() for requirement in wanted}
