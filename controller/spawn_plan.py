@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import msgspec
@@ -53,6 +53,7 @@ class SpawnOptions:
     skip_ips: int = 0
     gateway: str | None = None
     bridge: str | None = None
+    network: str | None = None
     memory_unit: MemoryUnit = MemoryUnit.AUTO
     overcommit: bool = False
     replace_offline: bool = False
@@ -84,6 +85,24 @@ class Prepared:
     def to_run(self) -> tuple[str, ...]:
         """The VMs that shall run, by name: all but those that sleep."""
         return tuple(spec.name for specs in self.slices.values() for spec in specs if spec.start)
+
+
+def in_network(options: SpawnOptions, nets: Iterable[api.NetStatus]) -> SpawnOptions:
+    """The options with the bridge, the subnet and the gateway of the network that they name. Raises CtlError."""
+    if options.network is None:
+        return options
+    net = next((one for one in nets if one.name == options.network), None)
+    if net is None:
+        raise CtlError(f"there is no network {options.network}: `ctl net create` makes one", ExitStatus.USAGE)
+    if options.bridge is not None:
+        raise CtlError("either --network or --bridge, not both", ExitStatus.USAGE)
+    gateway = None if net.isolated else str(next(IPv4Network(net.subnet).hosts()))
+    return replace(
+        options,
+        bridge=net.bridge,
+        subnet=options.subnet or (net.subnet if options.g5k_subnets is None else None),
+        gateway=options.gateway or gateway,
+    )
 
 
 def deployment_name(path: Path, given: str | None = None) -> str:

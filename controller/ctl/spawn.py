@@ -21,7 +21,7 @@ from controller.shares import share
 from controller.spawn import NOT_RIGHT, DestroyReport, SpawnReport, Wait, on_record
 from controller.spawn import destroy as destroy_vms
 from controller.spawn import spawn as spawn_vms
-from controller.spawn_plan import Prepared, SpawnOptions, deployment_name, load, prepare
+from controller.spawn_plan import Prepared, SpawnOptions, deployment_name, in_network, load, prepare
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
 
@@ -179,7 +179,8 @@ def look(
     """Read a file, ask the service what there is, and decide. Raises CtlError."""
     name = deployment_name(infra, wanted.deployment or None)
     parsed, warnings = load(infra)
-    options = replace(wanted, deployment=name)
+    nets = session.nets() if wanted.network is not None else ()
+    options = in_network(replace(wanted, deployment=name), nets)
     status, known, images = _known(session, name, terminal, dry_run=dry_run)
     prepared = prepare(
         parsed,

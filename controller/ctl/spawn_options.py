@@ -55,6 +55,10 @@ _WANTED: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "network": (
+        Annotated[str | None, _option("A network of `ctl net`: its bridge, subnet and gateway.", "NAME")],
+        None,
+    ),
     "memory_unit": (Annotated[MemoryUnit, _option("The unit of the file's memory columns.")], MemoryUnit.AUTO),
     "overcommit": (Annotated[bool, _option("Let the file exceed a node's capacity.", None, "--overcommit")], False),
     "replace_offline": (

@@ -15,7 +15,7 @@ from controller.placement import PlacementError, Strategy, Together, place
 from controller.plan_changes import Changes, Sign, changes, changes_object, render_changes
 from controller.shares import share
 from controller.spawn import in_waves, reserved
-from controller.spawn_plan import Prepared, SpawnOptions, prepare
+from controller.spawn_plan import Prepared, SpawnOptions, in_network, prepare
 from controller.status import CtlError, ExitStatus
 from protocol.vms import VmPower, VmSpec, VmState
 from tests.unit import fake_service as fake
@@ -204,6 +204,23 @@ def test_a_profile_says_what_each_vm_is_made_of(kernel: Path, tmp_path: Path) ->
     assert {spec.network.bridge for spec in specs.values()} == {"br0"}
     assert {path.name for path in prepared.images.values()} == {"vmlinuz", "other", "base"}
     assert prepared.plan.warnings == ("no VM matches the profile's pattern 'vm7'",)
+
+
+def test_a_network_gives_its_bridge_subnet_and_gateway() -> None:
+    nets = [
+        api.NetStatus(name="lab", subnet="10.77.0.0/16", isolated=False, bridge="cn-lab", vni=7, vms=0),
+        api.NetStatus(name="far", subnet="10.78.0.0/16", isolated=True, bridge="cn-far", vni=8, vms=0),
+    ]
+    found = in_network(SpawnOptions(deployment="d", network="lab"), nets)
+    assert (found.bridge, found.subnet, found.gateway) == ("cn-lab", "10.77.0.0/16", "10.77.0.1")
+    found = in_network(SpawnOptions(deployment="d", network="far", subnet="10.78.4.0/24"), nets)
+    assert (found.bridge, found.subnet, found.gateway) == ("cn-far", "10.78.4.0/24", None)
+    none = SpawnOptions(deployment="d")
+    assert in_network(none, nets) is none
+    with pytest.raises(CtlError, match="there is no network new: `ctl net create`"):
+        in_network(SpawnOptions(deployment="d", network="new"), nets)
+    with pytest.raises(CtlError, match="either --network or --bridge"):
+        in_network(SpawnOptions(deployment="d", network="lab", bridge="br0"), nets)
 
 
 def test_what_comes_on_record_is_in_units_that_do_not_depend_on_the_file(kernel: Path) -> None:
