@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict, Unpack
 
 from controller import api
@@ -18,6 +18,10 @@ class RunOptions(TypedDict, total=False):
 
     With `batch` so many hosts run it at a time (a number, or `"10%"`), and once more than `max_fail` failed no more
     begin: those end as Cancelled, and never ran it.
+
+    With `script` that program runs, and the command is its name and its arguments. `cwd` is absolute, `env` is added to
+    the agent's environment, `user` needs an agent that is root, `nice` is added to the agent's level, `limits` are by
+    setrlimit(2)'s names in small letters (-1: none).
     """
 
     timeout: float | None
@@ -25,6 +29,13 @@ class RunOptions(TypedDict, total=False):
     detach: bool
     batch: int | str | None
     max_fail: int | str
+    script: bytes | None
+    cwd: str | None
+    env: Mapping[str, str] | None
+    user: str
+    nice: int
+    limits: Mapping[str, int] | None
+    kill_after: float | None
 
 
 def run_request(
@@ -32,12 +43,14 @@ def run_request(
     hosts: tuple[str, ...] | None,
     *,
     stream: bool = False,
+    stdin: bytes | None = None,
+    feed: bool = False,
     **options: Unpack[RunOptions],
 ) -> api.RunOn:
     """The request for a shell string, or for an argument vector."""
-    timeout, batch = options.get("timeout"), options.get("batch")
+    script, timeout, batch = options.get("script"), options.get("timeout"), options.get("batch")
     if isinstance(command, str):
-        command = ("/bin/sh", "-c", command)
+        command = (command,) if script is not None else ("/bin/sh", "-c", command)
     return api.RunOn(
         hosts=hosts,
         argv=tuple(command),
@@ -47,4 +60,13 @@ def run_request(
         detach=options.get("detach", False),
         batch="" if batch is None else str(batch),
         max_fail="" if batch is None else str(options.get("max_fail", 0)),
+        script=script,
+        cwd=options.get("cwd"),
+        env=dict(options.get("env") or {}),
+        user=options.get("user", ""),
+        nice=options.get("nice", 0),
+        limits=dict(options.get("limits") or {}),
+        kill_after=options.get("kill_after"),
+        input=stdin,
+        feed=feed,
     )

@@ -22,8 +22,8 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, Unpack, cast, over
 
 from controller import api
 from controller.asking import RunOptions, run_request
-from controller.results import Followed
-from controller.session import Happening, Piece, Result, Session, fleet_directory
+from controller.results import Followed, Happening, Piece, Result
+from controller.session import Session, fleet_directory
 from controller.status import CtlError, ExitStatus
 
 #: What iterating over a job gives.
@@ -130,6 +130,7 @@ class AsyncSession:
         hosts: str | Iterable[str] | None = None,
         *,
         stream: Literal[False] = False,
+        stdin: bytes | None = None,
         **options: Unpack[RunOptions],
     ) -> AsyncRunning[Result]: ...
 
@@ -140,6 +141,7 @@ class AsyncSession:
         hosts: str | Iterable[str] | None = None,
         *,
         stream: bool,
+        stdin: bytes | None = None,
         **options: Unpack[RunOptions],
     ) -> AsyncRunning[Result | Piece]: ...
 
@@ -149,11 +151,12 @@ class AsyncSession:
         hosts: str | Iterable[str] | None = None,
         *,
         stream: bool = False,
+        stdin: bytes | None = None,
         **options: Unpack[RunOptions],
     ) -> AsyncRunning[Any]:
-        """Run a shell string, or an argument vector, as `Session.run` does."""
+        """Run a shell string, or an argument vector, as `Session.run` does. `stdin` is bytes alone."""
         chosen = await self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
-        return await self._job(run_request(command, chosen, stream=stream, **options))
+        return await self._job(run_request(command, chosen, stream=stream, stdin=stdin, **options))
 
     async def job(self, id_: int, *, wait: bool = True) -> AsyncJob:
         """A job by its number, from its beginning: what came of it so far, and with `wait` what still comes."""

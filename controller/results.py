@@ -6,10 +6,107 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from controller import api
-from controller.session import Happening, ImageAnswer, Late, Piece, Progress, Result, VmAnswer, VmReached
-from controller.status import CtlError
+from controller.status import CtlError, ExitStatus
 from protocol import ranks
-from protocol.outcomes import Fold, Outcome, Output
+from protocol.outcomes import (
+    Cancelled,
+    Exited,
+    FailedToStart,
+    Fold,
+    Lost,
+    Outcome,
+    Output,
+    Refused,
+    TimedOut,
+    succeeded,
+)
+from protocol.vms import ImageResult, VmResult
+
+
+@dataclass(frozen=True)
+class Result:
+    """One outcome with one output, and the hosts that it is true of, in the order of their ranks."""
+
+    hosts: tuple[str, ...]
+    outcome: Outcome
+    output: Output
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command exited with 0."""
+        return succeeded(self.outcome)
+
+    @property
+    def stdout(self) -> bytes:
+        """Standard output, as far as its budget went."""
+        return self.output.out
+
+    @property
+    def stderr(self) -> bytes:
+        """Standard error, as far as its budget went."""
+        return self.output.err
+
+
+@dataclass(frozen=True)
+class Late:
+    """What hosts answered after their outcome had been settled as lost, which it stays."""
+
+    result: Result
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that a host wrote, as it came: standard output is stream 1, standard error 2."""
+
+    host: str
+    stream: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a push has come: bytes on disk by host, of `size` each. `bypassed` names hosts that gave others nothing
+    more: which, who asks another instead, and why."""
+
+    size: int
+    done: dict[str, int]
+    bypassed: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """How far a pull has come: bytes that each host gave so far, of `size` that all of them will have given."""
+
+    size: int
+    done: dict[str, int]
+
+
+@dataclass(frozen=True)
+class VmAnswer:
+    """What one host did for its VMs."""
+
+    host: str
+    results: tuple[VmResult, ...]
+
+
+@dataclass(frozen=True)
+class VmReached:
+    """Which of one host's VMs answer ping."""
+
+    host: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """What one host says of its images."""
+
+    host: str
+    results: tuple[ImageResult, ...]
+
+
+Happening = Result | Late | Piece | Progress | Fetched | VmAnswer | VmReached | ImageAnswer
 
 
 @dataclass
@@ -24,6 +121,8 @@ class Followed:
     settled: bool = False
     #: Whether nothing more comes: it is settled, or what is on record was all that was asked for.
     over: bool = False
+    #: How far the service takes standard input, in bytes.
+    input_room: int = 0
     _left: set[int] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
@@ -41,8 +140,13 @@ class Followed:
                     yield Late(self._result(fold))
             case api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
                 yield Piece(self.hosts[rank], stream, offset, data)
-            case api.Advanced(size=size, done=done):
-                yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()})
+            case api.InputRoom(upto=upto):
+                self.input_room = max(self.input_room, upto)
+            case api.Advanced(size=size, done=done, left=left):
+                bypassed = tuple((self.hosts[whom], self.hosts[who], why) for who, whom, why in left)
+                yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()}, bypassed)
+            case api.Fetched(size=size, done=done):
+                yield Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
             case api.VmsDone(host=host, results=results):
                 yield VmAnswer(host, results)
             case api.VmsReached(host=host, names=names):
@@ -73,3 +177,22 @@ class Followed:
         order = {name: rank for rank, name in self.hosts.items()}
         results = [Result(tuple(sorted(hosts, key=order.__getitem__)), *key) for key, hosts in found.items()]
         return sorted(results, key=lambda result: order[result.hosts[0]])
+
+
+def exit_status(outcomes: Iterable[Outcome]) -> ExitStatus:
+    """The exit code for a command with these outcomes: what is worst for the person who asked comes first.
+
+    Refused for trust, then lost or timed out, then failed in any other way.
+    """
+    status = ExitStatus.OK
+    for outcome in outcomes:
+        match outcome:
+            case Refused(trust=True):
+                return ExitStatus.REFUSED
+            case Lost() | TimedOut():
+                status = ExitStatus.UNREACHABLE
+            case Exited(code=0):
+                pass
+            case Exited() | FailedToStart() | Refused() | Cancelled() | _:
+                status = max(status, ExitStatus.FAILED)
+    return status

@@ -26,30 +26,29 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar, Unpack, cast, overload
 
 from controller import api
+from controller.asking import RunOptions, run_request
 from controller.on_record import Capacity, Vm
+from controller.results import (
+    Fetched,
+    Followed,
+    Happening,
+    ImageAnswer,
+    Late,
+    Piece,
+    Progress,
+    Result,
+    VmAnswer,
+    VmReached,
+    exit_status,
+)
 from controller.selection import Chooser, Selection
 from controller.status import CtlError, ExitStatus
-from protocol import ranks
-from protocol.limits import DEFAULT_OUTPUT
-from protocol.outcomes import (
-    Cancelled,
-    Exited,
-    FailedToStart,
-    Fold,
-    Lost,
-    Outcome,
-    Output,
-    Refused,
-    TimedOut,
-    succeeded,
-)
-from protocol.vms import Action, ImageAction, ImageResult, VmResult, VmSpec
+from protocol.vms import Action, ImageAction, VmSpec
 from protocol.wishes import Wishes
 
 if TYPE_CHECKING:
@@ -60,6 +59,26 @@ if TYPE_CHECKING:
 #: One read from the client socket.
 _READ = 1 << 20
 
+__all__ = [
+    "Connection",
+    "Fetched",
+    "Happening",
+    "ImageAnswer",
+    "Job",
+    "Late",
+    "Piece",
+    "Progress",
+    "Result",
+    "RunOptions",
+    "Running",
+    "Session",
+    "VmAnswer",
+    "VmReached",
+    "exit_status",
+]
+
+#: What iterating over a job gives.
+H_co = TypeVar("H_co", covariant=True)
 _Reply = TypeVar("_Reply")
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -79,158 +98,43 @@ def fleet_directory(fleet: str | None = None) -> Path:
     return fleets_directory() / (fleet or os.environ.get("CANOPY_FLEET") or "default")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One outcome with one output, and the hosts that it is true of, in the order of their ranks."""
+class Running(Followed, Generic[H_co]):
+    """A running command: iterate over it for what happens.
 
-    hosts: tuple[str, ...]
-    outcome: Outcome
-    output: Output
+    Leaving it (`close`, or the end of a `with`) cancels what still runs, unless it was begun detached or is only
+    followed.
+    """
 
-    @property
-    def ok(self) -> bool:
-        """Whether the command exited with 0."""
-        return succeeded(self.outcome)
+    def __init__(self, accepted: api.Accepted, connection: Connection) -> None:
+        super().__init__(accepted.id, accepted.hosts, accepted.what)
+        self._connection = connection
+        self._feeder: Feeder | None = None
 
-    @property
-    def stdout(self) -> bytes:
-        """Standard output, as far as its budget went."""
-        return self.output.out
+    def __enter__(self) -> Running[H_co]:
+        return self
 
-    @property
-    def stderr(self) -> bytes:
-        """Standard error, as far as its budget went."""
-        return self.output.err
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-
-@dataclass(frozen=True)
-class Late:
-    """What hosts answered after their outcome had been settled as lost, which it stays."""
-
-    result: Result
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Something that a host wrote, as it came: standard output is stream 1, standard error 2."""
-
-    host: str
-    stream: int
-    offset: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a push has come: bytes on disk by host, of `size` each. `bypassed` names hosts that gave others nothing
-    more: which, who asks another instead, and why."""
-
-    size: int
-    done: dict[str, int]
-    bypassed: tuple[tuple[str, str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """How far a pull has come: bytes that each host gave so far, of `size` that all of them will have given."""
-
-    size: int
-    done: dict[str, int]
-
-
-@dataclass(frozen=True)
-class VmAnswer:
-    """What one host did for its VMs."""
-
-    host: str
-    results: tuple[VmResult, ...]
-
-
-@dataclass(frozen=True)
-class VmReached:
-    """Which of one host's VMs answer ping."""
-
-    host: str
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ImageAnswer:
-    """What one host says of its images."""
-
-    host: str
-    results: tuple[ImageResult, ...]
-
-
-Happening = Result | Late | Piece | Progress | Fetched | VmAnswer | VmReached | ImageAnswer
-
-
-@dataclass
-class Job:
-    """A running command: iterate over it for what happens. `id` and `hosts` (rank to name) are known from the start."""
-
-    id: int
-    hosts: dict[int, str]
-    _connection: Connection
-    settled: bool = False
-    #: Of a job that was asked for again: what it was, as in JobStatus.
-    what: str = ""
-    _left: set[int] = field(default_factory=set)
-    _feeder: Feeder | None = None
-
-    def __iter__(self) -> Iterator[Happening]:
+    def __iter__(self) -> Iterator[H_co]:
         """What happens, as it happens, until every target has its outcome; of a job that was asked for without waiting
         what is on record."""
-        while not self.settled:
-            reply = self._connection.receive()
-            match reply:
-                case api.Folded(folds=folds):
-                    for fold in folds:
-                        self._left.difference_update(ranks.each(ranks.unpack(fold.ranks)))
-                        yield self._result(fold)
-                case api.Late(folds=folds):
-                    for fold in folds:
-                        yield Late(self._result(fold))
-                case api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
-                    yield Piece(self.hosts[rank], stream, offset, data)
-                case api.InputRoom(upto=upto):
-                    if self._feeder is not None:
-                        self._feeder.allow(upto)
-                case api.Advanced(size=size, done=done, left=left):
-                    bypassed = tuple((self.hosts[whom], self.hosts[who], why) for who, whom, why in left)
-                    yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()}, bypassed)
-                case api.Fetched(size=size, done=done):
-                    yield Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
-                case api.VmsDone(host=host, results=results):
-                    yield VmAnswer(host, results)
-                case api.VmsReached(host=host, names=names):
-                    yield VmReached(host, names)
-                case api.ImagesDone(host=host, results=results):
-                    yield ImageAnswer(host, results)
-                case api.Settled():
-                    self.settled = True
-                    self.close()
-                case api.OnRecord():
-                    self._connection.close()
-                    return
-                case _:
-                    raise CtlError(f"the service answered with a {type(reply).__name__} in the middle of a command")
-
-    def _result(self, fold: Fold) -> Result:
-        members = ranks.each(ranks.unpack(fold.ranks))
-        return Result(tuple(self.hosts[rank] for rank in members), fold.outcome, fold.output)
-
-    def waiting_for(self) -> tuple[str, ...]:
-        """The hosts that have no outcome yet."""
-        return tuple(self.hosts[rank] for rank in sorted(self._left))
+        while not self.over:
+            # The service sends what was asked for, and nothing else: the type says what that is.
+            yield from cast(Iterator[H_co], self.take(self._connection.receive()))
+            if self._feeder is not None:
+                self._feeder.allow(self.input_room)
+        self.close()
 
     def cancel(self) -> None:
         """Ask all hosts to stop; go on iterating for their outcomes."""
-        if not self.settled:
+        if not self.over:
             self._connection.send(api.Cancel())
 
     def close(self) -> None:
-        """Leave it. A command that still runs is cancelled, unless it was begun detached or is only followed."""
+        """Leave it."""
         if self._feeder is not None:
             self._feeder.close()
         self._connection.close()
@@ -247,41 +151,11 @@ class Job:
 
     def results(self) -> list[Result]:
         """All results, equal ones in one, in the order of their first hosts."""
-        merged: dict[tuple[Outcome, Output], list[str]] = {}
-        for happening in self:
-            if isinstance(happening, Result):
-                merged.setdefault((happening.outcome, happening.output), []).extend(happening.hosts)
-        order = {name: rank for rank, name in self.hosts.items()}
-        found = [Result(tuple(sorted(hosts, key=order.__getitem__)), *key) for key, hosts in merged.items()]
-        return sorted(found, key=lambda result: order[result.hosts[0]])
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave it, as `close` does."""
-        self.close()
+        return self.merged(cast(Iterator[Happening], iter(self)))
 
 
-def exit_status(outcomes: Iterable[Outcome]) -> ExitStatus:
-    """The exit code for a command with these outcomes: what is worst for the person who asked comes first.
-
-    Refused for trust, then lost or timed out, then failed in any other way.
-    """
-    status = ExitStatus.OK
-    for outcome in outcomes:
-        match outcome:
-            case Refused(trust=True):
-                return ExitStatus.REFUSED
-            case Lost() | TimedOut():
-                status = ExitStatus.UNREACHABLE
-            case Exited(code=0):
-                pass
-            case Exited() | FailedToStart() | Refused() | Cancelled() | _:
-                status = max(status, ExitStatus.FAILED)
-    return status
+#: A running command of any kind.
+Job: TypeAlias = Running[Happening]
 
 
 class Connection:
@@ -355,61 +229,48 @@ class Session:
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
+    @overload
     def run(
         self,
         command: str | Sequence[str],
         hosts: str | Iterable[str] | None = None,
         *,
-        timeout: float | None = None,
-        output_limit: int = DEFAULT_OUTPUT,
-        stream: bool = False,
-        detach: bool = False,
-        batch: int | str | None = None,
-        max_fail: int | str = 0,
-        script: bytes | None = None,
+        stream: Literal[False] = False,
         stdin: bytes | BinaryIO | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        user: str = "",
-        nice: int = 0,
-        limits: Mapping[str, int] | None = None,
-        kill_after: float | None = None,
-    ) -> Job:
-        """Run a shell string, or an argument vector, on hosts (None: all). `timeout` in seconds, `output_limit` in
-        bytes for each stream of each host. With `stream` output comes as Pieces too, no faster than they are taken.
-        With `detach` it goes on when this process ends: `job` finds it by its number. With `batch` so many hosts run it
-        at a time (a number, or `"10%"`), and once more than `max_fail` failed no more begin: those end as Cancelled,
-        and never ran it.
+        **options: Unpack[RunOptions],
+    ) -> Running[Result]: ...
 
-        With `script` that program runs, and `command` is its name and its arguments. `stdin` is what it reads: bytes
-        (at most MAX_SCRIPT), or a file that is read in a thread while the job is iterated over. `cwd` is absolute,
-        `env` is added to the agent's environment, `user` needs an agent that is root, `nice` is added to the agent's
-        level, `limits` are by setrlimit(2)'s names in small letters (-1: none), `kill_after` is the time in seconds
-        between the polite signal and the certain one."""
-        if isinstance(command, str):
-            command = (command,) if script is not None else ("/bin/sh", "-c", command)
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str],
+        hosts: str | Iterable[str] | None = None,
+        *,
+        stream: bool,
+        stdin: bytes | BinaryIO | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Running[Result | Piece]: ...
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        hosts: str | Iterable[str] | None = None,
+        *,
+        stream: bool = False,
+        stdin: bytes | BinaryIO | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Running[Any]:
+        """Run a shell string, or an argument vector, on hosts: names, a host set as for `select`, or None for all.
+
+        What comes is a Result for hosts with one outcome and one output, as soon as it is known. With `stream` output
+        comes as Pieces too, no faster than they are taken. `stdin` is what the command reads: bytes (at most
+        MAX_SCRIPT), or a file that is read in a thread while the job is iterated over. The options are those of
+        `RunOptions`. Raises CtlError, with all that is wrong, before anything is run.
+        """
         inline = stdin if isinstance(stdin, bytes) else None
-        job = self._job(
-            api.RunOn(
-                hosts=self._names(hosts),
-                argv=tuple(command),
-                timeout_ms=None if timeout is None else round(timeout * 1000),
-                output_limit=output_limit,
-                stream=stream,
-                detach=detach,
-                batch="" if batch is None else str(batch),
-                max_fail="" if batch is None else str(max_fail),
-                script=script,
-                cwd=cwd,
-                env=dict(env or {}),
-                user=user,
-                nice=nice,
-                limits=dict(limits or {}),
-                kill_after=kill_after,
-                input=inline,
-                feed=stdin is not None and inline is None,
-            )
-        )
+        feed = stdin is not None and inline is None
+        request = run_request(command, self._names(hosts), stream=stream, stdin=inline, feed=feed, **options)
+        job = self._job(request)
         if stdin is not None and not isinstance(stdin, bytes):
             job.feed(stdin)
         return job
@@ -429,7 +290,7 @@ class Session:
         compress: bool = True,
         dry_run: bool = False,
         image: bool = False,
-    ) -> Job:
+    ) -> Running[Result | Progress]:
         """Push files and directories (with all that is in them) to hosts (None: all).
 
         A destination that ends in / is a directory, which is there; else it is the one source's name there. `mode`
@@ -618,7 +479,9 @@ class Session:
             )
         )
 
-    def down(self, hosts: str | Iterable[str] | None = None, *, purge: bool = False, vms: bool = False) -> Job:
+    def down(
+        self, hosts: str | Iterable[str] | None = None, *, purge: bool = False, vms: bool = False
+    ) -> Running[Result]:
         """End agents. With `vms` their VMs are destroyed first, with `purge` nothing is left on the host."""
         return self._job(api.DownOn(hosts=self._names(hosts), purge=purge, vms=vms))
 
@@ -632,7 +495,7 @@ class Session:
         """A job by its number, from its beginning: what came of it so far, and with `wait` what still comes."""
         return self._job(api.FollowJob(id=id_, wait=wait))
 
-    def output(self, id_: int, host: str) -> Job:
+    def output(self, id_: int, host: str) -> Running[Result | Piece]:
         """All that a job wrote on one host, from that host's spool, as Pieces and a last Result with the totals."""
         return self._job(api.GetOutput(job=id_, host=host))
 
@@ -753,14 +616,14 @@ class Session:
         """Hosts by name; a text is a host set."""
         return self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
 
-    def _job(self, request: api.Request) -> Job:
+    def _job(self, request: api.Request) -> Running[Any]:
         connection = Connection(self._socket)
         connection.send(request)
         reply = connection.receive()
         if not isinstance(reply, api.Accepted):
             connection.close()
             raise CtlError(f"the service answered with a {type(reply).__name__}, not with a command's number")
-        return Job(reply.id, reply.hosts, connection, what=reply.what, _left=set(reply.hosts))
+        return Running(reply, connection)
 
 
 class _Facts:

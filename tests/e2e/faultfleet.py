@@ -15,7 +15,7 @@ import pytest
 
 from controller import Session, api
 from controller.launch import ensure_service
-from controller.session import Result
+from controller.session import Job, Result
 from controller.status import CtlError
 from controller.up import UpOptions, UpReport, up
 from deploy.testhosts import TestHosts
@@ -56,7 +56,7 @@ class Broadcast:
         self._session = session
         self.began = time.monotonic()
         command = f"echo {tag} >> /{MARKS}; sleep {seconds:g}; hostname"
-        self._job = session.run(command, hosts, timeout=timeout, detach=True)
+        self._job: Job = session.run(command, hosts, timeout=timeout, detach=True)
         self.id, self.targets = self._job.id, frozenset(self._job.hosts.values())
         self.answers: dict[str, list[Answer]] = {}
         self._first: dict[str, Answer] = {}
