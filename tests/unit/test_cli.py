@@ -334,12 +334,11 @@ def test_ctrl_c_cancels_on_all_hosts_and_the_outcomes_are_shown(service: FakeSer
     done = ctl("broadcast", "sleep", "60")
     assert cancels == [api.Cancel()]
     assert done.status == ExitStatus.INTERRUPTED
-    assert done.err.splitlines() == [
-        "job 7",
-        "ending it on h[1-2] (2); Ctrl-C again leaves at once",
-        "h[1-2] (2): cancelled",
-        "1 of 3 answered ok; failed: h[1-2]",
-    ]
+    begun, ending, *rest = done.err.splitlines()
+    assert begun == "job 7"
+    # Whether the first outcome was read when the signal came is nobody's to say.
+    assert ending in {f"ending it on {hosts}; Ctrl-C again leaves at once" for hosts in ("h[1-2] (2)", "h[0-2] (3)")}
+    assert rest == ["h[1-2] (2): cancelled", "1 of 3 answered ok; failed: h[1-2]"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
