@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
 from controller.ctl.running import DEFAULT_LIMIT, LONGEST_TIMEOUT, Broadcast, run
 from controller.selection import EVERYBODY, Selection
 from controller.status import CtlError, ExitStatus
+from protocol.limits import MAX_KILL_AFTER
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -31,8 +33,20 @@ def _no_connecting(given: str | None) -> None:
         )
 
 
+class _Broadcast(TyperCommand):
+    """Notes whether `--` stood before the command's words, which click drops."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        left: list[str] = super().parse_args(ctx, args)
+        count = len(ctx.params.get("command") or ())
+        ctx.meta["vector"] = 0 < count < len(given) and given[-count - 1] == "--"
+        return left
+
+
 @app.command(
     "broadcast",
+    cls=_Broadcast,
     # What follows the command's first word is the command's, options included.
     context_settings={"allow_interspersed_args": False},
     epilog="""\b
@@ -46,6 +60,9 @@ Examples:
   ctl broadcast --batch 10% --max-fail 2 systemctl restart nginx
   ctl broadcast --stream tail -f /var/log/syslog
   ctl broadcast -o logs/ journalctl -b
+  ctl broadcast --user postgres --cwd /tmp -- psql -c 'select 1'
+  ctl broadcast --script fix.sh --limit nofile=1024 --nice 10
+  ctl broadcast --stdin 'tar -x -C /opt' < app.tar
   ctl job $(ctl broadcast --detach apt-get -q upgrade) --wait
   ctl broadcast --json uname -r | jq '.[].nodeset'""",
 )
@@ -53,7 +70,13 @@ Examples:
 def broadcast(
     *,
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The command; words are joined by a space.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CMD...",
+            help="The command; words are joined by a space. After -- they are passed as they are, past the shell.",
+        ),
+    ] = None,
     selection: Selection = EVERYBODY,
     timeout: Annotated[
         float | None,
@@ -121,6 +144,31 @@ def broadcast(
         str,
         typer.Option(metavar="BYTES", help="How much of each host's output comes back; the rest stays on the host."),
     ] = DEFAULT_LIMIT,
+    cwd: Annotated[str | None, typer.Option(metavar="DIR", help="The directory that it runs in.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An environment variable; may be given often.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="Run it as this user, from its home.")] = None,
+    script: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Send this script and run it; CMD... are its arguments. No file stays."),
+    ] = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Send standard input to all hosts.")] = False,
+    kill_after: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="What it has to clean up when it is ended (default: 2).",
+            min=0,
+            max=MAX_KILL_AFTER,
+            callback=seconds,
+        ),
+    ] = None,
+    nice: Annotated[int | None, typer.Option(metavar="N", help="Be that much nicer.", min=-20, max=19)] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N,...", help="Resource limits: nofile, as, cpu, core …; none lifts one."),
+    ] = None,
     quiet: Quiet = False,
     fanout: Annotated[str | None, typer.Option("-f", "--fanout", hidden=True, callback=_no_fanout)] = None,
     connect_timeout: Annotated[
@@ -136,7 +184,16 @@ def broadcast(
     second one leaves at once.
     """
     asked = Broadcast(
-        command=tuple(command),
+        command=tuple(command or ()),
+        vector=bool(context.meta.get("vector")),
+        cwd=cwd,
+        env=tuple(env or ()),
+        user=user,
+        script=script,
+        stdin=stdin,
+        kill_after=kill_after,
+        nice=nice,
+        limits=tuple(limit or ()),
         selection=selection,
         timeout=timeout,
         batch=batch,

@@ -11,6 +11,7 @@ from controller import render, render_jobs
 from controller.ctl.completing import complete_job
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of
+from controller.ctl.spools import show_output
 from controller.ctl.views import Gathered
 from controller.hosts import fold
 from controller.progress import waiting_line
@@ -58,6 +59,7 @@ def jobs(
 Examples:
   ctl job 1234
   ctl job 1234 --wait
+  ctl job 1234 --output h7 > h7.log
   ctl job 1234 --cancel""",
 )
 def job(
@@ -71,6 +73,9 @@ def job(
     ],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until every host has its outcome.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it on all hosts where it still runs.")] = False,
+    output: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Write all that it wrote on this host, to the byte.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,6 +84,8 @@ def job(
     The exit code is that of the command itself, and 3 while hosts are missing. Ctrl-C leaves the job as it is.
     """
     ctl = ctl_of(context)
+    if output is not None:
+        raise typer.Exit(show_output(ctl, number, output))
     with ctl.session() as session:
         if cancel:
             session.cancel_job(number)

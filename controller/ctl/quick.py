@@ -53,7 +53,22 @@ SELECTING_LISTS = {
     "--hostfile": "hostfile",
 }
 #: What is left to typer: rare, or refused with a sentence.
-LEFT = ("--pick", "--max-fail", "-f", "--fanout", "-t", "--connect-timeout")
+LEFT = (
+    "--cwd",
+    "--env",
+    "--user",
+    "--script",
+    "--stdin",
+    "--kill-after",
+    "--nice",
+    "--limit",
+    "--pick",
+    "--max-fail",
+    "-f",
+    "--fanout",
+    "-t",
+    "--connect-timeout",
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ def _options(left: list[str]) -> Broadcast | None:
     while left and left[0].startswith("-"):
         name = left.pop(0)
         if name == "--":
+            given["vector"] = True
             break
         if name in FLAGS:
             given[FLAGS[name]] = True

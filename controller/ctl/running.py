@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from controller import render
 from controller.ctl import views
@@ -44,6 +45,16 @@ class Broadcast:
     detach: bool = False
     output_limit: str = DEFAULT_LIMIT
     quiet: bool = False
+    #: The words are an argument vector, and no shell reads them.
+    vector: bool = False
+    cwd: str | None = None
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    script: str | None = None
+    stdin: bool = False
+    kill_after: float | None = None
+    nice: int | None = None
+    limits: tuple[str, ...] = ()
 
 
 def run(ctl: Ctl, asked: Broadcast) -> int:
@@ -55,9 +66,8 @@ def run(ctl: Ctl, asked: Broadcast) -> int:
         hosts = chooser.choose(asked.selection)
         name = views.by_group(chooser) if asked.regroup else render.label
         view = _view(asked, ctl.terminal, name)
-        command = " ".join(asked.command)
         job = session.run(
-            command,
+            _words(asked),
             hosts,
             timeout=asked.timeout,
             output_limit=limit,
@@ -65,6 +75,7 @@ def run(ctl: Ctl, asked: Broadcast) -> int:
             detach=asked.detach,
             batch=asked.batch,
             max_fail=asked.max_fail or 0,
+            **_how(asked),
         )
         may_fail = None if asked.batch is None else asked.max_fail or "0"
         if asked.detach:
@@ -72,6 +83,31 @@ def run(ctl: Ctl, asked: Broadcast) -> int:
             ctl.terminal.text(render.json_text({"job": job.id}) if asked.as_json else f"{job.id}\n")
             return ExitStatus.OK
         return follow(job, ctl.terminal, view, quiet=asked.quiet, max_code=asked.max_code, may_fail=may_fail)
+
+
+def _words(asked: Broadcast) -> str | tuple[str, ...]:
+    if asked.script is not None:
+        return (asked.script.rpartition("/")[2], *asked.command)
+    return asked.command if asked.vector else " ".join(asked.command)
+
+
+def _how(asked: Broadcast) -> dict[str, Any]:
+    rare = (asked.cwd, asked.env, asked.user, asked.script, asked.stdin, asked.kill_after, asked.nice, asked.limits)
+    if not any(rare):
+        return {}
+    from controller.ctl.asking import how
+
+    return how(
+        cwd=asked.cwd,
+        env=asked.env,
+        user=asked.user,
+        nice=asked.nice,
+        limits=asked.limits,
+        kill_after=asked.kill_after,
+        script=asked.script,
+        stdin=asked.stdin,
+        detach=asked.detach,
+    )
 
 
 def _check(asked: Broadcast) -> None:
@@ -96,6 +132,10 @@ def _check(asked: Broadcast) -> None:
         wrong.append("--detach shows no output: leave the others out, `ctl job` shows it")
     if asked.max_fail is not None and asked.batch is None:
         wrong.append("--max-fail goes with --batch: without it all hosts begin at once")
+    if not asked.command and asked.script is None:
+        wrong.append("give a command, or a --script")
+    if asked.stdin and asked.batch is not None:
+        wrong.append("standard input comes once, for all hosts at a time: leave --stdin or --batch out")
     if wrong:
         raise CtlError("; ".join(wrong), ExitStatus.USAGE)
 

@@ -400,7 +400,7 @@ def test_the_quick_way_knows_all_options_but_help() -> None:
 def test_the_quick_way_reads_the_global_options_too() -> None:
     line = quick.parse(["--debug", "--fleet", "a", "broadcast", "-w", "h1", "--", "-x", "y"], "b")
     assert line == quick.Line(
-        "a", debug=True, broadcast=Broadcast(command=("-x", "y"), selection=Selection(where=("h1",)))
+        "a", debug=True, broadcast=Broadcast(command=("-x", "y"), vector=True, selection=Selection(where=("h1",)))
     )
     assert quick.parse(["--version"], None) is None
     assert quick.parse([], None) is None
