@@ -13,9 +13,7 @@ from controller import tables
 from controller.api import Status
 from controller.ctl.context import Ctl
 from controller.ctl.options import Json, ctl_of, selecting
-from controller.infra import Infra, format_infra
 from controller.render import json_text
-from controller.running_infra import running_infra
 from controller.selection import EVERYBODY, Selection
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -112,8 +110,15 @@ def get(
     asked = session.choose(selection)
     found = session.status()
     if what is What.INFRA:
+        from controller.infra import format_infra
+        from controller.running_infra import running_infra
+
         infra = running_infra(found, session.infra(), deployment=deployment, hosts=asked)
-        ctl.terminal.text(_infra_text(infra, Form.JSON if as_json else form))
+        if as_json or form is Form.JSON:
+            ctl.terminal.text(json_text(infra))
+        else:
+            bare = "".join(f"{vm.name}\n" for vm in infra.vms)
+            ctl.terminal.text(bare if form is Form.NAME else format_infra(infra))
         return
     hosts = {host.name for host in found.hosts} | {vm.host for vm in found.vms} if asked is None else set(asked)
     chosen = [vm for vm in found.vms if deployment in (None, vm.deployment) and vm.host in hosts]
@@ -127,12 +132,6 @@ def get(
     elif form is Form.NAME:
         text = "".join(f"{name}\n" for name in names)
     ctl.terminal.text(text)
-
-
-def _infra_text(infra: Infra, form: Form) -> str:
-    if form is Form.JSON:
-        return json_text(infra)
-    return "".join(f"{vm.name}\n" for vm in infra.vms) if form is Form.NAME else format_infra(infra)
 
 
 def _groups(ctl: Ctl, *, as_json: bool) -> None:

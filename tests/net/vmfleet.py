@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,15 @@ _NODE = """<node>
 
 
 @contextlib.contextmanager
-def vm_fleet(home: Path, names: Iterable[str], fanout: int = 8) -> Iterator[LocalFleet]:
-    """A fleet in `home` whose hosts have a libvirt of their own each."""
+def vm_fleet(
+    home: Path, names: Iterable[str], fanout: int = 8, *, before: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[LocalFleet]:
+    """A fleet in `home` whose hosts have a libvirt of their own each. `before` as in start_python."""
     node = home / "node.xml"
     node.write_text(_NODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CANOPY_LIBVIRT", f"test://{node}")
-        with local_fleet(home, names, fanout) as fleet:
+        with local_fleet(home, names, fanout, before=before) as fleet:
             yield fleet
 
 
