@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: How often a push's progress is told, in seconds: often enough for a moving bar.
 _PROGRESS_EVERY = 0.5
+#: How often what interrupted pushes left is looked at, in seconds: it is kept for a day.
+_TRIM_EVERY = 3_600.0
 
 
 def sentence(error: BaseException) -> str:
@@ -59,6 +61,13 @@ class Pushes:
         self._loop = asyncio.get_running_loop()
         self._incoming: dict[int, Incoming] = {}
         self._progress_at: dict[int, float] = {}
+        self._trimming = self._loop.call_later(_TRIM_EVERY, self._trim)
+
+    def _trim(self) -> None:
+        from agent.staging import trim
+
+        self._trimming = self._loop.call_later(_TRIM_EVERY, self._trim)
+        self._disk.submit(trim, self._directory.parts)
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._incoming
@@ -225,6 +234,7 @@ class Pushes:
 
     async def close(self, *, keep: bool) -> None:
         """End all of them. With `keep` what has come stays for a push that goes on with it."""
+        self._trimming.cancel()
         for id_ in list(self._incoming):
             incoming = self._incoming.pop(id_)
             await self._loop.run_in_executor(self._disk, lambda one=incoming: one.close(keep=keep))  # type: ignore[misc]

@@ -21,6 +21,7 @@ from agent.paths import BadDestination, open_folder
 from agent.ports import free_ports
 from agent.pulls import names_of
 from agent.pushes import sentence
+from agent.staging import trim
 from agent.walk import BadSource
 from controller import api
 from controller.fetching import Failed, Fetch, Unwritable
@@ -53,6 +54,7 @@ class Pulling:
         if odd:
             raise CtlError(f"{odd[0]!r} can't be the name of a folder", ExitStatus.USAGE)
         self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._node.loop.run_in_executor(None, trim, self._notes)  # what a service that was killed left
         return _Pull(self._node, request, hosts, listen=self._listen, notes=self._notes, uid=uid).job
 
 

@@ -517,6 +517,31 @@ def test_a_source_that_changes_in_mid_push_is_not_put_anywhere(fleet: LocalFleet
     assert not (tmp_path / "target").exists()
 
 
+def test_a_push_goes_on_after_a_restart_of_the_service(fleet: LocalFleet, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    for number in range(700):
+        (top / f"{number}").write_bytes(os.urandom(100))
+    (top / "large").write_bytes(os.urandom(100 * CHUNK))
+    os.kill(fleet.pid("h0"), signal.SIGSTOP)
+    try:
+        job = fleet.session.push(top, "@/")
+        fleet.kill_service()
+        job.close()
+        fleet.start_service()
+    finally:
+        os.kill(fleet.pid("h0"), signal.SIGCONT)
+    fleet.wait_until_home()
+    results = fleet.session.job(job.id).results()
+    assert {host for result in results for host in result.hosts} == set(fleet.names)
+    assert all(result.ok for result in results), results
+    for name in fleet.names:
+        there = fleet.directory(name).path / "top"
+        assert (there / "large").read_bytes() == (top / "large").read_bytes()
+        assert len(list(there.iterdir())) == 701
+    wait_until(lambda: not list((fleet.session.directory / "pushes").iterdir()), DEADLINE_S, "its note to be gone")
+
+
 # --- in the middle ----------------------------------------------------------------------------------------------------
 
 
