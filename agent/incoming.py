@@ -579,6 +579,12 @@ class Incoming:
         if last:
             self._release()
 
+    def discard(self) -> None:
+        """Forget the listing, which may be megabytes; nothing but `close` is called any more."""
+        self._listing = listings.NOTHING
+        self._map = Map(self._listing)
+        self._found, self._done = None, bytearray()
+
     def _release(self) -> None:
         for fd in self._fds.values():
             os.close(fd)

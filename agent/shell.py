@@ -291,7 +291,7 @@ class Shell:
     def dial_root(self, port: int, *, heard: Callable[[list[Blob]], None], lost: Callable[[str], None]) -> Uplink:
         """A link of its own to the root, which listens at `port` for it: every host may reach the root, its last
         ancestor. See Uplink."""
-        root = self.relay.ancestors[-1]
+        root = self.relay.root
         return Uplink(self._keyring, root.address, port, root.key, heard=heard, lost=lost)
 
     def listen(

@@ -90,6 +90,9 @@ class Listing(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         return sum(entry.data for entry in self.entries)
 
 
+NOTHING = Listing(())
+
+
 def shown(path: bytes) -> str:
     """A path for people: one line, cut where it is very long."""
     text = path.decode("utf-8", "backslashreplace")

@@ -222,11 +222,6 @@ class Relay:
         return self._picture.reachable
 
     @property
-    def ancestors(self) -> tuple[Member, ...]:
-        """An agent's ancestors by its present plan, parent first, root last."""
-        return self._plan.ancestors
-
-    @property
     def parent_name(self) -> str | None:
         """The parent's name while attached to it."""
         return self._uplink.parent.name if self._uplink is not None and self._uplink.attached else None
