@@ -556,6 +556,78 @@ def test_a_push_that_can_not_be_is_refused_here(service: FakeService, ctl: Ctl, 
     assert not service.requests
 
 
+def test_the_options_of_a_push_reach_the_service(service: FakeService, ctl: Ctl, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x")
+    said = Output(b"new: b\nchanged: a")
+    service.replies(
+        api.PushTo,
+        api.Accepted(id=7, hosts=fake.names(3)),
+        api.Folded(folds=(fake.fold([0, 1], None, said), fake.fold([2], None, Output(b"nothing would change")))),
+        api.Settled(),
+    )
+    options = ["--owner", "root:adm", "--preserve", "--xattrs", "--backup", "--suffix", ".old", "--no-compress"]
+    done = ctl("push", "--dry-run", "--checksum", "size-mtime", *options, f"{tmp_path}/a", f"{tmp_path}/b", "/opt/")
+    assert done.status == ExitStatus.OK, done.err
+    assert done.out == b"h[0-1] (2): 2 changes\n  new: b\n  changed: a\nh2: nothing would change\n"
+    (asked,) = service.asked(api.PushTo)
+    assert asked == api.PushTo(
+        hosts=None,
+        sources=(f"{tmp_path}/a", f"{tmp_path}/b"),
+        folder="/opt/",
+        backup=".old",
+        by_time=True,
+        dry_run=True,
+        wishes=Wishes(user="root", group="adm", preserve=True, xattrs=True, compress=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["/etc/hostname", "/etc/hosts", "/x"], "go into a directory"),
+        (["--owner", "a:b:c", "/etc/hostname", "/x"], "no owner"),
+        (["--owner", ":", "/etc/hostname", "/x"], "no owner"),
+        (["--suffix", "a/b", "/etc/hostname", "/x"], "no end of a file's name"),
+        (["--checksum", "never", "/etc/hostname", "/x"], "always"),
+        (["/etc/hostname", "/opt/.."], "must name a file"),
+    ],
+)
+def test_an_odd_push_is_refused_here(service: FakeService, ctl: Ctl, arguments: list[str], why: str) -> None:
+    done = ctl("push", *arguments)
+    assert done.status == ExitStatus.USAGE
+    assert why in done.err
+    assert not service.requests
+
+
+# --- pull -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pull_tells_what_came_and_from_whom_it_did_not(service: FakeService, ctl: Ctl, tmp_path: Path) -> None:
+    service.replies(
+        api.PullFrom,
+        api.Accepted(id=7, hosts=fake.names(3)),
+        api.Fetched(size=10, done={0: 10}),
+        api.Folded(folds=(fake.fold([0], None, Output(b"pulled 10 B")), fake.fold([1], None, Output(b"pulled 10 B")))),
+        api.Folded(folds=(fake.fold([2], Refused("/var/log/x: No such file or directory")),)),
+        api.Settled(),
+    )
+    done = ctl("pull", "--fold", "--preserve", "/var/log/x", str(tmp_path))
+    assert done.out == b"h[0-1] (2): pulled 10 B\n"
+    assert done.err.splitlines()[0] == "h2: refused: /var/log/x: No such file or directory"
+    assert done.status == ExitStatus.FAILED
+    (asked,) = service.asked(api.PullFrom)
+    wishes = Wishes(times=False, preserve=True)
+    assert asked == api.PullFrom(hosts=None, paths=("/var/log/x",), directory=str(tmp_path), wishes=wishes, fold=True)
+
+
+def test_a_pull_of_no_path_is_refused_here(service: FakeService, ctl: Ctl) -> None:
+    done = ctl("pull", "etc/hosts", "out")
+    assert done.status == ExitStatus.USAGE
+    assert "no path from / on" in done.err
+    assert not service.requests
+
+
 # --- what is known --------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from controller import render
-from controller.progress import push_line, size_text, waiting_line
+from controller.progress import pull_line, push_line, size_text, waiting_line
 from controller.session import Result
 from protocol.outcomes import (
     NO_OUTPUT,
@@ -151,3 +151,10 @@ def test_a_push_line_tells_share_hosts_rate_what_is_left_and_who_is_slowest() ->
 )
 def test_sizes_are_read_in_their_unit(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_a_pull_line_tells_how_much_has_come() -> None:
+    assert pull_line(0, {"h0": 0}, 2, 0, 3) == "0/2 hosts, 3 s, hosts look at what they have"
+    assert pull_line(40 << 20, {"h0": 20 << 20, "h1": 10 << 20}, 2, 1, 10) == (
+        "[###############.....]  75% of 40.0 MiB, 1/2 hosts, 3.0 MiB/s, 3 s left"
+    )
