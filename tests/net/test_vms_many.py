@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.spawn import destroy
+from controller.spawn import destroy, reserved
 from protocol.vms import VmChange
 from tests.net.localfleet import DEADLINE_S, LocalFleet
 from tests.net.vmfleet import DEPLOYMENT, by_change, infra_text, prepared, spawned, vm_fleet
@@ -107,3 +107,20 @@ def test_a_service_killed_in_the_middle_of_a_spawn_leaks_no_address(fleet: Local
     fleet.wait_until_up(fleet.names)
     # What was asked before the kill goes on without whoever asked it.
     wait_until(lambda: not fleet.session.deployment(DEPLOYMENT).addresses, DEADLINE_S, "all addresses to be free")
+
+
+def test_a_spawn_whose_ctl_was_killed_is_ended_and_the_rerun_converges(fleet: LocalFleet, kernel: Path) -> None:
+    text = infra_text(fleet.names, 64)
+    plan = prepared(fleet.session, text, kernel)
+    fleet.session.reserve_vms(reserved(plan), plan.capacities)
+    kept = fleet.session.deployment(DEPLOYMENT).addresses
+    assert len(kept) == 64
+    fleet.session.create_vms(DEPLOYMENT, plan.slices).close()  # as its end does
+    report, _ = spawned(fleet.session, text, kernel)
+    assert not report.troubles
+    changes = by_change(report)
+    assert set(changes) <= {VmChange.CREATED, VmChange.STARTED, VmChange.UNCHANGED}
+    assert {name for names in changes.values() for name in names} == set(kept)
+    assert fleet.session.deployment(DEPLOYMENT).addresses == kept
+    list(fleet.session.destroy_vms(DEPLOYMENT))
+    assert not fleet.session.deployment(DEPLOYMENT).addresses
