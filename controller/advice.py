@@ -52,7 +52,7 @@ def advice(size: Size, *, forward: bool) -> dict[str, Advice]:
     found["fs.inotify.max_user_instances"] = Advice(_power_of_two(_INSTANCES + size.vms_on_one), here)
     found["fs.inotify.max_user_watches"] = Advice(_power_of_two(_WATCHES + _WATCHES_OF_A_VM * size.vms_on_one), here)
     if forward:
-        found["net.ipv4.ip_forward"] = Advice(1, "for VMs whose packets the host routes")
+        found["net.ipv4.ip_forward"] = Advice(1, "for VMs whose gateway the host is")
     found["libvirt.max_clients"] = Advice(
         _CONNECTIONS_OF_AN_AGENT + _OTHER_CLIENTS, "for the agent, other tools, and migrations that come in"
     )

@@ -34,7 +34,11 @@ Hosts = Annotated[
     list[str] | None, typer.Argument(metavar="[HOSTS...]", help="Only these hosts, as -w; all of the fleet without.")
 ]
 Forward = Annotated[
-    bool, typer.Option("--forward", help="Hosts are to pass VMs' packets on to other networks, as routers do.")
+    bool,
+    typer.Option(
+        "--forward",
+        help="Hosts are to pass VMs' packets on to other networks; they are where a network of VMs isn't isolated.",
+    ),
 ]
 MoreVms = Annotated[
     int, typer.Option("--vms", metavar="N", min=0, max=10_000_000, help="Reckon with so many VMs more than there are.")
@@ -84,6 +88,11 @@ def _seen(
     return {host: meaning.Seen(facts, began, at) for host, (facts, at) in asked.answers(HostFacts).items()}, asked
 
 
+def _routes(session: Session) -> bool:
+    """Whether there is a network of VMs in which hosts are the gateway."""
+    return any(not net.isolated for net in session.nets())
+
+
 @app.command(
     "check",
     epilog="""\b
@@ -113,6 +122,7 @@ def check(
     with ctl.session() as session:
         chosen = session.choose(replace(selection, where=(*selection.where, *(hosts or ()))))
         size = meaning.size_of(session.status(), more_vms=vms)
+        forward = forward or _routes(session)
         seen, asked = _seen(ctl, session, chosen, quiet=quiet)
     found = meaning.judge_all(seen, size, forward=forward)
     if as_json:
@@ -175,7 +185,8 @@ def tune(
         if undo:
             job = session.tune({}, chosen, undo=True, restart_libvirt=restart_libvirt)
             raise typer.Exit(_show(ctl, _Asked(ctl, job, quiet=quiet), as_json=as_json))
-        wanted = advice(meaning.size_of(session.status(), more_vms=vms), forward=forward)
+        size = meaning.size_of(session.status(), more_vms=vms)
+        wanted = advice(size, forward=forward or _routes(session))
         wanted = {key: advised for key, advised in wanted.items() if key in keys}
         seen, asked = _seen(ctl, session, chosen, quiet=quiet)
         changes = {host: meaning.to_raise(each.facts, wanted) for host, each in seen.items()}

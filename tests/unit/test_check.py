@@ -228,6 +228,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     monkeypatch.delenv("CANOPY_FLEET", raising=False)
     with fake.fake_service() as found:
         monkeypatch.setenv("CANOPY_HOME", str(found.home))
+        found.replies(api.GetNets, api.NetList(nets=()))
         found.replies(api.GetStatus, fake.status(*(fake.host(rank) for rank in range(3))))
         yield found
 
@@ -286,6 +287,17 @@ def test_check_ends_with_1_where_something_is_bad_and_with_3_where_a_host_is_los
     done = ctl("check", "-w", "h0,h1")
     assert done.status == 3
     assert "h1: lost: no word from it" in done.err
+
+
+def test_hosts_that_are_the_gateway_of_a_network_are_to_forward(service: FakeService, ctl: Ctl) -> None:
+    closed = msgspec.structs.replace(now(), settings={**ENOUGH, "net.ipv4.ip_forward": 0})
+    service.replies(api.CheckOn, *said((0, closed)))
+    net = api.NetStatus(name="lab", subnet="10.77.0.0/16", isolated=True, bridge="cn-lab", vni=1, vms=0)
+    service.replies(api.GetNets, api.NetList(nets=(net,)))
+    assert (ctl("check").status, ctl("tune").status) == (0, 0)
+    service.replies(api.GetNets, api.NetList(nets=(net, msgspec.structs.replace(net, isolated=False))))
+    assert "BAD  limits   h0: net.ipv4.ip_forward is 0\n" in ctl("check").out
+    assert "~ net.ipv4.ip_forward 0 -> 1: h0\n" in ctl("tune").out
 
 
 def test_check_tells_programs_the_same(service: FakeService, ctl: Ctl) -> None:
