@@ -124,6 +124,9 @@ RETRY_FIRST = 0.2
 RETRY_MOST = 5.0
 #: An unreachable host's commands are settled as lost when it has not come back for this long. Orphans are back in 3 s.
 LOST_AFTER = 5.0
+#: The same for hosts further below a host that was lost. A relay between may have died in silence just before, which
+#: its children know only SILENT_AFTER its last heartbeat; then they try one more ancestor that does not answer.
+ORPHANED_AFTER = SILENT_AFTER + BEAT_EVERY + ATTACH_WITHIN + ATTACH_JITTER + 1.0
 #: The same after the service itself was away: agents try again every RETRY_MOST seconds by then, and half as much more.
 RETURN_WITHIN = 15.0
 #: A relay that has found no way up for so long lets a child look for one: longer than orphans need, and than a service

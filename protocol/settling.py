@@ -1,8 +1,9 @@
 """How the root settles every target of every command exactly once: what comes first, its outcome or the moment from
 which nobody can say what became of it.
 
-The moments: a host is not there when the command is given; it stays out of reach for LOST_AFTER; its agent began anew;
-DEADLINE_SLACK has passed since the deadline. A host that comes, or comes by another way, is asked again before that.
+The moments: a host is not there when the command is given; it stays out of reach for LOST_AFTER, or ORPHANED_AFTER
+where the link that broke is further up; its agent began anew; DEADLINE_SLACK has passed since the deadline. A host that
+comes, or comes by another way, is asked again before that.
 One that was settled as lost is asked as well, once it is back: what it says changes nothing, and is told beside it.
 """
 
@@ -16,7 +17,15 @@ from protocol.commands import Body, Cancel, Feed, Input, Plan, Settled
 from protocol.duty import kill_after
 from protocol.events import Effect, Tell, TellLate, TellSettled
 from protocol.ledger import Absence, Account, tells
-from protocol.limits import DEADLINE_SLACK, KILL_AFTER, LATE_BYTES, LATE_COMMANDS, LOST_AFTER, RETURN_WITHIN
+from protocol.limits import (
+    DEADLINE_SLACK,
+    KILL_AFTER,
+    LATE_BYTES,
+    LATE_COMMANDS,
+    LOST_AFTER,
+    ORPHANED_AFTER,
+    RETURN_WITHIN,
+)
 from protocol.messages import Deliver, Link
 from protocol.outcomes import Fold, sentence
 from protocol.picture import Picture
@@ -158,12 +167,25 @@ class Settling:
         if gone:
             downs = [link for link in news if not link.up]
             why = "; ".join(sorted({self._link_text(link) for link in downs})) or "moved away"
-            self._absences.append(Absence(gone, now, sentence(why)))
-            self.due = min(self.due, now + LOST_AFTER)
+            cut = ranks.union(link.rank for link in downs)
+            # Those further down may hang below one that died in silence: they know no earlier than its parent would.
+            deep = ranks.NONE if not cut else gone & ~cut & ~self._below(cut)
+            for who, since in ((gone & ~deep, now), (deep, now + ORPHANED_AFTER - LOST_AFTER)):
+                if who:
+                    self._absences.append(Absence(who, since, sentence(why)))
+                    self.due = min(self.due, since + LOST_AFTER)
         # Whoever came, or came by another way with all below it, is asked for what it owes.
         ask = back | self._picture.under(link.rank for link in news if link.up)
         if ask:
             self._ask_again(ask, now)
+
+    def _below(self, parents: Ranks) -> Ranks:
+        """The children of these, as far as is known."""
+        return ranks.union(
+            rank
+            for rank, link in self._picture.links.items()
+            if link.parent is not None and ranks.holds(parents, link.parent)
+        )
 
     def _link_text(self, link: Link) -> str:
         """A lost link and its reason, as people read it."""

@@ -476,3 +476,21 @@ def test_a_relay_waits_for_nobody_whose_command_was_settled_while_it_waited_for_
         Step("broadcast to some", 22, 119, ttl=0.0, pause=6.0),
     )
     Performance(Schedule(6253, 25, 5, True, steps)).play()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_is_orphaned_twice_is_waited_for_until_it_can_know(seed: int) -> None:
+    """A relay's cable is cut, and its parent dies before anybody noticed: those below the first are well."""
+    tree = Tree(3, parents={0: None, 1: 0, 2: 1}, seed=seed)
+    tree.work = lambda _rank, _id, _body: (10.0, Exited(0), NO_OUTPUT)
+    tree.form()
+    command = tree.broadcast(ttl=60.0)
+    tree.run_for(0.1 * seed)
+    tree.cut(1)
+    tree.run_for(1.0)
+    tree.kill(0)
+    outcomes = tree.settle(command)
+    assert outcomes[2] == Exited(0)
+    assert isinstance(outcomes[0], Lost)
+    assert isinstance(outcomes[1], Lost)
+    tree.check()

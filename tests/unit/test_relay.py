@@ -52,6 +52,7 @@ from protocol.limits import (
     CLOCK_RETRY,
     FOLD_WINDOW,
     LOST_AFTER,
+    ORPHANED_AFTER,
     PLAN_GRACE,
     REPORT_WINDOW,
     SILENT_AFTER,
@@ -591,13 +592,18 @@ def test_the_root_does_not_hear_outcomes_of_hosts_that_are_no_targets() -> None:
 
 
 def test_a_lost_subtree_is_settled_at_once_when_it_did_not_come_back_in_time() -> None:
+    lost = Lost("link h1 - the service: connection closed")
     root = _root()
     root(Submit(_delivery({1, 2, 3, 4, 5, 9}), _RUN))
     root(ChildLost(1, "connection closed"))
-    root.child(9, Beat())
-    told = [effect for effect in root.wait(LOST_AFTER) if isinstance(effect, Tell)]
+    told = []
+    for seconds in (LOST_AFTER, ORPHANED_AFTER - LOST_AFTER):
+        root.child(9, Beat())
+        told.append([effect for effect in root.wait(seconds) if isinstance(effect, Tell)])
+    children, deeper = ranks.union([1, 2, 3]), ranks.union([4, 5])
     assert told == [
-        Tell(1, (Fold(ranks.pack(ranks.union([1, 2, 3, 4, 5])), Lost("link h1 - the service: connection closed")),))
+        [Tell(1, (Fold(ranks.pack(children), lost),))],
+        [Tell(1, (Fold(ranks.pack(deeper), lost),))],
     ]
 
 
