@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,10 @@ _CLIENT_EVENTS = (
 )
 #: Messages taken from one socket before others get their turn.
 _TURN = 100
+#: The same where each may be a chunk, which takes some tenths of a millisecond to verify and to give on.
+_BACKGROUND_TURN = 8
+#: A tenth of the share of a core that others get where there is not enough for all (sched(7)).
+_BACKGROUND_NICE = 10
 #: A TCP connection or a CURVE handshake that takes longer than this has failed, in ms: two round trips over the worst
 #: of links, and short enough that the next ancestor is tried soon.
 _CONNECT_MS = 3_000
@@ -157,9 +162,14 @@ class Keyring:
     """This process's key pair, and the keys that may connect. One ZeroMQ context and one ZAP handler for all its
     sockets."""
 
-    def __init__(self, public: bytes, secret: bytes) -> None:
+    def __init__(self, public: bytes, secret: bytes, *, nice: int = 0, turn: int = _TURN) -> None:
+        """`nice` is how much lower than others the priority of its I/O thread is (nice(2)); `turn`, how many messages
+        its sockets take before others get theirs."""
+        self.turn = turn
+        self._keys = public, secret
         self.public = to_text(public).encode()
         self.secret = to_text(secret).encode()
+        threads = set(os.listdir("/proc/self/task"))
         self.context: zmq.Context[Any] = zmq.Context()
         self.rounds = _Rounds()
         self._admitted: dict[str, int] = {}
@@ -170,8 +180,17 @@ class Keyring:
         self._auth.start()
         for domain in _ZAP_DOMAINS:
             self._auth.configure_curve_callback(domain, credentials_provider=self)
+        if nice:
+            # libzmq can give its threads a policy (ZMQ_THREAD_SCHED_POLICY), but SCHED_IDLE starves beside busy VMs.
+            for thread in set(os.listdir("/proc/self/task")) - threads:
+                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
         self._zap_busy = False
         self._zap = _Reader(self._auth.zap_socket, self._drain_zap)
+
+    def in_background(self) -> Keyring:
+        """Another with the same keys for sockets that are to disturb nobody: with a context and an I/O thread of their
+        own, at a lower priority, and a few messages at a time."""
+        return Keyring(*self._keys, nice=_BACKGROUND_NICE, turn=_BACKGROUND_TURN)
 
     def admit(self, keys: Mapping[bytes, int]) -> None:
         """From now on these keys may connect, each as its rank, and no others."""
@@ -355,7 +374,7 @@ class Downlink:
             shut_down(peer.fd)
 
     def _drain(self) -> bool:
-        for _ in range(_TURN):
+        for _ in range(self._keyring.turn):
             parts = self._next()
             if parts is None:
                 self._intake.judge()
@@ -480,6 +499,7 @@ class Uplink:
         self._heard, self._lost = heard, lost
         self._over = False
         self._rounds = keyring.rounds
+        self._turn = keyring.turn
         self._fd: int | None = None
         self._intake = Intake(lambda: 1)
         self._socket: zmq.Socket[bytes] = keyring.context.socket(zmq.DEALER)
@@ -509,7 +529,7 @@ class Uplink:
             self._reader.look()
 
     def _drain(self) -> bool:
-        for _ in range(_TURN):
+        for _ in range(self._turn):
             if self._over:
                 return False
             try:

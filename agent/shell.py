@@ -97,8 +97,9 @@ class Shell:
         self._up_version = VERSION_MAX
         self._versions: dict[int, int] = {}
         self._down = Downlink(keyring, CONTROL, address, control_port, heard=self._from_child, lost=self._child_lost)
+        self._background = keyring.in_background()
         self._bulk = Bulk(
-            keyring, relay, address, bulk_port, store=lambda: self.worker, expel=self._expel, left=self._left
+            self._background, relay, address, bulk_port, store=lambda: self.worker, expel=self._expel, left=self._left
         )
 
     # --- the relay ----------------------------------------------------------------------------------------------------
@@ -154,6 +155,7 @@ class Shell:
                 self._bulk.drop(rank)
             case events.Admit(keys):
                 self._keyring.admit(dict(keys))
+                self._background.admit(dict(keys))
             case events.Start(id_, body, ttl):
                 if isinstance(body, Push) and body.stream.inline is None:
                     self._bulk.join(id_, body.stream)
@@ -312,4 +314,5 @@ class Shell:
             self._up.close(_LINGER_MS)
         self._down.close()
         self._bulk.close()
+        self._background.close()
         self._keyring.close()
