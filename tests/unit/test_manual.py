@@ -106,7 +106,7 @@ def lines_of(name: str) -> Iterator[str]:
 
 def parses(root: Any, line: str) -> None:
     """Fails where `ctl` would refuse the line before it does anything."""
-    words = shlex.split(re.split(r"\s>\s", line)[0], comments=True)
+    words = shlex.split(re.split(r"\s[<>]\s", line)[0], comments=True)
     assert words[0] == "ctl"
     context = root.make_context("ctl", words[1:])
     name, command, rest = root.resolve_command(context, [*context._protected_args, *context.args])
