@@ -32,6 +32,8 @@ LISTING = "listing"
 KEPT_S = 86_400.0
 #: And how much of it on a host, in bytes: one of the largest pushes. The oldest goes first.
 KEPT_MOST = 64 << 30
+#: A note that is younger than this is left alone, in seconds: the directory that it names may be about to be made.
+_YOUNG_S = 60.0
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,6 +170,8 @@ def _kept(notes: Path) -> Iterator[tuple[float, Path, int, str, int]]:
     for note in sorted(notes.iterdir()) if notes.is_dir() else ():
         with suppress(FileNotFoundError):
             modified = note.stat().st_mtime
+            if 0 <= time.time() - modified < _YOUNG_S:
+                continue
             found = _open_noted(note)
             if found is not None:
                 yield modified, note, *found

@@ -117,6 +117,7 @@ def test_a_note_that_leads_elsewhere_removes_nothing(notes: Path, target: Path, 
     (target / ".canopy-open" / "file").write_bytes(b"precious")
     before = sorted(target.rglob("*"))
     (notes / "odd").write_bytes(make(target))
+    os.utime(notes / "odd", (1e9, 1e9))
     trim(notes, age=0, now=1e12)
     assert sorted(target.rglob("*")) == before
 
@@ -144,3 +145,12 @@ def test_a_directory_that_is_swapped_for_another_takes_nothing_of_that_with_it(n
     staging.remove()
     os.close(parent)
     assert (made / "file").read_bytes() == b"precious"
+
+
+def test_what_is_only_just_noted_is_left_to_whoever_noted_it(notes: Path, target: Path) -> None:
+    (notes / "key").write_bytes(note(target, ".canopy-about-to-be-made"))
+    trim(notes, age=0)
+    assert [path.name for path in notes.iterdir()] == ["key"]
+    os.utime(notes / "key", (1e9, 1e9))
+    trim(notes, age=0)
+    assert list(notes.iterdir()) == []
