@@ -871,6 +871,35 @@ def test_chunks_go_to_the_hosts_of_the_pushs_order_and_to_nobody_else(stage: Sta
         assert not curious.all(Chunk)
 
 
+def test_a_key_of_a_pushs_order_gets_its_chunks_and_nothing_else_and_no_longer_than_the_push(
+    stage: Stage, tmp_path: Path
+) -> None:
+    foreign = 9_000  # planned elsewhere in the tree: the agent's plan does not name it
+    keys = stage.keys[foreign] = Keys()
+    pushed = Pushed(stage, os.urandom(8 * CHUNK), tmp_path / "file", [AGENT, foreign])
+    other = Pushed(stage, os.urandom(8 * CHUNK), tmp_path / "other", [AGENT])
+    assert (pushed.serve(), other.serve()) == (Exited(0), Exited(0))
+
+    on_control = stage.stranger(keys, foreign)
+    on_control.attach()
+    cut_off(stage, on_control)
+    assert not on_control.connected
+
+    entitled = stage.stranger(keys, foreign, bulk=True)
+    entitled.send(Ask(pushed.id, (0, 1)))
+    stage.until(lambda: len(entitled.all(Chunk)) == 2, "the next in the order to be served")
+    stage.parent.send(stage.delivery(Settled(ids=(pushed.id,)), manner=Manner.QUIET))
+    assert_serves(stage)  # what was sent before was heard
+    entitled.send(Ask(pushed.id, (2,)))
+    cut_off(stage, entitled)
+    assert len(entitled.all(Chunk)) == 2
+    late = stage.stranger(keys, foreign, bulk=True)
+    late.send(Ask(other.id, (0,)))
+    cut_off(stage, late)
+    assert not late.connected
+    assert not late.all(Chunk)
+
+
 @pytest.mark.parametrize("kind", ["altered", "short", "long", "empty", "another chunk"])
 def test_a_corrupted_chunk_is_not_stored(stage: Stage, tmp_path: Path, kind: str) -> None:
     data = os.urandom(2 * CHUNK + 100)
