@@ -3,6 +3,7 @@
     images/<digest>          read-only, put there and verified by the push
     vms/<name>/domain.xml    the domain as it was defined; its mark says whose VM this is, whatever libvirt knows
     vms/<name>/overlay.qcow2 what the VM wrote, over the image
+    vms/<name>/seed.iso      what cloud-init reads at the first boot, where the specification has a seed
     vms/<name>/console.log   all that its serial console has shown
 
 Under qemu:///system QEMU is another user than the agent. libvirt hands the files that a VM needs to that user; the
@@ -142,7 +143,23 @@ class VmFiles:
             kernel=None if boot is None else str(self._image(boot.kernel, "kernel")),
             initrd=None if boot is None or boot.initrd is None else str(self._image(boot.initrd, "initrd")),
             overlay=None if spec.disk is None else str(folder / "overlay.qcow2"),
+            seed=None if spec.seed is None else str(folder / "seed.iso"),
         )
+
+    def make_seed(self, spec: VmSpec, host: str) -> None:
+        """The NoCloud disk of a VM on `host`, unless it has one already. Blocks. Raises VmFileError."""
+        path = self._vms / spec.name / "seed.iso"
+        if spec.seed is None or path.exists():
+            return
+        from agent import nocloud  # pycdlib costs an agent without such VMs memory for nothing
+
+        template = None if spec.seed.user_data is None else self._image(spec.seed.user_data, "user data").read_bytes()
+        unfinished = path.with_suffix(".part")
+        try:
+            nocloud.write_disk(nocloud.documents(spec, template, host), unfinished)
+        except nocloud.SeedError as error:
+            raise VmFileError(str(error)) from error
+        _put_in_place(unfinished, path)
 
     def add(self, name: str, document: str) -> None:
         """Make a VM's directory with its domain in it, in one step. Raises FileExistsError."""

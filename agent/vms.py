@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import platform
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -255,6 +256,9 @@ class VmWorker:
             if spec.disk is not None:
                 await entry.note(Step(does="make its disk"))
                 await self._files.make_overlay(spec.name, spec.disk)
+            if spec.seed is not None:
+                await entry.note(Step(does="make its seed"))
+                await asyncio.to_thread(self._files.make_seed, spec, platform.node())
             removal = RemoveDomain(name=spec.name, uuid=spec.uuid)
             await entry.note(Step(does="define it", undo=(removal,), last=not spec.start))
             await finish(self._call(lambda libvirt: domains.define(libvirt, document), _DEFINE_SECONDS))

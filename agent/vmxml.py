@@ -27,12 +27,14 @@ _HUNDREDTH_US = _PERIOD_US // 100
 
 @dataclass(frozen=True)
 class Layout:
-    """Absolute paths of a VM's files on its host. `overlay` is None for a VM without a disk."""
+    """Absolute paths of a VM's files on its host. `overlay` is None for a VM without a disk,
+    `seed` for one without a seed."""
 
     console: str
     kernel: str | None = None
     initrd: str | None = None
     overlay: str | None = None
+    seed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,13 @@ def _add_devices(domain: ET.Element, spec: VmSpec, layout: Layout, flavour: Flav
         ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
         ET.SubElement(disk, "source", file=_needed(layout.overlay, "overlay"))
         ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    if spec.seed is not None:
+        seed = ET.SubElement(devices, "disk", type="file", device="disk")
+        ET.SubElement(seed, "driver", name="qemu", type="raw")
+        ET.SubElement(seed, "source", file=_needed(layout.seed, "seed"))
+        # A disk of the kind that the guest has a driver for in any case; cloud-init goes by the label.
+        ET.SubElement(seed, "target", dev="vdb", bus="virtio")
+        ET.SubElement(seed, "readonly")
     if spec.network.bridge is not None:
         interface = ET.SubElement(devices, "interface", type="bridge")
         ET.SubElement(interface, "source", bridge=spec.network.bridge)

@@ -80,6 +80,8 @@ class Wheel(msgspec.Struct, frozen=True, kw_only=True):
     def fits(self, platform: Platform) -> bool:
         """Whether a CPython on `platform` can load it."""
         python, abi, tags = self.tags
+        if (python, abi, tags) == ("py3", "none", ["any"]):
+            return True
         minor = int(python.removeprefix("cp3"))
         right = platform.python[1] >= minor if abi == "abi3" else platform.python[1] == minor
         return right and any(_tag_fits(tag, platform) for tag in tags)
@@ -294,7 +296,7 @@ class Bundles:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
             command += ["--no-input", "--require-hashes", "--only-binary=:all:", "--no-deps"]
             command += ["--implementation", "cp", "--python-version", f"{major}.{minor}"]
-            command += ["--abi", f"cp{major}{minor}", "--abi", "abi3"]
+            command += ["--abi", f"cp{major}{minor}", "--abi", "abi3", "--abi", "none"]
             command += [word for tag in tags for word in ("--platform", tag)]
             command += ["--dest", scratch, "--requirement", str(requirements)]
             try:

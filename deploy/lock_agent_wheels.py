@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PINS = ("cffi==2.1.1", "msgspec==0.22.0", "psutil==7.2.2", "pynacl==1.6.2", "pyzmq==27.3.0")
+PINS = ("cffi==2.1.1", "msgspec==0.22.0", "psutil==7.2.2", "pycdlib==1.22.0", "pynacl==1.6.2", "pyzmq==27.3.0")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
 GLIBCS = (17, 26, 28, 34)  # manylinux2014, and the levels that the pinned packages ask for beyond it

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from protocol.vms import Disk, VmChange, VmPower, VmSpec
+from protocol.vms import Disk, Seed, VmChange, VmPower, VmSpec
 from tests.conftest import need_test_hosts
 from tests.e2e.vm_host import BOOT_S, DEPLOYMENT, Cage, Driver, a_spec, add_image, changes, put_code, qemu_of
 from tests.waiting import wait_until
@@ -93,7 +93,9 @@ def place() -> Iterator[Place]:
         settings.write_text('stdio_handler = "file"\ncgroup_controllers = []\nuser = "root"\ngroup = "root"\n')
         # Its firmware finds nothing to boot and halts, which takes next to no CPU time.
         disk = Disk(image=add_image(directory / "images", base))
-        spec = replace(a_spec("vm1", "198.18.0.5", ("", ""), bridge=None, disk=disk), boot=None, memory_mib=16)
+        spec = replace(
+            a_spec("vm1", "198.18.0.5", ("", ""), bridge=None, disk=disk), boot=None, memory_mib=16, seed=Seed()
+        )
         made = Place(cage, directory, spec)
         driver = made.drive()
         assert driver.ask("define", document=FOREIGN) == "foreign"
@@ -108,6 +110,7 @@ def place() -> Iterator[Place]:
 MAKING = [
     ("make its directory", "agent", False),
     ("make its disk", "agent", False),
+    ("make its seed", "agent", False),
     ("define it", "agent", False),
     ("start it", "agent", False),
     ("end", "agent", True),

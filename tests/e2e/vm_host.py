@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pycdlib
 import pytest
 
 from protocol.vms import DirectBoot, Disk, Network, VmChange, VmPower, VmResult, VmSpec, VmState
@@ -141,7 +142,9 @@ def put_code(into: Path) -> None:
         pytest.skip(f"msgspec of this Python is of no use to {PYTHON} {version}; the main job's test covers it")
     into.mkdir()
     assert msgspec.__file__ is not None
-    for package in (PROJECT / "agent", PROJECT / "protocol", Path(msgspec.__file__).parent):
+    assert pycdlib.__file__ is not None
+    libraries = (Path(msgspec.__file__).parent, Path(pycdlib.__file__).parent)
+    for package in (PROJECT / "agent", PROJECT / "protocol", *libraries):
         shutil.copytree(package, into / package.name)
     shutil.copyfile(PROJECT / "tests" / "e2e" / "vm_driver.py", into / "vm_driver.py")
 
