@@ -47,10 +47,10 @@ class Fleet:
 
     def agents(self) -> list[psutil.Process]:
         """The agents' processes, as this machine sees them."""
-        found = []
+        identity, found = (self.session.directory / "fleet.id").read_text().strip(), []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if line[1:4] == ["-m", "agent", "run"]:
+            if line[1:4] == ["-m", "agent", "run"] and identity in " ".join(line):
                 found.append(process)
         return found
 
