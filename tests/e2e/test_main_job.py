@@ -98,7 +98,7 @@ def _spawn(hosts: TestHosts, infra: Path) -> list[str]:
     return [
         "spawn", str(infra), "--subnet", str(hosts.subnet), "--skip-ips", str(hosts.subnet.num_addresses // 2),
         "--bridge", "br0",
-        "--kernel", str(guest.kernel), "--initrd", str(guest.initrd), "--cmdline", "console=ttyS0 quiet",
+        "--kernel", str(guest.kernel), "--initrd", str(guest.initrd), "--cmdline", "console=ttyS0 quiet no_timer_check",
         "--wait", "reachable", "--timeout", str(BOOT_WITHIN_S),
     ]  # fmt: skip
 

@@ -69,7 +69,14 @@ def test_vms_of_a_network_reach_each_other_by_name_and_no_other_network_does(
 ) -> None:
     before = {name: links(hosts, name) for name in HOSTS}
     guest = build_guest()
-    boot = ["--kernel", str(guest.kernel), "--initrd", str(guest.initrd), "--cmdline", "console=ttyS0 quiet"]
+    boot = [
+        "--kernel",
+        str(guest.kernel),
+        "--initrd",
+        str(guest.initrd),
+        "--cmdline",
+        "console=ttyS0 quiet no_timer_check",
+    ]
     ctl("up", "-w", ",".join(HOSTS), "-F", str(hosts.ssh_config))
     ctl("net", "create", "red", "--subnet", RED, "--isolated")
     ctl("net", "create", "red", "--subnet", RED, "--isolated")

@@ -118,7 +118,7 @@ def add_image(images: Path, source: Path) -> str:
 
 def a_spec(name: str, ip: str, boot: tuple[str, str], *, bridge: str | None, disk: Disk | None = None) -> VmSpec:
     a, b, c = (int(part) for part in ip.split(".")[1:])
-    cmdline = f"console=ttyS0 quiet ip={ip}:::255.254.0.0:{name}::off"
+    cmdline = f"console=ttyS0 quiet no_timer_check ip={ip}:::255.254.0.0:{name}::off"
     return VmSpec(
         name=name,
         uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{DEPLOYMENT}/{name}")),
