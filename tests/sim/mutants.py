@@ -75,8 +75,9 @@ MUTANTS = (
     Mutant(
         "a cancel that overtakes its command is not remembered",
         "duty.py",
-        "            self._tasks[of] = _Task(Cancel(of=of), None, over=True)\n            self._seen[of] = inf\n",
-        "",
+        "            self._tasks[of] = _Task(Cancel(of=of), None, over=True)\n            self._seen[of] = inf\n"
+        "            return self._keeping.add(of, None, outcome, NO_OUTPUT, now), [(of, (outcome, NO_OUTPUT))]\n",
+        "            return [], [(of, (outcome, NO_OUTPUT))]\n",
     ),
     Mutant(
         "a cancel ends nothing",

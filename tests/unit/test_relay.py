@@ -496,6 +496,16 @@ def test_a_widened_command_is_refused_by_those_whom_it_was_not_for() -> None:
     assert not any(isinstance(effect, Start) for effect in effects)
 
 
+def test_what_a_host_answered_goes_up_before_the_news_that_it_is_gone() -> None:
+    bench = _agent()
+    bench.parent(_delivery({2, 3}))
+    bench.child(3, Outcomes(1, (_fold(3),)))
+    effects = bench(ChildLost(3, "connection closed"))
+    sent = [effect.message for effect in effects if isinstance(effect, ToParent)]
+    assert [type(message) for message in sent] == [Outcomes, Links]
+    assert sent[0] == Outcomes(1, (_fold(3),))
+
+
 def test_targets_that_are_not_below_are_told_upwards_for_what_is_known_of_them() -> None:
     bench = _agent()
     bench(ChildLost(2, "connection closed"))
