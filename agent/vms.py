@@ -43,8 +43,8 @@ POLL_SECONDS = 2.0
 _DEFINE_SECONDS = 120.0
 _START_SECONDS = 120.0
 _ASK_SECONDS = 30.0
-#: Creations in flight. Sixteen VMs on two loaded cores without KVM took 16 to 19 s one at a time, 6 to 9 s two, 5 to 6 s
-#: four and 5 to 7 s eight at a time: more make nothing faster, and leave less CPU time to the guests that run.
+#: Creations in flight. Sixteen VMs on two loaded cores without KVM took 16 to 19 s one at a time, 6 to 9 s two, 5 to
+#: 6 s four and 5 to 7 s eight at a time: more make nothing faster, and leave less CPU time to the guests that run.
 CREATIONS_AT_A_TIME = 4
 # What a guest gets for its shutdown, as systemd gives its services (DefaultTimeoutStopSec), and
 # how often it is looked at.
