@@ -240,6 +240,7 @@ class RootNode:
     def resume(self) -> None:
         """Take up the commands that were given before this service began and are not settled."""
         reborn: dict[int, Job] = {}
+        starts = self.state.starts()
         for record in self.state.open_commands():
             delivery = record.delivery
             body = open_command(delivery.payload, delivery.signature, self.signer.verify_key, self.fleet).body
@@ -259,7 +260,8 @@ class RootNode:
                     log.warning("push %d can't go on: %s", record.id, error)
             now = self.loop.time()
             ttl = None if record.deadline_ms is None else max(0, record.deadline_ms - self.clock_ms(now))
-            self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing))
+            anew = missing & ranks.union(rank for rank, latest in starts.items() if latest >= record.id)
+            self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing, anew))
             if isinstance(body, FetchOutput) or (isinstance(body, Run) and body.stream):
                 self._stream(job, record.id, delivery.targets).unread()  # its client went with the old service
             if isinstance(body, Run) and body.feed:

@@ -27,6 +27,7 @@ create table if not exists hosts (
     control_port integer not null, bulk_port integer not null, key blob not null unique, parent integer,
     digest text not null, facts text not null, member integer not null default 1,
     incarnation integer not null default 0) strict;
+create table if not exists starts (rank integer primary key, command integer not null) strict;
 create table if not exists labels (
     host text not null, key text not null, value text not null, primary key (host, key)) strict;
 create table if not exists commands (
@@ -195,12 +196,25 @@ class State(VmRecords):
         return dict(self._db.execute("select rank, incarnation from hosts where incarnation > 0"))
 
     def put_incarnations(self, known: dict[int, int]) -> None:
-        """Keep them: after a restart of the service, an agent with a higher one has forgotten what it was given."""
+        """Keep them: after a restart of the service, an agent with a higher one has forgotten what it was given.
+
+        With each that is new goes the number of the latest command: what was given up to then, its predecessor may
+        have begun.
+        """
+        latest = self._next_id - 1
         with self._db:
             self._db.execute("begin immediate")
             self._db.executemany(
+                "insert or replace into starts select rank, ? from hosts where rank = ? and incarnation < ?",
+                [(latest, rank, number) for rank, number in known.items()],
+            )
+            self._db.executemany(
                 "update hosts set incarnation = ? where rank = ?", [(number, rank) for rank, number in known.items()]
             )
+
+    def starts(self) -> dict[int, int]:
+        """The latest command that had been given when each host's agent was first heard of, by rank."""
+        return dict(self._db.execute("select rank, command from starts"))
 
     # --- commands: who ran what, where, when, and what came of it
     # -------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from protocol.commands import Body, Feed, Leave, Member, Plan
 from protocol.messages import Deliver, Grant, HostHealth, Link, Message, Report
 from protocol.outcomes import NO_OUTPUT, Fold, Outcome, Output
-from protocol.ranks import Ranks
+from protocol.ranks import NONE, Ranks
 from protocol.vms import VmState
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -137,12 +137,14 @@ class Advanced:
 class Submit:
     """Root only: a signed command. `body` is what its payload holds; a quiet one is sent and not accounted for.
 
-    `missing` is for a command that was given before the service itself began anew: those that still owe an outcome.
+    `missing` is for a command that was given before the service itself began anew: those that still owe an outcome, and
+    `reborn` those of them whose agents have begun anew since, so that its predecessor may have been given it.
     """
 
     delivery: Deliver
     body: Body
     missing: Ranks | None = None
+    reborn: Ranks = NONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,10 +295,10 @@ class Relay:
                 self._add_progress(id_, ((self._rank(), done),), (), now)
             case LeftSource(id_, source, why):
                 self._add_progress(id_, (), ((self._rank(), source, why[:MAX_REASON]),), now)
-            case Submit(delivery, body, missing):
+            case Submit(delivery, body, missing, reborn):
                 if self._settling is None:
                     raise RuntimeError("only the root gives commands")
-                self._settling.submit(delivery, body, missing, now)
+                self._settling.submit(delivery, body, missing, now, reborn)
             case Replan(plan):
                 self._replan(plan, now)
             case _:

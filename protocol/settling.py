@@ -78,8 +78,11 @@ class Settling:
         """The root begins; those who hung below its predecessor find back by themselves."""
         self._expect_back(ranks.union(self._incarnations) & planned, now)
 
-    def submit(self, delivery: Deliver, body: Body, missing: Ranks | None, now: float) -> None:
-        """A command from a client, signed; `missing` where it is one from before the root itself began anew."""
+    def submit(
+        self, delivery: Deliver, body: Body, missing: Ranks | None, now: float, reborn: Ranks = ranks.NONE
+    ) -> None:
+        """A command from a client, signed; `missing` and `reborn` where it is one from before the root itself began
+        anew."""
         targets = ranks.unpack(delivery.targets)
         if isinstance(body, Settled | Feed | Input):
             self._send(delivery, targets)
@@ -100,7 +103,10 @@ class Settling:
         if deadline is not None:
             self.due = min(self.due, deadline + slack)
         # What was given before the service began anew may have gone out then.
-        account.sent = self._send(delivery, owing) | (missing or ranks.NONE)
+        account.reborn = ranks.NONE if account.again else reborn & owing
+        account.sent = self._send(delivery, owing & ~account.reborn) | (missing or ranks.NONE)
+        if account.reborn:
+            self._send(account.recall(account.reborn), account.reborn)
         absent = owing & ~self._picture.reachable
         if absent and missing is not None:
             self._expect_back(absent, now)

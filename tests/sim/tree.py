@@ -157,6 +157,8 @@ class Tree:
         #: What the service keeps on disk of commands that are not settled: with the deadline, in virtual time.
         self._open: dict[int, tuple[Deliver, Body, float | None]] = {}
         self._incarnations: dict[int, int] = {}
+        #: The latest command that had been given when each agent's present incarnation was first heard of.
+        self._starts: dict[int, int] = {}
         self._next_rank = hosts
         #: The commands by which hosts are leaving.
         self.leaving: set[int] = set()
@@ -478,7 +480,8 @@ class Tree:
             delivery, body, deadline = self._open[id_]
             ttl_ms = None if deadline is None else max(0, round((deadline - self.now) * 1000))
             missing = self.targets[id_] & ~ranks.union(self.told[id_])
-            self.feed(None, events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl_ms), body, missing))
+            anew = missing & ranks.union(rank for rank, latest in self._starts.items() if latest >= id_)
+            self.feed(None, events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl_ms), body, missing, anew))
         self._unsettled |= self.settled
         self._settle_soon()
 
@@ -579,7 +582,10 @@ class Tree:
                 self.progress.setdefault(id_, {}).update(done)
             case events.TellLinks(links):
                 self.links += links
-                self._incarnations |= {link.rank: link.incarnation for link in links}
+                for link in links:
+                    if self._incarnations.get(link.rank, 0) < link.incarnation:
+                        self._incarnations[link.rank] = link.incarnation
+                        self._starts[link.rank] = self.next_id - 1
                 if self._wanted:
                     self._plan_again()
                 if any(link.up for link in links) and self.settled:

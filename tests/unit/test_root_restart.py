@@ -87,3 +87,12 @@ def test_a_root_that_was_paused_waits_no_shorter_for_hosts() -> None:
     assert slept + LOST_AFTER < RETURN_WITHIN
     relay.handle(Tick(), slept)
     assert told(relay.handle(Tick(), slept + LOST_AFTER)) == {}
+
+
+def test_what_a_predecessor_may_have_begun_is_asked_of_its_successor_and_not_given_to_it() -> None:
+    relay = root({1: 10})
+    given = command(1)
+    relay.handle(Submit(given.delivery, RUN, ranks.only(1), ranks.only(1)), 0.1)
+    sent = relay.handle(FromChild(1, Attach(1, 1, (Link(1, None, 10, 2, True, ""),))), 3.0)
+    delivered = [effect.message for effect in sent if isinstance(effect, ToChild)]
+    assert [message.manner for message in delivered if isinstance(message, Deliver)] == [Manner.RECALL]

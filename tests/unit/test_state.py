@@ -58,6 +58,16 @@ def test_a_hosts_incarnation_survives_a_change_of_the_host(state: State) -> None
     assert state.incarnations() == {0: 77}
 
 
+def test_with_each_new_incarnation_goes_the_latest_command_before_it(state: State) -> None:
+    state.put_host(host(0))
+    state.put_incarnations({0: 1})
+    before = state.new_id()
+    state.put_incarnations({0: 2})
+    state.new_id()
+    state.put_incarnations({0: 2})
+    assert state.starts() == {0: before}
+
+
 def test_numbers_are_never_given_twice_also_after_a_kill(state: State, tmp_path: Path) -> None:
     given = [state.new_id() for _ in range(1500)]
     assert given == sorted(set(given))
