@@ -37,7 +37,7 @@ class Host:
             "memory_mib": 64, "mac": "00:16:3E:00:00:01", "ip": "10.0.0.1", "prefix": 8,
         }  # fmt: skip
         spec = VmSpec(**(known | parts))  # type: ignore[arg-type]
-        layout = Layout(console="/c", kernel="/k", initrd="/i", overlay="/o")
+        layout = Layout(console="/c", kernel="/k", initrd="/i", overlay="/o", seed="/s")
         folder = self.directory / "vms" / name
         folder.mkdir(parents=True)
         document = domain_xml(spec, layout, Flavour(kind="test", architecture="x86_64"), str(self.directory))
