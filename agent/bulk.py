@@ -114,9 +114,9 @@ class Bulk:
         """This host can't keep what is pushed, and gives it on all the same."""
         self._perform(self._transfers.demote(id_, self._loop.time()))
 
-    def was_read(self, id_: int, index: int, blob: bytes | None) -> None:
-        """A chunk was read, or could not be."""
-        self._perform(self._transfers.was_read(id_, index, blob, self._loop.time()))
+    def was_read(self, id_: int, index: int, blob: bytes | None, packed: bytes | None = None) -> None:
+        """A chunk was read, or could not be; `packed` is its frame where it is to travel as one."""
+        self._perform(self._transfers.was_read(id_, index, blob, self._loop.time(), packed=packed))
 
     def was_headed(self, id_: int, have: int) -> None:
         """The stream's head was looked at: the chunks in `have` (bit i: chunk i) are here already."""
@@ -187,6 +187,9 @@ class Bulk:
             return
         now = self._loop.time()
         match message:
+            case Chunk(id=id_, index=index, packed=True) if blob is not None:
+                plain, why = self._unpacked(id_, index, blob)
+                self._perform(self._transfers.arrived(source, id_, index, plain, now, packed=blob, why=why))
             case Chunk(id=id_, index=index) if blob is not None:
                 self._perform(self._transfers.arrived(source, id_, index, blob, now))
             case NoChunk(id=id_, index=index, why=why, final=final):
@@ -195,6 +198,21 @@ class Bulk:
                 self._perform(self._transfers.held(source, id_, front, now))
             case _:
                 pass
+
+    def _unpacked(self, id_: int, index: int, frame: Blob) -> tuple[bytes | None, str]:
+        """The chunk in a frame: none of its bytes where the frame is bad, None (and why) where nobody here can tell."""
+        size = self._transfers.packed_size(id_, index)
+        if size is None:
+            return b"", ""
+        from agent.packing import BadFrame, Unavailable, unpack
+
+        try:
+            return unpack(frame, size), ""
+        except BadFrame as error:
+            log.info("chunk %d of push %d: %s", index, id_, error)
+            return b"", ""
+        except Unavailable as error:
+            return None, str(error)
 
     def _lost(self, source: Source, why: str) -> None:
         link = self._links.pop(source, None)

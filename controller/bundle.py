@@ -38,10 +38,13 @@ COMPRESSION = 6  # 9 takes four times as long for one percent less
 # What a wheel carries that no running agent reads: tests, sources, other systems' and other frameworks' parts.
 LEFT_OUT = re.compile(
     r"(^|/)tests?/|\.dist-info/|\.(pyi|pyx|pxd|pxi|h|c|md|txt|rst|typed)$"
+    r"|^backports/zstd/(_cffi/|zipfile/|tarfile\.py$)"
     r"|^psutil/_ps(aix|bsd|osx|sunos|windows)\.py$|^zmq/(devices|eventloop|green|log|ssh|backend/cffi)/"
 )
 # PyNaCl and pyzmq need cffi's extension alone: their bindings were generated when the wheels were built.
 ONLY = {"cffi": re.compile(r"^_cffi_backend[^/]*\.so$")}
+# What later Pythons have in their standard library.
+BUILT_IN = {"backports_zstd": (3, 14)}
 # PEP 600, "Legacy manylinux tags".
 LEGACY = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 
@@ -126,6 +129,8 @@ def choose(wheels: Iterable[Wheel], platform: Platform) -> list[Wheel]:
     projects = set()
     for wheel in wheels:
         project = wheel.file.split("-")[0]
+        if project in BUILT_IN and platform.python >= BUILT_IN[project]:
+            continue
         projects.add(project)
         if wheel.fits(platform):
             chosen[project] = wheel

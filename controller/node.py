@@ -591,9 +591,9 @@ class RootNode:
     def read(self, id_: int, index: int) -> None:
         """A chunk of a file that is being pushed."""
 
-        def done(future: asyncio.Future[bytes]) -> None:
+        def done(future: asyncio.Future[tuple[bytes, bytes | None]]) -> None:
             if not future.cancelled():
-                self.shell.was_read(id_, index, None if future.exception() else future.result())
+                self.shell.was_read(id_, index, *((None, None) if future.exception() else future.result()))
 
         reading = self.loop.run_in_executor(self._disk, self._sources.read, id_, index)
         reading.add_done_callback(done)

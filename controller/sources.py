@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.packing import Packer
 from agent.source import Source
 from protocol.commands import Stream
 
@@ -14,6 +15,7 @@ class Sources:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._sources: dict[int, Source] = {}
+        self._packers: dict[int, Packer] = {}
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._sources
@@ -22,11 +24,11 @@ class Sources:
         """A push begins."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         source.save(self._directory / str(id_))
-        self._sources[id_] = source
+        self._sources[id_], self._packers[id_] = source, Packer()
 
     def load(self, id_: int, stream: Stream) -> None:
         """A push goes on that was begun before this service. Raises OSError where its files are not to be had."""
-        self._sources[id_] = Source.load(self._directory / str(id_), stream)
+        self._sources[id_], self._packers[id_] = Source.load(self._directory / str(id_), stream), Packer()
 
     def prune(self, kept: set[int]) -> None:
         """Forget the notes of all pushes but these."""
@@ -39,11 +41,15 @@ class Sources:
         source = self._sources.get(id_)
         return None if source is None else source.stream
 
-    def read(self, id_: int, index: int) -> bytes:
-        """A chunk. Blocks; raises OSError."""
-        return self._sources[id_].read(index)
+    def read(self, id_: int, index: int) -> tuple[bytes, bytes | None]:
+        """A chunk, and the frame that it is to travel as where that pays. Blocks; raises OSError."""
+        source = self._sources[id_]
+        blob = source.read(index)
+        packer = self._packers.get(id_) if source.stream.compress else None
+        return blob, None if packer is None else packer.pack(blob)
 
     def drop(self, id_: int) -> Source:
         """The push is over; whoever gets its source closes it, on a thread that no chunk of it is read in."""
         (self._directory / str(id_)).unlink(missing_ok=True)
+        self._packers.pop(id_, None)
         return self._sources.pop(id_)

@@ -14,8 +14,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-PINS = ("cffi==2.1.1", "msgspec==0.22.0", "psutil==7.2.2", "pycdlib==1.22.0", "pynacl==1.6.2", "pyzmq==27.3.0")
+PINS = (
+    "backports.zstd==1.8.0",
+    "cffi==2.1.1",
+    "msgspec==0.22.0",
+    "psutil==7.2.2",
+    "pycdlib==1.22.0",
+    "pynacl==1.6.2",
+    "pyzmq==27.3.0",
+)
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+WITHIN = {"backports.zstd==1.8.0": PYTHONS[:4]}  # what later Pythons have in their standard library
 MACHINES = ("x86_64", "aarch64")
 GLIBCS = (17, 26, 28, 34)  # manylinux2014, and the levels that the pinned packages ask for beyond it
 LOCK = Path(__file__).resolve().parent.parent / "controller" / "agent-wheels.lock"
@@ -48,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for pin in PINS:
             for machine in MACHINES:
-                for python in PYTHONS:
+                for python in WITHIN.get(pin, PYTHONS):
                     wheel = fetch(pin, python, machine, Path(scratch))
                     lines.add((wheel.name, hashlib.sha256(wheel.read_bytes()).hexdigest()))
     header = "# Written by deploy/lock_agent_wheels.py: the wheels of an agent's bundle.\n"

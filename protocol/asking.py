@@ -153,6 +153,10 @@ class Asking:
         """A chunk came; whether it was waited for."""
         self._heard[source] = now
         self._owed.get(source, set()).discard(index)
+        return self.awaits(index)
+
+    def awaits(self, index: int) -> bool:
+        """Whether a chunk was asked for and did not come."""
         return index in self._pending or index in self.again
 
     def took(self, source: Source, index: int, now: float) -> list[Effect]:

@@ -96,6 +96,8 @@ MAX_LISTING = 8 << 20
 MAX_EXTENTS = 100_000
 #: What a relay keeps of a transfer in memory for its children.
 CHUNK_CACHE = 8 << 20
+#: And so many: a compressed one may have 20 bytes, and takes near 1 KiB for itself. That is 2 MiB.
+CACHED_MOST = 2048
 
 #: What of a VM's console is on its way and not yet seen: a screen of 200 x 60 with all its colours, and 16 KiB/s on a
 #: line of 2 s.

@@ -262,7 +262,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The answer to Ask: the chunk itself is the message's blob. `packed` is for Zstandard (RFC 8878), not set yet."""
+    """The answer to Ask: the chunk itself is the message's blob. `packed`: as a Zstandard frame (RFC 8878)."""
 
     id: Natural
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]

@@ -18,7 +18,7 @@ from math import inf
 from protocol.asking import Asking, window_of
 from protocol.commands import Stream
 from protocol.giving import Giving
-from protocol.limits import CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
+from protocol.limits import CACHED_MOST, CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
 from protocol.stream import Blob, chunk_size, count_of, is_right
 from protocol.transfer_effects import (
     Abuse,
@@ -81,7 +81,7 @@ class _Transfer:
         if index not in self.cache:
             self.cache[index] = blob, packed
             self.cached += len(blob)
-            while self.cached > CHUNK_CACHE:
+            while self.cached > CHUNK_CACHE or len(self.cache) > CACHED_MOST:
                 _, (old, _) = self.cache.popitem(last=False)
                 self.cached -= len(old)
 
@@ -246,14 +246,34 @@ class Transfers:
 
     # --- those before -------------------------------------------------------------------------------------------------
 
+    def packed_size(self, id_: int, index: int) -> int | None:
+        """How long a chunk is that came compressed; None where it was not asked for, or may not come so."""
+        transfer = self._transfers.get(id_)
+        if transfer is None or not transfer.stream.compress or not transfer.asking.awaits(index):
+            return None
+        return chunk_size(transfer.stream, index)
+
     def arrived(
-        self, source: Source, id_: int, index: int, blob: Blob, now: float, *, packed: Blob | None = None
+        self,
+        source: Source,
+        id_: int,
+        index: int,
+        blob: Blob | None,
+        now: float,
+        *,
+        packed: Blob | None = None,
+        why: str = "",
     ) -> list[Effect]:
-        """A chunk came, compressed as `packed`. One that was not asked for is not looked at."""
+        """A chunk came, compressed as `packed`. One that was not asked for is not looked at.
+
+        `blob` is None where this host can't unpack any, for the reason `why`: that is no fault of the source's.
+        """
         transfer = self._transfers.get(id_)
         if transfer is None or not transfer.asking.arrived(source, index, now):
             return []
         asking = transfer.asking
+        if blob is None:
+            return asking.took(source, index, now) + self._break(transfer, index, why)
         if not is_right(transfer.stream, index, blob):
             transfer.chunks[index] = _MISSING
             effects, failed = asking.was_wrong(source, index, now)

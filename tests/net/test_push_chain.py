@@ -121,3 +121,14 @@ def test_two_pushes_at_a_time_both_arrive(fleet: LocalFleet, source: Path, tmp_p
     assert all({result.outcome for result in push.results.values()} == {Exited(0)} for push in pushes)
     assert all(place(fleet, name, "one").read_bytes() == DATA for name in NAMES)
     assert all(place(fleet, name, "two").read_bytes() == DATA[::-1] for name in NAMES[1:])
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_what_can_be_packed_arrives_whole_packed_or_plain(fleet: LocalFleet, tmp_path: Path, compress: bool) -> None:
+    text = b"".join(b"line %d says what every line before it said\n" % number for number in range(50_000))
+    (tmp_path / "text").write_bytes(text + DATA[: 1 << 20] + text)
+    push = Watched(fleet.session.push(tmp_path / "text", f"@/text-{compress}", compress=compress))
+    push.end()
+    assert {name: result.outcome for name, result in push.results.items()} == dict.fromkeys(NAMES, Exited(0))
+    assert all(place(fleet, name, f"text-{compress}").read_bytes() == text + DATA[: 1 << 20] + text for name in NAMES)
+    assert not push.bypassed

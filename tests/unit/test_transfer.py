@@ -9,7 +9,7 @@ import pytest
 
 from protocol.asking import BACK_AFTER, BAD_MOST, UNKNOWN_MOST, window_of
 from protocol.commands import Hop, Stream
-from protocol.limits import ASK_AGAIN, ASK_WINDOW, BULK_SILENT, CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
+from protocol.limits import ASK_AGAIN, ASK_WINDOW, BULK_SILENT, CACHED_MOST, CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
 from protocol.stream import stream_of
 from protocol.transfer import Role, Transfers
 from protocol.transfer_effects import (
@@ -204,6 +204,35 @@ def test_a_compressed_chunk_is_stored_plain_and_given_on_as_it_came() -> None:
     transfers.asked(2, ID, (0,), 0.0)
     effects = transfers.arrived(0, ID, 0, blob(0), 0.0, packed=b"zstd")
     assert effects[:2] == [Give(2, ID, 0, b"zstd", True), Store(ID, 0, blob(0))]
+
+
+def test_what_may_come_compressed_is_what_was_asked_for_of_a_push_that_says_so() -> None:
+    transfers = begun(1)
+    assert transfers.packed_size(ID, 0) == 256
+    assert transfers.packed_size(ID, CHUNKS - 1) is None
+    assert transfers.packed_size(8, 0) is None
+    transfers.arrived(0, ID, 0, blob(0), 0.0, packed=b"zstd")
+    assert transfers.packed_size(ID, 0) is None
+    plain = begun(1, stream=msgspec.structs.replace(PUSH, compress=False))
+    assert plain.packed_size(ID, 0) is None
+
+
+def test_a_host_that_cannot_unpack_ends_its_part_and_leaves_nobody() -> None:
+    transfers = begun(1)
+    transfers.asked(2, ID, (0,), 0.0)
+    effects = transfers.arrived(0, ID, 0, None, 0.0, packed=b"zstd", why="no library")
+    assert effects == [Decline(2, ID, 0, "no library", final=True), Broken(ID, "no library")]
+
+
+def test_many_small_frames_are_not_all_kept() -> None:
+    count = CACHED_MOST + 100
+    transfers = begun(None, Role.SOURCE, push_of(bytes(256 * count), 256))
+    for index in range(count):
+        transfers.asked(1, ID, (index,), 0.0)
+        transfers.was_read(ID, index, bytes(256), 0.0, packed=b"z")
+    assert transfers.held_bytes() == CACHED_MOST
+    assert only(transfers.asked(2, ID, (0,), 0.0), Read) == [Read(ID, 0)]
+    assert transfers.asked(2, ID, (count - 1,), 0.0) == [Give(2, ID, count - 1, b"z", True)]
 
 
 def test_a_stream_is_complete_when_the_last_chunk_is_stored_and_not_before() -> None:
