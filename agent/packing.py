@@ -16,7 +16,7 @@ _LEVEL = 1
 #: A frame is worth its unpacking where it has at most so much of the chunk.
 _WORTH = 0.9
 #: After so many chunks in a row that were not worth it, some are not tried: as many, then twice as many, up to
-#: _UNTRIED_MOST. So a file whose first half is packed already has the most of its second half smaller all the same.
+#: _UNTRIED_MOST. So what can be packed is found again within 65 chunks (4 MiB of a file).
 _IN_VAIN = 4
 _UNTRIED_MOST = 64
 #: The memory that a frame may have its reader take, as a power of two: that of the largest chunk.
