@@ -82,11 +82,15 @@ class Link(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Attach(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Child to parent, first of all: the protocol versions that I speak, and the links of my subtree, mine first."""
+    """Child to parent, first of all: the protocol versions that I speak, and the links of my subtree, mine first.
+
+    `unsaid` are those in it whose children may be more than the list says: they were not theirs to tell by my plan.
+    """
 
     version_min: Natural
     version_max: Natural
     links: Annotated[tuple[Link, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+    unsaid: Annotated[bytes, msgspec.Meta(max_length=MAX_BITMAP)] = b""
 
 
 class Attached(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -523,8 +523,11 @@ class Relay:
                 self._effects.append(DropChild(rank, why))
                 self._child_lost(rank, why, now)
             for rank in sorted(self._heard_at):
-                links = self._rights.release(rank, self.routed_through(rank))
-                self._changed(self._picture.apply(links), now)
+                if self._rights.has_more_to_say(rank, self.routed_through(rank)):
+                    # All above must hear it with a later epoch: by this one they may have concluded that it is not so.
+                    why = "more of what you said is yours to say by now: say it again"
+                    self._effects.append(ToChild(rank, Rejected(why)))
+                    self._child_lost(rank, why, now)
 
     # --- from below ---------------------------------------------------------------------------------------------------
 
@@ -611,7 +614,10 @@ class Relay:
             self._rights.withhold(rank, links[1:], foreign)
             links = (own, *links_without(links[1:], foreign))
         news = self._picture.apply(links)
-        news += self._picture.apply(self._picture.contradicted(links, message.links))
+        unsaid = ranks.unpack(message.unsaid)
+        self._rights.leave_unsaid(rank, unsaid, self.routed_through(rank))
+        complete = [link for link in links if not ranks.holds(unsaid, link.rank)]
+        news += self._picture.apply(self._picture.contradicted(complete, message.links))
         self._changed(news, now)
 
     def _child_lost(self, rank: int, why: str, now: float) -> None:
@@ -757,7 +763,7 @@ class Relay:
         own = Link(self._rank(), parent, self._incarnation, self._uplink.epoch, True, self._uplink.why)
         # Why a link is as it is was told when it was news; a whole fleet's reasons would be too much for one message.
         below = (msgspec.structs.replace(link, why="") if link.why else link for link in self._picture.subtree())
-        return Attach(VERSION_MIN, VERSION_MAX, (own, *below))
+        return Attach(VERSION_MIN, VERSION_MAX, (own, *below), ranks.pack(self._rights.unsaid))
 
     def _up(self, message: Links | Outcomes | Streamed | Taken | Reports | ClockAsk | Progress | Beat) -> None:
         if self._uplink is not None and self._uplink.attached:

@@ -30,10 +30,11 @@ class Rights:
         self.planned: dict[int, Ranks] = {}
         #: The same by this plan or the one before.
         self._allowed: dict[int, Ranks] = {}
-        #: By attached child: until when it is forgiven, and the links that were not its to tell by the present plan,
-        #: and may be by the next.
+        #: By attached child: until when it is forgiven; for whom it spoke without a right by the present plan, who may
+        #: be its to speak for by the next; and whose children were not all told.
         self._grace: dict[int, float] = {}
-        self._unheard: dict[int, dict[int, Link]] = {}
+        self._unheard: dict[int, Ranks] = {}
+        self._unsaid: dict[int, Ranks] = {}
         self._index(below)
 
     def replan(self, below: tuple[Below, ...], now: float) -> None:
@@ -58,11 +59,11 @@ class Rights:
     def begin(self, child: int, now: float) -> None:
         """A child attaches."""
         self._grace[child] = now + PLAN_GRACE
-        self._unheard[child] = {}
+        self._unheard[child] = self._unsaid[child] = ranks.NONE
 
     def end(self, child: int) -> None:
         """An attached child is gone."""
-        del self._grace[child], self._unheard[child]
+        del self._grace[child], self._unheard[child], self._unsaid[child]
 
     def forgives(self, child: int, now: float) -> bool:
         """Whether the child may still have an older plan in good faith."""
@@ -73,16 +74,29 @@ class Rights:
         return claimed & ~(self._allowed[child] | hanging)
 
     def withhold(self, child: int, links: Iterable[Link], foreign: Ranks) -> None:
-        """Keep the child's links that are about `foreign` until the next plan."""
-        self._unheard[child] |= {link.rank: link for link in links if named((link,)) & foreign}
-
-    def release(self, child: int, hanging: Ranks) -> tuple[Link, ...]:
-        """The links withheld that are the child's to tell by now."""
-        unheard = self._unheard[child]
-        links = tuple(link for link in unheard.values() if not self.foreign(child, named((link,)), hanging))
+        """Remember that links of the child that are about `foreign` were not heard."""
         for link in links:
-            del unheard[link.rank]
-        return links
+            about = named((link,))
+            if about & foreign and about > 0:
+                self._unheard[child] |= about & foreign
+                self._unsaid[child] |= ranks.only(link.parent) if link.parent is not None else ranks.NONE
+
+    def leave_unsaid(self, child: int, unsaid: Ranks, hanging: Ranks) -> None:
+        """The child says that it could not hear of all children of these."""
+        self._unsaid[child] |= unsaid & ~self.foreign(child, unsaid, hanging)
+
+    @property
+    def unsaid(self) -> Ranks:
+        """Whose children may be more than was told here."""
+        found = ranks.NONE
+        for unsaid in self._unsaid.values():
+            found |= unsaid
+        return found
+
+    def has_more_to_say(self, child: int, hanging: Ranks) -> bool:
+        """Whether something that the child said and was not heard is its to say by now."""
+        unheard = self._unheard[child]
+        return bool(unheard & ~self.foreign(child, unheard, hanging))
 
 
 def named(links: Iterable[Link]) -> Ranks:

@@ -274,7 +274,7 @@ MUTANTS = (
     Mutant(
         "what a child could not say yet is never heard",
         "rights.py",
-        "        self._unheard[child] |= {link.rank: link for link in links if named((link,)) & foreign}\n",
+        "                self._unheard[child] |= about & foreign\n",
         "",
     ),
     Mutant(

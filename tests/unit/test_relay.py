@@ -568,12 +568,28 @@ def test_another_hosts_plan_is_refused() -> None:
     assert isinstance(outcomes.folds[0].outcome, Refused)
 
 
-def test_links_that_the_old_plan_gave_no_right_to_tell_are_heard_under_the_new_one() -> None:
+def test_a_child_that_the_old_plan_gave_no_right_to_tell_all_is_asked_to_say_it_again_under_the_new_one() -> None:
     bench = _agent(children=False)
     bench.attach(3, Link(9, 3, 1, 1, True))
     assert bench.relay.reachable == ranks.only(3)
-    bench.parent(_delivery({1}, _plan(1, 2, {**_PARENTS, 9: 3}), id_=5))
-    assert bench.relay.reachable == ranks.union([3, 9])
+    effects = bench.parent(_delivery({1}, _plan(1, 2, {**_PARENTS, 9: 3}), id_=5))
+    assert [
+        effect.rank for effect in effects if isinstance(effect, ToChild) and isinstance(effect.message, Rejected)
+    ] == [3]
+    assert bench.relay.reachable == ranks.NONE
+
+
+def test_who_could_not_be_heard_of_is_not_taken_for_lost_by_those_above() -> None:
+    bench = _agent(children=False)
+    bench.attach(3, Link(9, 3, 1, 1, True))
+    (attach,) = _sent_up(bench(ParentLost("connection closed")) + bench.wait(1.0), Attach)
+    assert attach.unsaid == ranks.pack(ranks.only(3))
+    root = _root()
+    again = (Link(1, None, 1, 2, True), Link(2, 1, 1, 1, True), Link(3, 1, 1, 1, True))
+    root.child(1, Attach(1, 1, again, unsaid=ranks.pack(ranks.only(2))))
+    assert root.relay.reachable == ranks.union([1, 2, 3, 4, 5, 9])
+    root.child(1, Attach(1, 1, (msgspec.structs.replace(again[0], epoch=3), *again[1:])))
+    assert root.relay.reachable == ranks.union([1, 2, 3, 9])
 
 
 def test_the_root_drops_who_is_in_no_plan_any_more() -> None:
