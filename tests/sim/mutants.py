@@ -256,7 +256,7 @@ MUTANTS = (
     Mutant(
         "a full list says nothing of those who are not in it",
         "relay.py",
-        "        news += self._picture.apply(self._picture.contradicted(links, message.links))\n",
+        "        news += self._picture.apply(self._picture.contradicted(complete, message.links))\n",
         "",
     ),
     Mutant(
@@ -270,6 +270,24 @@ MUTANTS = (
         "rights.py",
         "        return claimed & ~(self._allowed[child] | hanging)",
         "        return claimed & ~self.planned[child]",
+    ),
+    Mutant(
+        "who could not be heard of is taken for lost by those above",
+        "relay.py",
+        "        complete = [link for link in links if not ranks.holds(unsaid, link.rank)]\n",
+        "        complete = links\n",
+    ),
+    Mutant(
+        "a service that began anew gives a successor what its predecessor may have begun",
+        "settling.py",
+        "        account.reborn = ranks.NONE if account.again else reborn & owing\n",
+        "        account.reborn = ranks.NONE\n",
+    ),
+    Mutant(
+        "those far below a lost host are waited for no longer than its children",
+        "settling.py",
+        "now + ORPHANED_AFTER - LOST_AFTER",
+        "now",
     ),
     Mutant(
         "what a child could not say yet is never heard",
