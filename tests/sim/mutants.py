@@ -23,7 +23,10 @@ _MOST = 25
 #: The tests that are asked then: those of whole trees, and those of the parts that the faults are planted in.
 _TESTS = (
     *(f"tests/sim/test_{name}.py" for name in ("broadcast", "stateful", "golden")),
-    *(f"tests/unit/test_{name}.py" for name in ("relay", "duty", "keeping", "folding", "picture", "uplink")),
+    *(
+        f"tests/unit/test_{name}.py"
+        for name in ("relay", "root_restart", "duty", "keeping", "folding", "picture", "uplink")
+    ),
 )
 #: Seconds for each of the two; a mutant that hangs is found as well.
 _WITHIN = 300
