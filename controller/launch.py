@@ -59,7 +59,9 @@ def ensure_service(fleet: str | None, *, listen: str | None = None, advertised: 
     deadline = time.monotonic() + _WITHIN
     while True:
         try:
-            session.status()
+            if session.status().pid != process.pid:
+                process.kill()  # another was quicker; this one would begin when that one ends
+                process.wait()
             disown(process)
             return session
         except CtlError as error:
