@@ -136,10 +136,6 @@ class Shares:
         """Whether `worker` may speak for `host`: itself, or one that it was given."""
         return host == worker or (worker in self._workers and host in self._workers[worker].granted)
 
-    def worker_of(self, host: int) -> int | None:
-        """The worker that has `host`, if one has."""
-        return next((name for name, worker in self._workers.items() if host in worker.granted), None)
-
     def handle(self, event: Event) -> list[Effect]:
         """Take in what happened; returns what is to be done, in order."""
         effects: list[Effect] = []

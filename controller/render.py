@@ -138,8 +138,14 @@ def never_begun(results: Iterable[Result], order: Mapping[str, int]) -> str:
     return fold(sorted(never, key=order.__getitem__))
 
 
-def shortened(results: Iterable[Result], order: Mapping[str, int]) -> list[str]:
-    """A line for each output above its budget: how much there was, and where the rest is."""
+def whole_output(job: int, hosts: Sequence[str], spool: str) -> str:
+    """Where all that these hosts wrote is, and how to get it."""
+    which = hosts[0] if len(hosts) == 1 else "HOST"
+    return f"all of it is on the host ({clean(spool)}): `ctl job {job} --output {which}` fetches it"
+
+
+def shortened(results: Iterable[Result], order: Mapping[str, int], job: int) -> list[str]:
+    """A line for each output of job `job` above its budget: how much there was, and how to get the rest."""
 
     def missing(result: Result) -> tuple[int, int, int, int, str]:
         output = result.output
@@ -153,7 +159,7 @@ def shortened(results: Iterable[Result], order: Mapping[str, int]) -> list[str]:
             if shown < total
         ]
         if parts:
-            rest = f"all of it is on the host: {clean(spool)}" if spool else "the rest was not kept on the host"
+            rest = whole_output(job, hosts, spool) if spool else "the rest was not kept on the host"
             lines.append(f"{label(hosts)}: {' and '.join(parts)} shown; {rest}")
     return lines
 

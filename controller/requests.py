@@ -18,8 +18,9 @@ from controller.node import RootNode
 from controller.on_record import Vm
 from controller.pulling import Pulling
 from controller.pushing import Pushing
-from controller.rolling import Roll, share
+from controller.rolling import Roll
 from controller.runs import run_body
+from controller.shares import at_a_time, share
 from controller.state import Host
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
@@ -311,8 +312,8 @@ class Requests:
             what=what,
             body=body,
             targets=ranks.pack(ranks.union(hosts)),
-            size=share("--batch", request.batch, len(hosts), least=1),
-            may_fail=share("--max-fail", request.max_fail or "0", len(hosts), least=0),
+            size=at_a_time("--batch", request.batch, len(hosts)),
+            may_fail=share("--max-fail", request.max_fail or "0", len(hosts)),
             timeout_ms=request.timeout_ms,
         )
         self._node.state.put_roll(roll)

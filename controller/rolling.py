@@ -6,21 +6,15 @@ goes on where it was, and nobody runs the command twice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from fractions import Fraction
 
 import msgspec
 
 from controller.jobs import Job
-from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.commands import Run
 from protocol.outcomes import Fold, succeeded
 from protocol.ranks import Ranks
-
-_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
-_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class Roll(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,19 +32,6 @@ class Roll(msgspec.Struct, frozen=True, kw_only=True):
     may_fail: int
     timeout_ms: int | None = None
     stopped: bool = False
-
-
-def share(option: str, text: str, total: int, *, least: int) -> int:
-    """So many of `total` hosts: a percentage of them (rounded down), or a number; `least` at least.
-
-    Raises CtlError (USAGE).
-    """
-    percent = _PERCENT.fullmatch(text)
-    if percent is not None and Fraction(percent[1]) <= 100:
-        return max(least, int(Fraction(percent[1]) / 100 * total))
-    if _NUMBER.fullmatch(text) and int(text) >= least:
-        return int(text)
-    raise CtlError(f"{option} {text}: give a percentage like 10%, or a number of at least {least}", ExitStatus.USAGE)
 
 
 class Rolling:

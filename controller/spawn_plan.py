@@ -22,7 +22,7 @@ from controller.inventory import as_in_fleet
 from controller.on_record import Capacity
 from controller.placement import MemoryUnit, Placement, PlacementError, Strategy, place
 from controller.profile import Profile, ProfileError, Settings, load_profile
-from controller.shares import share
+from controller.shares import needed
 from controller.spawn_images import DigestCache, ImageFinder
 from controller.status import CtlError, ExitStatus
 from controller.text_problems import Notice, some
@@ -232,7 +232,7 @@ def _usable(
     up = {host.name for host in status.hosts if host.up}
     wanted = [node.name for node in infra.nodes if not node.offline]
     down = {name for name in wanted if name not in up}
-    least = share(options.min_hosts, len(wanted), "--min-hosts")
+    least = needed("--min-hosts", options.min_hosts, len(wanted))
     if len(wanted) - len(down) < least:
         raise CtlError(
             f"{len(wanted) - len(down)} of the file's {len(wanted)} hosts can be used, --min-hosts asks for {least}, "

@@ -158,16 +158,11 @@ class Guard:
 
     def open(self, delivered: Deliver) -> Command:
         """The command, if the fleet's key signed it for this host under this number. Raises Untrusted."""
-        command = self.open_any(delivered)
-        if not ranks.holds(ranks.unpack(command.targets), self.rank):
-            raise Untrusted("it is signed for other hosts")
-        return command
-
-    def open_any(self, delivered: Deliver) -> Command:
-        """The command, if the fleet's key signed it under this number, for whichever hosts. Raises Untrusted."""
         command = open_command(delivered.payload, delivered.signature, self.verify_key, self.fleet)
         if command.id != delivered.id:
             raise Untrusted(f"it is command {command.id} under the number {delivered.id}")
+        if not ranks.holds(ranks.unpack(command.targets), self.rank):
+            raise Untrusted("it is signed for other hosts")
         return command
 
     def check_time(self, command: Command, now: float) -> None:

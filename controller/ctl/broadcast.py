@@ -93,13 +93,16 @@ def broadcast(
     batch: Annotated[
         str | None,
         typer.Option(
-            metavar="N|SHARE", help="Some hosts at a time: a number or a percentage. The next begin when all are done."
+            metavar="SHARE",
+            help="So many hosts at a time: 10% (rounded down, 1 at least) or a number. The next begin when all are "
+            "done.",
         ),
     ] = None,
     max_fail: Annotated[
         str | None,
         typer.Option(
-            metavar="N|SHARE", help="With --batch: begin no more once so many and one more failed (default: 0)."
+            metavar="SHARE",
+            help="With --batch: begin no more where more have failed: 2% (rounded down) or a number (default: 0).",
         ),
     ] = None,
     gather: Annotated[

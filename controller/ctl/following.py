@@ -102,7 +102,7 @@ class Following:
         """Who did not do well, and what was cut short."""
         for failure in render.failures(self.results, self.order, self.late):
             self.terminal.say(failure, bad=True)
-        for short in render.shortened([*self.results, *self.late], self.order) if shortened else ():
+        for short in render.shortened([*self.results, *self.late], self.order, self._job.id) if shortened else ():
             self.terminal.say(short)
 
     @property

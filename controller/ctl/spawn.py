@@ -17,7 +17,7 @@ from controller.deployment import render_plan
 from controller.plan_changes import changes, changes_object, render_changes
 from controller.render import json_text
 from controller.session import Session, exit_status
-from controller.shares import share
+from controller.shares import at_a_time, share
 from controller.spawn import NOT_RIGHT, DestroyReport, SpawnReport, Wait, on_record
 from controller.spawn import destroy as destroy_vms
 from controller.spawn import spawn as spawn_vms
@@ -67,11 +67,16 @@ def spawn(
     ] = 600.0,
     wave: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Make so many VMs at a time, and wait for them: 5% or a number."),
+        typer.Option(
+            metavar="SHARE",
+            help="Make so many VMs at a time, and wait: 5% (rounded down, 1 at least) or a number.",
+        ),
     ] = None,
     max_fail: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Begin no further wave where more have failed: 2% or a number."),
+        typer.Option(
+            metavar="SHARE", help="Begin no more waves where more have failed: 2% (rounded down) or a number."
+        ),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove VMs on record that the file lacks.")] = False,
     etc_hosts: Annotated[
@@ -100,8 +105,8 @@ def spawn(
         if not as_json:
             _say_plan(prepared, terminal)
         total = sum(len(specs) for specs in prepared.slices.values())
-        size = None if wave is None else max(1, share(wave, total, "--wave"))
-        most = share(max_fail, total, "--max-fail") if max_fail not in (None, "0", "0%") else 0
+        size = None if wave is None else at_a_time("--wave", wave, total)
+        most = share("--max-fail", max_fail or "0", total)
         watch = Watcher(terminal, quiet=quiet)
         if prune and prepared.others:
             removed = destroy_vms(session, {name: prepared.others}, watch=watch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from binascii import crc32
 
-from controller.render import clean
 from controller.session import Piece
 from controller.terminal import Terminal
 from protocol.outcomes import Output
@@ -51,13 +50,12 @@ class Streams:
             held = self._unfinished.pop((host, stream), None)
             if held:
                 self._show(host, stream, bytes(held) + b"\n")
-            self._gap(host, stream, total - self._seen.pop((host, stream), 0), output.spool)
+            self._gap(host, stream, total - self._seen.pop((host, stream), 0))
 
-    def _gap(self, host: str, stream: int, count: int, spool: str = "") -> None:
+    def _gap(self, host: str, stream: int, count: int) -> None:
         if count > 0:
             name = "standard output" if stream == 1 else "standard error"
-            where = f"; all of it is on the host: {clean(spool)}" if spool else ""
-            self._terminal.say(f"{host}: {count} bytes of {name} did not arrive{where}", bad=True)
+            self._terminal.say(f"{host}: {count} bytes of {name} did not arrive", bad=True)
 
     def show(self, host: str, stream: int, data: bytes) -> None:
         """All that a host wrote."""

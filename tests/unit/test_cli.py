@@ -179,7 +179,7 @@ def test_a_stream_shows_whole_lines_each_with_its_host(service: FakeService, ctl
         output = Output(b"", b"", 19, 0)
         client.send(
             api.Folded(folds=(fake.fold([1], None, output),)),
-            api.Folded(folds=(fake.fold([0], None, Output(b"", b"", 9, 100, "/s/7.err")),)),
+            api.Folded(folds=(fake.fold([0], None, Output(b"", b"", 9, 100)),)),
             api.Settled(),
         )
 
@@ -189,7 +189,7 @@ def test_a_stream_shows_whole_lines_each_with_its_host(service: FakeService, ctl
     assert done.err.splitlines() == [
         "job 7",
         "h0: a word",
-        "h0: 93 bytes of standard error did not arrive; all of it is on the host: /s/7.err",
+        "h0: 93 bytes of standard error did not arrive",
         "2 of 2 answered ok",
     ]
     assert service.asked(api.RunOn)[0].stream
@@ -213,8 +213,8 @@ def test_output_above_the_budget_is_said_once_for_all_its_hosts(service: FakeSer
     answering(service, 2, fake.fold([0, 1], None, output))
     done = ctl("broadcast", "--output-limit", "3", "x")
     assert done.err == (
-        "job 7\nh[0-1] (2): 3 of 5000 bytes of standard output shown; all of it is on the host: "
-        "/var/lib/canopy/f/spool/7.out, .err\n2 of 2 answered ok\n"
+        "job 7\nh[0-1] (2): 3 of 5000 bytes of standard output shown; all of it is on the host "
+        "(/var/lib/canopy/f/spool/7.out, .err): `ctl job 7 --output HOST` fetches it\n2 of 2 answered ok\n"
     )
     assert service.asked(api.RunOn)[0].output_limit == 3
 

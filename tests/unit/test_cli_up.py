@@ -14,9 +14,8 @@ import controller.local
 import controller.up
 from controller import api, cli
 from controller.bootstrap import HostResult, Progress
-from controller.ctl.up import needed
 from controller.session import Result, VmAnswer
-from controller.status import CtlError, ExitStatus
+from controller.status import ExitStatus
 from controller.up import DownReport, UpOptions, UpReport
 from protocol.outcomes import Exited, Lost, Output
 from protocol.vms import VmChange, VmResult
@@ -155,30 +154,6 @@ def test_up_for_programs(ctl: Up, asked: list[UpOptions]) -> None:
         "met": False,
     }
     assert asked
-
-
-@pytest.mark.parametrize(
-    ("share", "total", "count"),
-    [
-        ("95%", 64, 60),
-        ("95%", 3, 2),
-        ("95%", 1, 1),
-        ("99.9%", 1000, 999),
-        ("100%", 7, 7),
-        ("0%", 7, 0),
-        ("0", 7, 0),
-        ("7", 7, 7),
-    ],
-)
-def test_the_minimum_is_rounded_down_but_one_host_has_to_be_up(share: str, total: int, count: int) -> None:
-    assert needed(share, total) == count
-
-
-@pytest.mark.parametrize("share", ["101%", "8", "half", "-1", "", "95 %", "1e1"])
-def test_a_minimum_that_is_none_is_refused(share: str) -> None:
-    with pytest.raises(CtlError) as caught:
-        needed(share, 7)
-    assert caught.value.status == ExitStatus.USAGE
 
 
 @pytest.mark.parametrize(

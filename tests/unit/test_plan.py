@@ -13,7 +13,6 @@ from controller import api
 from controller.infra import parse_infra
 from controller.placement import PlacementError, Strategy, Together, place
 from controller.plan_changes import Changes, Sign, changes, changes_object, render_changes
-from controller.shares import share
 from controller.spawn import in_waves, reserved
 from controller.spawn_plan import Prepared, SpawnOptions, in_network, prepare
 from controller.status import CtlError, ExitStatus
@@ -240,19 +239,6 @@ def test_waves_meet_many_hosts_and_leave_nobody_out(kernel: Path) -> None:
         {"h0": ["vm1", "vm3"]},
     ]
     assert in_waves({}, 5) == in_waves({}, None) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "of", "count"), [("5%", 100, 5), ("1%", 10, 1), ("0%", 10, 0), ("100%", 7, 7), ("3", 7, 3), ("50%", 0, 0)]
-)
-def test_a_share_is_a_percentage_or_a_number(text: str, of: int, count: int) -> None:
-    assert share(text, of, "--wave") == count
-
-
-@pytest.mark.parametrize("text", ["101%", "8", "-1", "x", "", "1.5"])
-def test_a_share_that_is_none_names_its_option(text: str) -> None:
-    with pytest.raises(CtlError, match="--wave"):
-        share(text, 7, "--wave")
 
 
 def large() -> str:

@@ -88,13 +88,15 @@ def test_the_summary_says_who_is_missing_and_why() -> None:
 def test_output_above_the_budget_is_told_with_its_place() -> None:
     big = Output(b"x" * 10, b"", 5000, 0, "/var/lib/canopy/f/spool/7.out, .err")
     results = [result("h0", None, big), result("h1", None, big), result("h2", None, printed(b"short"))]
-    (line,) = render.shortened(results, ORDER)
+    (line,) = render.shortened(results, ORDER, 12)
     assert line == (
-        "h[0-1] (2): 10 of 5000 bytes of standard output shown; all of it is on the host: "
-        "/var/lib/canopy/f/spool/7.out, .err"
+        "h[0-1] (2): 10 of 5000 bytes of standard output shown; all of it is on the host "
+        "(/var/lib/canopy/f/spool/7.out, .err): `ctl job 12 --output HOST` fetches it"
     )
+    (one,) = render.shortened(results[:1], ORDER, 12)
+    assert one.endswith("`ctl job 12 --output h0` fetches it")
     lost = Output(b"", b"yy", 0, 3)
-    assert render.shortened([result("h3", None, lost)], ORDER) == [
+    assert render.shortened([result("h3", None, lost)], ORDER, 12) == [
         "h3: 2 of 3 bytes of standard error shown; the rest was not kept on the host"
     ]
 
