@@ -19,6 +19,8 @@ from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
 
 #: The room that a name takes beside its data, in bytes: an inode and its place in a directory.
 _NAME_BYTES = 512
+#: Changes that a dry run tells of one by one.
+_TOLD = 200
 
 
 class State(IntEnum):
@@ -40,9 +42,23 @@ class Comparison:
     #: Entries with the right content whose mode, times or owner differ.
     to_fix: list[int] = field(default_factory=list)
 
-    def count(self, state: State) -> int:
-        """How many entries are so."""
-        return self.states.count(state)
+    def said(self, listing: Listing) -> str:
+        """What comes of it, in words that fold: `pushed`, `unchanged`, `pushed 3 of 10`."""
+        total = len(self.states) - sum(entry.kind is Kind.DIRECTORY for entry in listing.entries)
+        if not self.units:
+            return "unchanged"
+        changed = sum(listing.entries[index].kind is not Kind.DIRECTORY for index in self.unit_of)
+        return "pushed" if changed == total else f"pushed {changed} of {total}"
+
+    def would(self, listing: Listing) -> str:
+        """What would come of it, a line for each change."""
+        words = {State.NEW: "new", State.OTHER: "changed"}
+        lines = [f"{words[State(self.states[i])]}: {shown(listing.entries[i].path)}" for i in self.unit_of]
+        lines += [f"mode, time or owner: {shown(listing.entries[i].path)}" for i in self.to_fix]
+        if not lines:
+            return "nothing would change"
+        more = len(lines) - _TOLD
+        return "\n".join(lines[:_TOLD]) + (f"\nand {more} more" if more > 0 else "")
 
 
 def owner_ids(listing: Listing) -> tuple[tuple[int, int], ...]:
@@ -98,7 +114,8 @@ class Looker:
         """Raises BadDestination where something is in the way, OSError. Changes nothing."""
         self._found = Comparison(bytearray(len(self.listing.entries)))
         self._below = Below(self.folder)
-        self._places = {e.path: index for index, e in enumerate(self.listing.entries) if e.kind is Kind.FILE}
+        targets = {entry.target for entry in self.listing.entries if entry.kind is Kind.SAME}
+        self._places = {e.path: index for index, e in enumerate(self.listing.entries) if e.path in targets}
         device = os.fstat(self.folder).st_dev
         new: dict[bytes, int] = {}
         found, writable = self._found, b"\0"

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent import incoming as incoming_module
+from agent import placing
 from agent.incoming import Incoming
 from agent.paths import BadDestination
 from agent.source import Source, gather
@@ -519,7 +519,7 @@ def test_files_are_on_disk_before_they_have_their_names(
 
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(os, "rename", renaming)
-    monkeypatch.setattr(incoming_module, "_syncfs", lambda _: told.append("syncfs"))
+    monkeypatch.setattr(placing, "_syncfs", lambda _: told.append("syncfs"))
     bring([(b"large", large)], target, notes)
     assert told[1:] == ["syncfs", "rename", "sync target"]  # first of all the note is written
     told.clear()

@@ -1,0 +1,216 @@
+"""From the staging directory to its place: each thing by one rename, after all of them are on disk.
+
+What is promised of a disk that loses power: once a host says that it is done, everything is on disk under its name;
+before that, each name has what it had or what it will have. A few files are synced one by one (fsync(2)), many together
+with their file system (syncfs(2)), before any is renamed.
+
+All functions block; the caller runs them in threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+
+from agent.compare import Comparison, State
+from agent.paths import BadDestination, Below
+from agent.source import digest_of
+from agent.staging import Staging
+from protocol.listing import Entry, Kind, Listing, parent_of, shown
+
+#: Files that are synced one by one; more are synced with all else on their file system, which is one call.
+_SYNCED_EACH = 16
+
+
+def _umask() -> int:
+    """This process's umask; asking for it with umask(2) would set it (proc(5), status)."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next((int(line.split()[1], 8) for line in file if line.startswith("Umask:")), 0o777)
+
+
+@dataclass
+class Placing:
+    """One listing's things: how they are called where they are gathered, how they are dressed, and their way from there
+    to their places below `folder`, a descriptor that stays the caller's."""
+
+    folder: int
+    listing: Listing
+    owners: tuple[tuple[int, int], ...]
+    found: Comparison
+    staging: Staging
+    below: Below
+    below_lock: threading.Lock
+    #: Entries whose staged file has everything, and is dressed.
+    done: bytearray
+    #: A staged file, open until the block ends.
+    file: Callable[[int], AbstractContextManager[int]]
+    backup: str
+    by_time: bool
+    exact: bool
+    umask: int = field(default_factory=_umask)
+
+    def staged(self, index: int) -> bytes:
+        """Where an entry is in the staging directory."""
+        unit = self.found.unit_of[index]
+        entries = self.listing.entries
+        return b"%d" % unit + entries[index].path[len(entries[unit].path) :]
+
+    def dress(self, fd: int, entry: Entry, mode: int) -> None:
+        """Owner, attributes, mode and time of an open file that has `mode` now, in this order: a change of owner takes
+        set-user-ID bits away (chown(2))."""
+        if entry.owner is not None:
+            os.fchown(fd, *self.owners[entry.owner])
+            mode = -1
+        for name, value in entry.xattrs:
+            os.setxattr(fd, name, value)
+            mode = -1  # an access list changes it
+        if entry.mode is None:
+            entry_mode = 0o666 & ~self.umask if entry.kind is Kind.FILE else 0o777 & ~self.umask
+        else:
+            entry_mode = entry.mode
+        if mode != entry_mode:
+            os.fchmod(fd, entry_mode)
+        if entry.mtime_ns is not None:
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def place(self, index: int) -> tuple[int, bytes]:
+        """Where an entry goes: a directory and a name."""
+        path = self.listing.entries[index].path
+        above = parent_of(path)
+        return self.below.directory(above), path[len(above) + 1 :] if above else path
+
+    def finish(self) -> None:
+        """Put everything in its place. Raises OSError, BadDestination where something is in the way by now."""
+        found = self.found
+        if found.units:
+            self._complete()
+            self._sync()
+        with self.below_lock:
+            if found.units:
+                self.below.close()  # what was a directory when it was looked at may be a link now
+                for unit in found.units:
+                    self._put(unit)
+            for index in reversed(found.to_fix):
+                self._fix(index)
+            if found.units:
+                self._sync_folders()
+
+    def _complete(self) -> None:
+        """Make what has no data, and check and dress what came in parts."""
+        found, entries, staging = self.found, self.listing.entries, self.staging.make()
+        targets = {entry.target for entry in entries if entry.kind is Kind.SAME}
+        files = {entry.path: index for index, entry in enumerate(entries) if entry.path in targets}
+        for index in found.unit_of:
+            entry = entries[index]
+            if self.done[index] or entry.kind is Kind.DIRECTORY:
+                continue
+            path = self.staged(index)
+            if entry.kind is Kind.FILE:
+                with self.file(index) as fd:
+                    if os.fstat(fd).st_size != entry.size:
+                        os.ftruncate(fd, entry.size)
+                    if entry.digest and digest_of(fd, entry) != entry.digest:
+                        raise OSError(errno.EIO, f"{shown(entry.path)} does not match its digest")
+                    self.dress(fd, entry, -1)
+                continue
+            with suppress(FileNotFoundError):
+                os.unlink(path, dir_fd=staging)  # left by an earlier push
+            if entry.kind is Kind.LINK:
+                os.symlink(entry.target, path, dir_fd=staging)
+                self._dress_link(path, staging, entry)
+            else:
+                self._link(entry, files[entry.target], path, staging)
+        for index in reversed(list(found.unit_of)):
+            if entries[index].kind is Kind.DIRECTORY:
+                fd = os.open(self.staged(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
+                try:
+                    self.dress(fd, entries[index], -1)
+                finally:
+                    os.close(fd)
+
+    def _link(self, entry: Entry, first: int, path: bytes, staging: int) -> None:
+        """Another name of a file that is staged, or in its place already."""
+        if self.found.states[first] == State.RIGHT:
+            with self.below_lock:
+                parent, name = self.place(first)
+                os.link(name, path, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
+        else:
+            os.link(self.staged(first), path, src_dir_fd=staging, dst_dir_fd=staging, follow_symlinks=False)
+
+    def _dress_link(self, path: bytes, folder: int, entry: Entry) -> None:
+        if entry.owner is not None:
+            os.chown(path, *self.owners[entry.owner], dir_fd=folder, follow_symlinks=False)
+        if entry.mtime_ns is not None:
+            os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=folder, follow_symlinks=False)
+
+    def _sync(self) -> None:
+        """What is staged to disk."""
+        found, staging = self.found, self.staging.make()
+        if len(found.unit_of) > _SYNCED_EACH:
+            _syncfs(staging)
+            return
+        for index in reversed(list(found.unit_of)):
+            if self.listing.entries[index].kind in (Kind.FILE, Kind.DIRECTORY):
+                fd = os.open(self.staged(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    def _sync_folders(self) -> None:
+        """The new names to disk."""
+        folders = {parent_of(self.listing.entries[unit].path) for unit in self.found.units}
+        if len(folders) > _SYNCED_EACH:
+            _syncfs(self.folder)
+            return
+        for folder in sorted(folders):
+            os.fsync(self.below.directory(folder))
+
+    def _put(self, unit: int) -> None:
+        parent, name = self.place(unit)
+        staging, staged = self.staging.make(), self.staged(unit)
+        if self.backup and self.found.states[unit] == State.OTHER:
+            kept = b"kept"
+            with suppress(FileNotFoundError):
+                os.unlink(kept, dir_fd=staging)
+            with suppress(FileNotFoundError):
+                os.link(name, kept, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
+                os.rename(kept, name + os.fsencode(self.backup), src_dir_fd=staging, dst_dir_fd=parent)
+        os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=parent)
+
+    def _fix(self, index: int) -> None:
+        """Mode, time and owner of what has the right content."""
+        entry = self.listing.entries[index]
+        parent, name = self.place(index)
+        if entry.kind is Kind.LINK:
+            self._dress_link(name, parent, entry)
+            return
+        # By the thing itself, which can be had whatever its mode is, and never by a link (open(2), O_PATH).
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            itself = f"/proc/self/fd/{fd}"
+            if stat.S_ISLNK(os.fstat(fd).st_mode):
+                raise BadDestination(f"{shown(entry.path)} has become a symbolic link")
+            if entry.owner is not None:
+                os.chown(itself, *self.owners[entry.owner])
+            if entry.mode is not None and (self.exact or entry.kind is Kind.FILE):
+                os.chmod(itself, entry.mode)
+            if entry.mtime_ns is not None and (self.exact or self.by_time):
+                os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(fd)
+
+
+def _syncfs(fd: int) -> None:
+    """syncfs(2), which Python has no name for."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
