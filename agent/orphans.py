@@ -1,17 +1,23 @@
 """What a command started and let go of: processes that left its group by setsid(2), and whose parents have ended.
 
-Each command's processes carry two variables in their environment, the command's number and the agent's directory, and
-proc(5) shows the environment that a process was started with. What clears its environment, leaves the group and
-outlives its parent is not found: only a control group would hold it, and an agent does not always have one.
+Each command's processes carry two marks that proc(5) shows, and either tells. One is two variables in the environment
+that a process was started with: the command's number and the agent's directory. The other stays with what clears its
+environment: a soft limit that nobody else has (RLIMIT_RTTIME, of a hundred thousand years; getrlimit(2): a child
+inherits it, execve(2) and setuid(2) preserve it, and it counts for nobody but real-time processes that never wait).
+
+A control group would hold them as well, but moving a process into one waits for all of the machine's cores, each
+command would pay for it, and an agent may not always make one. Two system calls cost a command nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import resource
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 NUMBER, AGENT = "CANOPY_JOB", "CANOPY_AGENT"
 #: A process that forks while it is looked for is found in the next round; one that forks for ever is not chased.
@@ -21,6 +27,26 @@ _ROUNDS = 20
 def mark(environment: Mapping[str, str], id_: int, agent: str) -> dict[str, str]:
     """The environment of command `id_` of the agent whose directory is `agent`."""
     return {**environment, NUMBER: str(id_), AGENT: agent}
+
+
+def _ceiling(id_: int, agent: str) -> int:
+    """The limit in microseconds by which processes of command `id_` of this agent are known."""
+    digest = hashlib.blake2b(f"{id_} {agent}".encode(), digest_size=7).digest()
+    return 1 << 62 | int.from_bytes(digest, "big")
+
+
+@contextmanager
+def marked(id_: int, agent: str) -> Iterator[None]:
+    """Within the block, what this process starts carries the limit of command `id_`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+    if hard != resource.RLIM_INFINITY:  # somebody means it: then the environment has to do
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_RTTIME, (_ceiling(id_, agent), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_RTTIME, (soft, hard))
 
 
 def now() -> int:
@@ -35,6 +61,7 @@ def find(id_: int, agent: str, since: int, group: int) -> list[int]:
     whose members are no orphans.
     """
     wanted = {f"{NUMBER}={id_}".encode(), f"{AGENT}={agent}".encode()}
+    limit = b" %d " % _ceiling(id_, agent)
     parents: dict[int, int] = {}
     found: set[int] = set()
     members: set[int] = set()
@@ -49,7 +76,7 @@ def find(id_: int, agent: str, since: int, group: int) -> list[int]:
             parents[pid] = int(fields[1])
             if int(fields[2]) == group:
                 members.add(pid)
-            if wanted <= set(_read(f"/proc/{entry}/environ").split(b"\0")):
+            if limit in _read(f"/proc/{entry}/limits") or wanted <= set(_read(f"/proc/{entry}/environ").split(b"\0")):
                 found.add(pid)
     more = True
     while more:

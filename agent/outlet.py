@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Callable
 
 from protocol.flow import Outflow
-from protocol.limits import STREAM_DELAY, STREAM_PIECE
+from protocol.limits import STREAM_DELAY, STREAM_FIRST, STREAM_PIECE
 from protocol.messages import Grant
 
 
 class Outlet:
     """Sends what an Outflow may send. `on_room` is called when there is room again, `on_empty` when all was sent."""
 
-    def __init__(self, send: Callable[[int, int, bytes], None]) -> None:
-        """`send(stream, offset, data)` sends a piece."""
-        self._flow = Outflow()
+    def __init__(self, send: Callable[[int, int, bytes], None], first: int = STREAM_FIRST) -> None:
+        """`send(stream, offset, data)` sends a piece; `first` bytes may go before anything is granted."""
+        self._flow = Outflow(first)
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None

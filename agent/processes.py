@@ -170,7 +170,7 @@ class Process:
         self.inlet: Inlet | None = None
         self._over = False
         self._ended = False
-        self._stopped = self._killed = self._lingered = False
+        self._stopped = self._killed = False
         self._loop = asyncio.get_running_loop()
         self._pipes: list[int] = []
         try:
@@ -193,7 +193,6 @@ class Process:
             stream.start(self._perhaps_done)
         if outlet is not None:
             outlet.on_room = self._resume
-            outlet.on_empty = self._perhaps_done
 
     def _start(self, run: Run, environment: dict[str, str]) -> int | None:
         """Fork and execute; the end of its standard input where that is fed. Raises OSError, ValueError, Unable."""
@@ -210,7 +209,8 @@ class Process:
                 read, write = os.pipe2(os.O_CLOEXEC)
                 self._pipes.append(read)
                 theirs.append(write)
-            self.pid = execute(run, environment, (stdin, theirs[-2], theirs[-1]))
+            with orphans.marked(self._id, self._agent):
+                self.pid = execute(run, environment, (stdin, theirs[-2], theirs[-1]))
             try:
                 self._pidfd = os.pidfd_open(self.pid)
             except OSError:  # out of descriptors: whoever can't be watched may not run
@@ -262,18 +262,16 @@ class Process:
             self._loop.call_later(_LINGER, self._finish)
 
     def _perhaps_done(self) -> None:
-        """Its pipes have ended, or it had the time to let go of them."""
-        if self._ended and not self._over and (self._lingered or all(stream.closed for stream in self._streams)):
+        """Its pipes have ended as well."""
+        if self._ended and not self._over and all(stream.closed for stream in self._streams):
             self._finish()
 
     def _finish(self) -> None:
         if self._over or not self._ended:
             return
-        if self._outlet is not None and not self._killed and not self._outlet.empty:
-            # The outcome comes after all that was written, unless it can't wait.
-            self._lingered = True
-            self._outlet.flush()  # comes back here where that was all
-            return
+        if self._outlet is not None:
+            # What nobody reads yet stays in the outlet: what became of the command does not wait for it.
+            self._outlet.flush()
         self._over = True
         if self._stopped:
             self._signal(signal.SIGKILL)

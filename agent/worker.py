@@ -190,15 +190,15 @@ class AgentWorker:
             environment=self._environment,
             disk=self._disk,
             finished=finished,
-            outlet=self._outlet(id_) if body.stream else None,
+            outlet=self._outlet(id_, body.first) if body.stream else None,
             took=lambda taken, is_open, anew: self._shell.feed(events.Took(id_, taken, is_open, anew)),
         )
 
-    def _outlet(self, id_: int) -> Outlet:
+    def _outlet(self, id_: int, first: int) -> Outlet:
         def send(stream: int, offset: int, data: bytes) -> None:
             self._shell.feed(events.Wrote(id_, stream, offset, data))
 
-        return self._outlets.setdefault(id_, Outlet(send))
+        return self._outlets.setdefault(id_, Outlet(send, first))
 
     def granted(self, id_: int, grant: Grant) -> None:
         """More of a command's output may go up."""
@@ -213,7 +213,7 @@ class AgentWorker:
             process.inlet.feed(offset, data, last=last)
 
     async def _fetch(self, id_: int, body: FetchOutput) -> None:
-        outlet = self._outlet(id_)
+        outlet = self._outlet(id_, body.first)
         on_disk = partial(self._loop.run_in_executor, self._disk)
         outcome, output = await spooled(self._directory.spool, body.of, outlet, on_disk)
         self._finish(id_, outcome, output)

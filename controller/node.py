@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeGuard
 
 import msgspec
 
@@ -42,7 +43,7 @@ from protocol.commands import (
     Run,
     Settled,
 )
-from protocol.flow import nobody_reads
+from protocol.flow import Window, nobody_reads
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Grant, Manner
 from protocol.outcomes import Cancelled, Exited, Fold, succeeded
@@ -103,6 +104,7 @@ class RootNode:
         #: Commands whose output is streamed, or whose input is sent.
         self._outputs: dict[int, tuple[Job, Streaming]] = {}
         self._inputs: dict[int, Sending] = {}
+        self._window = Window()
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._to_settle: dict[int, Ranks] = {}
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -168,6 +170,8 @@ class RootNode:
             self.shell.begin_transfer(id_, body.stream, Role.SOURCE)
         if isinstance(body, CreateVms | DestroyVms):
             self._vm_bodies[id_] = body
+        if streams(body):
+            body = msgspec.structs.replace(body, first=self._window.first(ranks.count(who)))
         delivery = self._delivery(id_, who, body, manner, timeout_ms)
         now_ms = self.clock_ms(self.loop.time())
         self.state.command_begins(
@@ -182,8 +186,8 @@ class RootNode:
                 settled_ms=None,
             )
         )
-        if isinstance(body, FetchOutput) or (isinstance(body, Run) and body.stream):
-            job.streams.append(self._stream(job, id_, delivery.targets))
+        if streams(body):
+            job.streams.append(self._stream(job, id_, delivery.targets, body.first))
         if isinstance(body, Run) and body.feed:
             self._inputs[id_] = job.sending = Sending(
                 id_,
@@ -262,8 +266,9 @@ class RootNode:
             ttl = None if record.deadline_ms is None else max(0, record.deadline_ms - self.clock_ms(now))
             anew = missing & ranks.union(rank for rank, latest in starts.items() if latest >= record.id)
             self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing, anew))
-            if isinstance(body, FetchOutput) or (isinstance(body, Run) and body.stream):
-                self._stream(job, record.id, delivery.targets).unread()  # its client went with the old service
+            if streams(body):
+                # Its client went with the old service.
+                self._stream(job, record.id, delivery.targets, body.first).unread()
             if isinstance(body, Run) and body.feed:
                 self.cancel(job)  # the rest of its input is gone, and half of one must not pass for the whole
         for roll in self.state.rolls():
@@ -417,9 +422,11 @@ class RootNode:
         elif job is not None:
             job.settled(id_)
 
-    def _stream(self, job: Job, id_: int, targets: bytes) -> Streaming:
+    def _stream(self, job: Job, id_: int, targets: bytes, first: int) -> Streaming:
         streaming = Streaming(
             ranks.each(ranks.unpack(targets)),
+            first,
+            self._window,
             grant=lambda grants: self.shell.feed(events.Grants(id_, grants)),
             tell=job.folds,
         )
@@ -628,6 +635,11 @@ class RootNode:
         self._disk.shutdown()
         self.state.set_meta("clock_ms", str(self.clock_ms(self.loop.time())))
         self.state.close()
+
+
+def streams(body: Body) -> TypeGuard[Run | FetchOutput]:
+    """Whether such a command's output is sent as it comes."""
+    return isinstance(body, FetchOutput) or (isinstance(body, Run) and body.stream)
 
 
 def _seed(path: Path) -> bytes:

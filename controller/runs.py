@@ -28,7 +28,7 @@ _RULES = {
 
 def run_body(request: api.RunOn) -> Run:
     """The command of a request, as hosts take it. Raises CtlError with all that they would not take."""
-    fields = {name: getattr(request, name) for name in Run.__struct_fields__}
+    fields = {name: getattr(request, name) for name in Run.__struct_fields__ if name != "first"}
     wrong = [_RULES[name] for name, type_ in _types().items() if not _is(fields[name], type_)]
     texts = [*request.argv, *request.env, *request.env.values(), request.user]
     if any("\0" in text for text in texts):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from controller import api
 from protocol import ranks
 from protocol.commands import Input
-from protocol.flow import Feeding, Inflow, nobody_reads
+from protocol.flow import Feeding, Inflow, Window, nobody_reads
 from protocol.messages import Grant
-from protocol.outcomes import Exited, Fold, Killed
+from protocol.outcomes import Exited, Fold, Killed, TimedOut
 from protocol.ranks import Ranks
 
-#: An outcome that came before the last of its output waits for it so long, in s: an agent that lost its relay is back
-#: in 3.
-_COMPLETE_WITHIN = 4.0
+#: An outcome that came before the last of its output waits for as long as that comes, or waits for the client. Where
+#: nothing came for so long, in s, it is told without the rest: an agent that lost its relay is back in 3.
+_NOTHING_WITHIN = 4.0
 
 
 class Streaming:
@@ -25,13 +25,16 @@ class Streaming:
     def __init__(
         self,
         hosts: Iterable[int],
+        first: int,
+        window: Window,
         *,
         grant: Callable[[tuple[Grant, ...]], None],
         tell: Callable[[Iterable[Fold]], None],
     ) -> None:
-        """`grant` sends grants to hosts; `tell` takes outcomes that had to wait for their output."""
+        """`grant` sends grants to hosts; `tell` takes outcomes that had to wait for their output. `first` is what each
+        host may send unasked, `window` what is shared with other commands."""
         self._left = set(hosts)
-        self._flow = Inflow(self._left)
+        self._flow = Inflow(self._left, first, window)
         self._grant, self._tell = grant, tell
         self._loop = asyncio.get_running_loop()
         self._flushing = False
@@ -49,7 +52,7 @@ class Streaming:
         fresh = self._flow.arrived(rank, stream, offset, data)
         self._flush_soon()
         if self._held:
-            self._release(anyway=False)
+            self._release(anyway=ranks.NONE)
         return fresh
 
     def read(self, rank: int, count: int) -> None:
@@ -61,8 +64,9 @@ class Streaming:
         """There is no client any more."""
         if not self._unread:
             self._unread = True
+            self._flow.close()
             self._grant(nobody_reads(sorted(self._left)))
-            self._release(anyway=True)
+            self._release(anyway=ranks.union(self._held_ranks()))
 
     def _flush_soon(self) -> None:
         # Many pieces are taken in one turn of the event loop: one message for all.
@@ -83,19 +87,41 @@ class Streaming:
                 self._flow.ended(rank, fold.output.out_total, fold.output.err_total)
         ready: list[Fold] = []
         for fold in folds:
-            ready += self._complete(fold, anyway=self._unread)
+            ready += self._complete(fold, ranks.unpack(fold.ranks) if self._unread else ranks.NONE)
         if self._held and self._timer is None:
-            self._timer = self._loop.call_later(_COMPLETE_WITHIN, lambda: self._release(anyway=True))
+            self._look_later()
         return ready
 
-    def _complete(self, fold: Fold, *, anyway: bool) -> list[Fold]:
-        # What was ended from outside is not asked for what it could not send.
-        anyway |= not isinstance(fold.outcome, Exited | Killed)
+    def _look_later(self) -> None:
+        """Look again whether the hosts of the outcomes that are held have sent anything."""
+        before = {rank: self._flow.progress(rank) for rank in self._held_ranks()}
+
+        def look() -> None:
+            self._timer = None
+            stuck = ranks.NONE
+            for rank in self._held_ranks():
+                if before.get(rank) == self._flow.progress(rank) and not self._flow.waits(rank):
+                    stuck |= ranks.only(rank)
+            self._release(anyway=stuck)
+            if self._held:
+                self._look_later()
+
+        self._timer = self._loop.call_later(_NOTHING_WITHIN, look)
+
+    def _held_ranks(self) -> list[int]:
+        return [rank for fold in self._held for rank in ranks.each(ranks.unpack(fold.ranks))]
+
+    def _complete(self, fold: Fold, anyway: Ranks) -> list[Fold]:
+        """What of it is to be told now: of hosts of which all output is there, and of those in `anyway`."""
+        if not isinstance(fold.outcome, Exited | Killed | TimedOut):
+            # Of what was cancelled or lost nobody waits for the rest.
+            anyway = ranks.unpack(fold.ranks)
         whole: Ranks = ranks.NONE
         rest: Ranks = ranks.NONE
         for rank in ranks.each(ranks.unpack(fold.ranks)):
-            if anyway or self._flow.complete(rank):
+            if ranks.holds(anyway, rank) or self._flow.complete(rank):
                 whole |= ranks.only(rank)
+                self._flow.over(rank)
                 self._left.discard(rank)
             else:
                 rest |= ranks.only(rank)
@@ -103,9 +129,9 @@ class Streaming:
             self._held.append(Fold(ranks.pack(rest), fold.outcome, fold.output))
         return [Fold(ranks.pack(whole), fold.outcome, fold.output)] if whole else []
 
-    def _release(self, *, anyway: bool) -> None:
+    def _release(self, *, anyway: Ranks) -> None:
         held, self._held = self._held, []
-        ready = [part for fold in held for part in self._complete(fold, anyway=anyway)]
+        ready = [part for fold in held for part in self._complete(fold, anyway)]
         if ready:
             self._tell(ready)
         if not self._held:
@@ -120,7 +146,7 @@ class Streaming:
         """Call `then` once every outcome was told."""
         self._then = then
         if not self._held:
-            self._release(anyway=False)
+            self._release(anyway=ranks.NONE)
 
 
 class Sending:

@@ -24,6 +24,7 @@ from protocol.limits import (
     MAX_PATH,
     MAX_RANK,
     MAX_SCRIPT,
+    STREAM_FIRST,
 )
 from protocol.nets import Net
 from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, VmSpec
@@ -50,6 +51,10 @@ LimitName = Annotated[str, msgspec.Meta(pattern="^[a-z]{2,20}$")]
 LimitValue = Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
 
 
+#: What a host may send of its output unasked.
+First: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=STREAM_FIRST)]
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run", forbid_unknown_fields=True):
     """Run an argument vector in its own process group. `output_limit` is the budget of each stream in bytes.
 
@@ -57,12 +62,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ru
     `user` is whom it runs as, by name or number; empty: whom the agent runs as. `nice` is added to the agent's own
     priority, `limits` are set soft and hard alike. `kill_after` is how long it has between the polite signal and the
     certain one, in seconds; None for KILL_AFTER. `input` is all of its standard input; with `feed` that comes in Input
-    commands instead, and without either there is none.
+    commands instead, and without either there is none. With `stream` its output is sent as it comes, `first` bytes
+    of it before anything is granted.
     """
 
     argv: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1, max_length=4_096)]
     output_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTPUT)]
     stream: bool = False
+    first: First = STREAM_FIRST
     script: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_SCRIPT)] | None = None
     cwd: Annotated[str, msgspec.Meta(pattern="^/[^\0]*$", max_length=MAX_PATH)] | None = None
     env: Annotated[dict[EnvName, Text], msgspec.Meta(max_length=MAX_ENV)] = {}
@@ -77,10 +84,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ru
 class FetchOutput(msgspec.Struct, frozen=True, kw_only=True, tag="fetch output", forbid_unknown_fields=True):
     """Stream what the host has in its spool of the output of command `of`: standard output as stream 1, error as 2.
 
-    Its outcome's totals say how much there is.
+    Its outcome's totals say how much there is. `first` bytes may be sent before anything is granted.
     """
 
     of: Natural
+    first: First = STREAM_FIRST
 
 
 class Hop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

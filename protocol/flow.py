@@ -2,7 +2,8 @@
 
 Output: a host sends what its limit allows, and keeps what the root has not said that it has. It sends that again
 whenever it is attached anew, so that no relay need keep anything; the root takes what comes next and leaves out what it
-has. Limits grow as the client reads. Input: the other way round, and every host says how much it has taken.
+has. Limits grow as the client reads. A host that has more than it may send asks, by an empty piece whose offset is how
+much it has. Input: the other way round, and every host says how much it has taken.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from protocol.limits import (
     STREAM_FIRST,
     STREAM_MOST,
     STREAM_PIECE,
+    STREAM_TOTAL,
     STREAM_WINDOW,
 )
 from protocol.messages import Grant
@@ -49,9 +51,12 @@ class _Kept:
 class Outflow:
     """The output of one command at its host."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = STREAM_FIRST) -> None:
+        """`first` is what may be sent before anything is granted."""
         self._streams = {number: _Kept() for number in STREAMS}
-        self._limit = STREAM_FIRST
+        self._limit = first
+        #: The limit at which more was asked for.
+        self._asked: int | None = None
         #: Nobody reads it: what is written is of no use.
         self.unread = False
 
@@ -79,8 +84,8 @@ class Outflow:
         return min(self._limit - sent, STREAM_MOST - unacknowledged)
 
     def take(self) -> Iterator[tuple[int, int, bytes]]:
-        """The pieces that may be sent now: stream, offset and bytes. Standard error goes first, since it is short and
-        says why."""
+        """The pieces that may be sent now: stream, offset and bytes, and perhaps the question for more. Standard error
+        goes first, since it is short and says why."""
         for number in reversed(STREAMS):
             kept = self._streams[number]
             while kept.sent < kept.end and (allowed := self._allowed) > 0:
@@ -88,6 +93,13 @@ class Outflow:
                 data = bytes(kept.data[begin : begin + min(allowed, STREAM_PIECE)])
                 yield number, kept.sent, data
                 kept.sent += len(data)
+        if (
+            self.waiting
+            and self._asked != self._limit
+            and sum(kept.sent for kept in self._streams.values()) >= self._limit
+        ):
+            self._asked = self._limit
+            yield STREAMS[0], sum(kept.end for kept in self._streams.values()), b""
 
     def granted(self, grant: Grant) -> None:
         """The root's word."""
@@ -103,21 +115,49 @@ class Outflow:
 
     def rewind(self) -> None:
         """The way up is a new one: what was on its way may be lost."""
+        self._asked = None
         for kept in self._streams.values():
             kept.sent = kept.start
+
+
+class Window:
+    """What all streamed commands together may have on their way to one service, beyond what each needs to go on."""
+
+    def __init__(self, total: int = STREAM_TOTAL) -> None:
+        self._total = total
+        #: Bytes that hosts may send or have sent and no client has read, and those of them that have come.
+        self.ahead = 0
+        self.held = 0
+
+    @property
+    def free(self) -> int:
+        """How much more may be granted."""
+        return max(0, self._total - self.ahead)
+
+    def first(self, hosts: int) -> int:
+        """What each host of a new command may send before it is granted more: a share of half of what is free."""
+        return min(STREAM_FIRST, self.free // (2 * max(1, hosts)))
 
 
 class _Host:
     """One host's output as the root knows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
         self.have = dict.fromkeys(STREAMS, 0)
-        self.limit = STREAM_FIRST
+        self.limit = first
         #: Bytes that the client has read.
         self.read = 0
         self.window = STREAM_FIRST
+        #: What it asked for: it has so many bytes in all.
+        self.wanted = 0
         #: What the outcome says that there is in all.
         self.totals: dict[int, int] | None = None
+        #: Nothing more is taken from it.
+        self.over = False
+
+    @property
+    def arrived(self) -> int:
+        return sum(self.have.values())
 
     @property
     def ahead(self) -> int:
@@ -131,16 +171,32 @@ class _Host:
 class Inflow:
     """The output of one command at the root: what came, and who may send how much more."""
 
-    def __init__(self, hosts: Iterable[int]) -> None:
-        self._hosts = {rank: _Host() for rank in hosts}
+    def __init__(self, hosts: Iterable[int], first: int = STREAM_FIRST, window: Window | None = None) -> None:
+        """`first` is what each host may send unasked; `window` is shared with other commands."""
+        self._window = window or Window()
+        self._hosts = {rank: _Host(first) for rank in hosts}
+        self._most = STREAM_WINDOW + STREAM_FIRST * len(self._hosts)
         #: Hosts that are to be told of their limits.
         self._due: set[int] = set()
-        self._ahead = STREAM_FIRST * len(self._hosts)
+        #: Hosts that asked for more, in this order; and who was given what there was no room for, up to which limit.
+        self._wants: dict[int, None] = {}
+        self._helped: tuple[int, int] | None = None
+        self._ahead = self.held = 0
+        self._move(first * len(self._hosts))
+
+    def _move(self, ahead: int, held: int = 0) -> None:
+        self._ahead += ahead
+        self.held += held
+        self._window.ahead += ahead
+        self._window.held += held
 
     def arrived(self, rank: int, stream: int, offset: int, data: bytes) -> bytes:
         """A piece came; what of it is new and next. What no host may send is thrown away."""
         host = self._hosts.get(rank)
-        if host is None:
+        if host is None or host.over:
+            return b""
+        if not data:
+            self._asked(rank, host, offset)
             return b""
         have = host.have[stream]
         if offset < have:
@@ -151,7 +207,17 @@ class Inflow:
         if have + len(fresh) > host.limit:
             return b""
         host.have[stream] += len(fresh)
+        self._move(0, len(fresh))
         return fresh
+
+    def _asked(self, rank: int, host: _Host, wanted: int) -> None:
+        host.wanted = wanted
+        if wanted <= host.limit:
+            self._due.add(rank)  # it may have missed what it was told
+            return
+        self._wants[rank] = None
+        if not self.held:  # else the client is behind, and it is served when that has read
+            self._serve()
 
     def read(self, rank: int, count: int) -> None:
         """The client has read so many bytes of this host's."""
@@ -159,17 +225,54 @@ class Inflow:
         if host is None:
             return
         host.read += count
-        self._ahead -= count
+        self._move(-count, -count)
+        if not host.over:
+            self._widen(rank, host)
+        elif host.read >= host.arrived:
+            del self._hosts[rank]
+        self._serve()
+
+    @property
+    def _room(self) -> int:
+        return min(self._most - self._ahead, self._window.free)
+
+    def _raise(self, rank: int, host: _Host, more: int) -> None:
+        host.limit += more
+        self._move(more)
+        self._due.add(rank)
+
+    def _widen(self, rank: int, host: _Host) -> None:
+        """A host that uses what it has gets twice as much, up to an equal share."""
         if host.ahead > host.window // 2:
             return
         busy = sum(other.limit > STREAM_FIRST for other in self._hosts.values()) or 1
-        free = STREAM_WINDOW + STREAM_FIRST * len(self._hosts) - self._ahead + host.ahead
-        host.window = max(STREAM_FIRST, min(2 * host.window, STREAM_MOST, STREAM_WINDOW // busy, free))
-        more = host.read + host.window - host.limit
-        if more > 0:
-            host.limit += more
-            self._ahead += more
-            self._due.add(rank)
+        host.window = max(
+            STREAM_FIRST, min(2 * host.window, STREAM_MOST, STREAM_WINDOW // busy, self._room + host.ahead)
+        )
+        more = min(host.window - host.ahead, self._room)
+        if more >= STREAM_FIRST // 2:  # less is not worth a message: it asks when it has no more
+            self._raise(rank, host, more)
+
+    def _serve(self) -> None:
+        """Give those who asked what there is room for; where there is none, one after the other a little each, once the
+        client has read all that came: so no command waits for another's client."""
+        if self._helped is not None:
+            rank, limit = self._helped
+            if rank not in self._hosts or self._hosts[rank].arrived >= limit:
+                self._helped = None
+        while self._wants:
+            rank = next(iter(self._wants))
+            host = self._hosts.get(rank)
+            need = 0 if host is None else min(host.wanted - host.limit, STREAM_FIRST, STREAM_MOST - host.ahead)
+            if host is None or need <= 0:
+                del self._wants[rank]
+                continue
+            if self._room < need:
+                if self.held or self._helped is not None:
+                    return
+                self._helped = rank, host.limit + need
+            del self._wants[rank]
+            self._raise(rank, host, need)
 
     def ended(self, rank: int, out: int, err: int) -> None:
         """The host's outcome came, and says how much it wrote."""
@@ -180,20 +283,45 @@ class Inflow:
     def complete(self, rank: int) -> bool:
         """Whether all that the host wrote has come."""
         host = self._hosts.get(rank)
-        return host is None or host.complete
+        return host is None or host.over or host.complete
+
+    def waits(self, rank: int) -> bool:
+        """Whether it is the client, and not the host, that keeps more of this host's output from coming."""
+        return self.held > 0 or rank in self._wants
+
+    def progress(self, rank: int) -> int:
+        """A number that grows as more of a host's output comes or is allowed."""
+        host = self._hosts.get(rank)
+        return 0 if host is None else host.arrived + host.limit
 
     def over(self, rank: int) -> None:
-        """Nothing more comes from this host."""
-        host = self._hosts.pop(rank, None)
+        """Nothing more is taken from this host."""
+        host = self._hosts.get(rank)
+        if host is None or host.over:
+            return
+        host.over = True
         self._due.discard(rank)
-        if host is not None:
-            self._ahead -= host.ahead
+        self._wants.pop(rank, None)
+        self._move(host.arrived - host.limit)
+        host.limit = host.arrived
+        if host.read >= host.arrived:
+            del self._hosts[rank]
+        if not self.held:
+            self._serve()
+
+    def close(self) -> None:
+        """Nobody reads any more, and what was held is gone."""
+        self._move(-self._ahead, -self.held)
+        self._hosts.clear()
+        self._wants.clear()
 
     def grants(self) -> tuple[Grant, ...]:
         """What hosts are to be told since the last call."""
         due, self._due = sorted(self._due), set()
         return tuple(
-            Grant(rank, host.limit, host.have[1], host.have[2]) for rank in due if (host := self._hosts.get(rank))
+            Grant(rank, host.limit, host.have[1], host.have[2])
+            for rank in due
+            if (host := self._hosts.get(rank)) and not host.over
         )
 
 

@@ -33,6 +33,9 @@ STREAM_FIRST = 16 << 10
 #: What all hosts of one command may have on their way beyond that: it bounds what the service and every relay hold of
 #: it, and what an outcome may find before it on a link. 4 MiB keep a 10 Gbit/s link of 3 ms busy.
 STREAM_WINDOW = 4 << 20
+#: And what all commands together may have, beyond a STREAM_FIRST of each that goes on: a hundred clients that do not
+#: read leave the service, and a relay that all of it comes through, small.
+STREAM_TOTAL = 32 << 20
 #: One host's part of it: as much as a link of 80 Mbit/s and 100 ms takes.
 STREAM_MOST = 1 << 20
 #: Output leaves its host in pieces of this size, or when the oldest byte has waited for this long (s): no message a

@@ -3,20 +3,26 @@ that flows no faster than it is read."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from agent.outlet import Outlet
+from agent.processes import Process
 from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
+from protocol.commands import Run
 from protocol.limits import DEFAULT_OUTPUT, INPUT_WINDOW, MAX_SCRIPT, STREAM_FIRST, STREAM_WINDOW
-from protocol.outcomes import Cancelled, Exited, FailedToStart, Refused, TimedOut
+from protocol.messages import Grant
+from protocol.outcomes import Cancelled, Exited, FailedToStart, Outcome, Output, Refused, TimedOut
 from tests.bench.idle import resident_kib
 from tests.net.localfleet import DEADLINE_S, LocalFleet, is_running, local_fleet
 from tests.waiting import wait_until
@@ -135,10 +141,15 @@ def test_all_mistakes_of_a_request_are_told_at_once_and_nothing_is_run(fleet: Lo
 # --- ending -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_left_the_group_and_its_parents_ends_with_the_command(fleet: LocalFleet, tmp_path: Path) -> None:
-    # Two forks and a session of its own, pipes let go of: no signal to the group reaches it.
+@pytest.mark.parametrize("cleared", ["", "env -i "])
+def test_what_left_the_group_and_its_parents_ends_with_the_command(
+    fleet: LocalFleet, tmp_path: Path, cleared: str
+) -> None:
+    # Two forks and a session of its own, pipes let go of: no signal to the group reaches it, nor does its environment
+    # tell whose it is where that is cleared.
     escape = (
-        f"setsid sh -c 'echo $$ > {tmp_path}/$CANOPY_HOST.tmp; mv {tmp_path}/$CANOPY_HOST.tmp {tmp_path}/$CANOPY_HOST; "
+        f"{cleared}setsid sh -c 'echo $$ > {tmp_path}/'$CANOPY_HOST'.tmp; "
+        f"mv {tmp_path}/'$CANOPY_HOST'.tmp {tmp_path}/'$CANOPY_HOST'; "
     )
     job = fleet.session.run(f"({escape}exec sleep 90' </dev/null >/dev/null 2>&1 &); sleep 90")
     files = [tmp_path / host for host in HOSTS]
@@ -157,6 +168,24 @@ def test_what_a_command_that_ended_well_left_running_goes_on(fleet: LocalFleet, 
     assert all(is_running(pid) for pid in pids)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_cancel_ends_nothing_of_a_command_beside_it(fleet: LocalFleet, tmp_path: Path) -> None:
+    command = "env -i setsid sh -c 'echo $$ > {}'$CANOPY_HOST'; exec sleep 90' </dev/null >/dev/null 2>&1"
+    files = {which: [tmp_path / f"{which}{host}" for host in HOSTS] for which in "ab"}
+    jobs = {which: fleet.session.run(f"({command.format(tmp_path / which)} &); sleep 90") for which in "ab"}
+
+    def begun() -> bool:
+        return all(file.exists() and file.read_text() for which in files.values() for file in which)
+
+    wait_until(begun, DEADLINE_S, "the processes to have begun")
+    pids = {which: [int(file.read_text()) for file in files[which]] for which in "ab"}
+    jobs["a"].cancel()
+    assert one(jobs["a"]).outcome == Cancelled(ran=True)
+    assert {which: list(map(is_running, pids[which])) for which in "ab"} == {"a": [False] * 4, "b": [True] * 4}
+    jobs["b"].cancel()
+    assert one(jobs["b"]).outcome == Cancelled(ran=True)
+    assert not any(map(is_running, pids["b"]))
 
 
 def test_a_command_has_the_time_that_it_was_given_to_clean_up(fleet: LocalFleet) -> None:
@@ -287,6 +316,33 @@ def test_a_job_of_which_nobody_reads_the_stream_any_more_is_settled(fleet: Local
     job.close()
     found = {host: result.outcome for result in fleet.session.job(job.id).results() for host in result.hosts}
     assert found == dict.fromkeys(HOSTS, Cancelled(ran=True))
+
+
+def test_what_became_of_a_command_does_not_wait_for_whoever_reads_its_output(tmp_path: Path) -> None:
+    async def run() -> tuple[Outcome, Output, bytes]:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[tuple[Outcome, Output]] = loop.create_future()
+        sent: list[bytes] = []
+        outlet = Outlet(lambda _, __, data: sent.append(data), first=1_000)
+        with ThreadPoolExecutor(1) as disk:
+            Process(
+                Run(argv=("sh", "-c", "head -c 100000 /dev/zero; exit 3"), output_limit=10, stream=True),
+                7,
+                tmp_path,
+                environment=dict(os.environ),
+                disk=disk,
+                finished=lambda outcome, output: ended.set_result((outcome, output)),
+                outlet=outlet,
+                took=lambda *_: None,
+            )
+            outcome, output = await asyncio.wait_for(ended, DEADLINE_S)
+        assert len(b"".join(sent)) == 1_000
+        outlet.granted(Grant(0, 200_000, 1_000, 0))
+        return outcome, output, b"".join(sent)
+
+    outcome, output, data = asyncio.run(run())
+    assert (outcome, output.out_total) == (Exited(3), 100_000)
+    assert data == bytes(100_000)
 
 
 def test_a_stream_goes_on_where_a_relay_that_dies_left_it(fleet: LocalFleet) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 
-from protocol.flow import Feeding, Inflow, Outflow, nobody_reads
+from protocol.flow import Feeding, Inflow, Outflow, Window, nobody_reads
 from protocol.limits import (
     INPUT_CREDIT,
     INPUT_PIECE,
@@ -16,6 +16,7 @@ from protocol.limits import (
     STREAM_FIRST,
     STREAM_MOST,
     STREAM_PIECE,
+    STREAM_TOTAL,
     STREAM_WINDOW,
 )
 from protocol.messages import Grant
@@ -31,18 +32,30 @@ def _sent(flow: Outflow) -> list[tuple[int, int, int]]:
 def test_a_host_sends_what_it_may_and_then_waits() -> None:
     flow = Outflow()
     flow.write(1, b"x" * (STREAM_FIRST + 5))
-    assert _sent(flow) == [(1, 0, STREAM_FIRST)]
+    assert _sent(flow) == [(1, 0, STREAM_FIRST), (1, STREAM_FIRST + 5, 0)]
     assert _sent(flow) == []
     flow.granted(Grant(1, STREAM_FIRST + 3, STREAM_FIRST, 0))
-    assert _sent(flow) == [(1, STREAM_FIRST, 3)]
+    assert _sent(flow) == [(1, STREAM_FIRST, 3), (1, STREAM_FIRST + 5, 0)]
     assert flow.waiting == 2
+
+
+def test_a_host_asks_once_for_more_and_again_by_a_new_way() -> None:
+    flow = Outflow(0)
+    flow.write(2, b"why")
+    assert _sent(flow) == [(1, 3, 0)]
+    flow.write(1, b"what")
+    assert _sent(flow) == []
+    flow.rewind()
+    assert _sent(flow) == [(1, 7, 0)]
+    flow.granted(Grant(1, 7, 0, 0))
+    assert _sent(flow) == [(2, 0, 3), (1, 0, 4)]
 
 
 def test_standard_error_does_not_wait_behind_a_flood_and_both_count() -> None:
     flow = Outflow()
     flow.write(1, b"x" * STREAM_FIRST)
     flow.write(2, b"why")
-    assert _sent(flow) == [(2, 0, 3), (1, 0, STREAM_FIRST - 3)]
+    assert _sent(flow) == [(2, 0, 3), (1, 0, STREAM_FIRST - 3), (1, STREAM_FIRST + 3, 0)]
 
 
 def test_no_piece_is_larger_than_a_message_may_be() -> None:
@@ -230,6 +243,107 @@ def test_an_output_over_links_that_break_arrives_whole() -> None:
             if got == whole:
                 break
         assert got == whole
+
+
+# --- many commands' output at the root --------------------------------------------------------------------------------
+
+
+class _Command:
+    """One command of many: its hosts write without end, as fast as they may."""
+
+    def __init__(self, hosts: int, window: Window) -> None:
+        self.first = window.first(hosts)
+        self.flow = Inflow(range(hosts), self.first, window)
+        self.sources = {rank: Outflow(self.first) for rank in range(hosts)}
+        self.unread: deque[tuple[int, int]] = deque()
+        self.got = 0
+
+    def go(self) -> None:
+        """Let everything travel that may."""
+        moved = True
+        while moved:
+            moved = False
+            for rank, source in self.sources.items():
+                if not source.full:
+                    source.write(1, b"x" * STREAM_PIECE)
+                for stream, offset, data in list(source.take()):
+                    fresh = self.flow.arrived(rank, stream, offset, data)
+                    if fresh:
+                        moved = True
+                        self.unread.append((rank, len(fresh)))
+            for grant in self.flow.grants():
+                moved = True
+                self.sources[grant.rank].granted(grant)
+
+    def read(self) -> None:
+        """The client takes what there is."""
+        while self.unread:
+            rank, count = self.unread.popleft()
+            self.got += count
+            self.flow.read(rank, count)
+
+
+def test_a_hundred_clients_that_do_not_read_have_no_more_held_than_the_total() -> None:
+    window = Window()
+    commands = [_Command(64, window) for _ in range(100)]
+    for _ in range(3):
+        for command in commands:
+            command.go()
+            for _ in range(min(3, len(command.unread))):  # each reads a little
+                command.flow.read(*command.unread.popleft())
+    for command in commands:
+        command.go()
+    assert STREAM_TOTAL // 4 < window.held <= window.ahead <= STREAM_TOTAL + len(commands) * STREAM_FIRST
+
+
+def test_who_reads_goes_on_though_others_took_all_there_was_and_faster_once_they_are_gone() -> None:
+    window = Window(1 << 20)
+    stalled = [_Command(64, window) for _ in range(50)]
+    for command in stalled:
+        command.go()
+        command.read()
+        command.go()
+    late = _Command(8, window)
+    assert window.free < 1 << 16
+    for turn in range(1, 9):
+        late.go()
+        late.read()
+        assert late.got >= turn * STREAM_FIRST // 8, "a client that reads is not left without"
+    assert all(source.waiting for source in late.sources.values())
+    for command in stalled:
+        command.flow.close()
+    assert window.held == 0
+    before = late.got
+    for _ in range(8):
+        late.go()
+        late.read()
+    assert late.got - before > 64 * STREAM_FIRST
+
+
+def test_what_a_host_may_send_and_does_not_is_given_back_when_it_is_done() -> None:
+    window = Window()
+    flow = Inflow(range(4), STREAM_FIRST, window)
+    assert window.ahead == 4 * STREAM_FIRST
+    flow.arrived(0, 1, 0, b"abc")
+    for rank in range(4):
+        flow.ended(rank, 3 if rank == 0 else 0, 0)
+        assert flow.complete(rank)
+        flow.over(rank)
+    assert (window.ahead, window.held) == (3, 3)
+    assert flow.arrived(0, 1, 3, b"more") == b""
+    flow.read(0, 3)
+    assert (window.ahead, window.held) == (0, 0)
+
+
+@pytest.mark.parametrize("wanted", [0, STREAM_FIRST, 2**62])
+def test_a_host_that_asks_for_anything_gets_no_more_than_one_that_floods(wanted: int) -> None:
+    window = Window(STREAM_TOTAL)
+    flow = Inflow([1], STREAM_FIRST, window)
+    for _ in range(1_000):
+        flow.arrived(1, 1, wanted, b"")
+        flow.arrived(2, 1, wanted, b"")
+    assert window.ahead <= STREAM_MOST
+    assert flow.arrived(1, 1, 0, b"x" * STREAM_FIRST)
 
 
 # --- input ------------------------------------------------------------------------------------------------------------
