@@ -1,24 +1,58 @@
 """What `ctl` and the service say to each other over the fleet's client socket: one request a connection, then replies.
 
-Each object is MessagePack behind its length (4 bytes, big-endian). Hosts go as names in requests and as ranks in
-what comes back; `Accepted` says once which rank is which name.
+Hosts go as names in requests and as ranks in what comes back; `Accepted` says once which rank is which name. What
+running a command takes, and how all travels, is in `run_api`.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from controller.on_record import Capacity, Vm
+from controller.run_api import (
+    LENGTH_BYTES,
+    MAX_LENGTH,
+    Accepted,
+    BadFrame,
+    Cancel,
+    Failed,
+    Folded,
+    InputData,
+    InputRoom,
+    Late,
+    OnRecord,
+    RunOn,
+    Settled,
+    Streamed,
+    length_of,
+    pack,
+)
 from protocol.messages import HostHealth
-from protocol.outcomes import Fold
 from protocol.vms import Action, ImageAction, ImageResult, VmResult, VmSpec, VmState
 from protocol.wishes import Wishes
 
-#: A request or reply is at most this long: a deployment of 10,240 VMs is about 5 MB.
-MAX_LENGTH = 64 << 20
-LENGTH_BYTES = 4
+#: What is another file's and part of this interface all the same.
+__all__ = [
+    "LENGTH_BYTES",
+    "MAX_LENGTH",
+    "Accepted",
+    "BadFrame",
+    "Cancel",
+    "Failed",
+    "Folded",
+    "InputData",
+    "InputRoom",
+    "Late",
+    "OnRecord",
+    "RunOn",
+    "Settled",
+    "Streamed",
+    "length_of",
+    "pack",
+]
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,42 +103,6 @@ class Await(_Struct, frozen=True, kw_only=True, tag="await"):
     within_ms: int
     newer_than: dict[str, int] = {}
     answering: bool = False
-
-
-class RunOn(_Struct, frozen=True, kw_only=True, tag="run"):
-    """Run an argument vector on `hosts` (None: all). Answered by Accepted, Folded and Streamed ones, Settled.
-
-    `batch` and `max_fail` are a number of hosts or a percentage: how many run it at a time, and how many may fail
-    before no more begin. Those that then never do are told as cancelled before they began.
-
-    From `script` on the fields are those of `protocol.commands.Run`. With `feed` the client sends InputData, as far as
-    InputRoom lets it.
-    """
-
-    hosts: tuple[str, ...] | None
-    argv: tuple[str, ...]
-    timeout_ms: int | None = None
-    output_limit: int
-    stream: bool = False
-    detach: bool = False
-    batch: str = ""
-    max_fail: str = ""
-    script: bytes | None = None
-    cwd: str | None = None
-    env: dict[str, str] = {}
-    user: str = ""
-    nice: int = 0
-    limits: dict[str, int] = {}
-    kill_after: float | None = None
-    input: bytes | None = None
-    feed: bool = False
-
-
-class InputData(_Struct, frozen=True, kw_only=True, tag="input"):
-    """On the connection of a running command with `feed`: more of its standard input, with `last` the end of it."""
-
-    data: bytes
-    last: bool = False
 
 
 class GetOutput(_Struct, frozen=True, kw_only=True, tag="output"):
@@ -334,10 +332,6 @@ class Shutdown(_Struct, frozen=True, kw_only=True, tag="shutdown"):
     """End the service. Answered by Done."""
 
 
-class Cancel(_Struct, frozen=True, kw_only=True, tag="cancel"):
-    """On the connection of a running command: stop it everywhere. Its outcomes and Settled still come."""
-
-
 Request: TypeAlias = (
     GetStatus
     | GetHost
@@ -380,42 +374,6 @@ Request: TypeAlias = (
 # --- replies ----------------------------------------------------------------------------------------------------------
 
 
-class Accepted(_Struct, frozen=True, kw_only=True, tag="accepted"):
-    """The command's id, and its targets: rank to name. `what` it was, in JSON, is told of one that is asked for
-    again."""
-
-    id: int
-    hosts: dict[int, str]
-    what: str = ""
-
-
-class Folded(_Struct, frozen=True, kw_only=True, tag="folded"):
-    """Outcomes that are final."""
-
-    folds: tuple[Fold, ...]
-
-
-class Late(_Struct, frozen=True, kw_only=True, tag="late"):
-    """What hosts answered whose outcome is `lost`, and stays so."""
-
-    folds: tuple[Fold, ...]
-
-
-class Streamed(_Struct, frozen=True, kw_only=True, tag="streamed"):
-    """A piece of a host's standard output (1) or error (2), from byte `offset` on."""
-
-    rank: int
-    stream: int
-    offset: int
-    data: bytes
-
-
-class InputRoom(_Struct, frozen=True, kw_only=True, tag="input room"):
-    """To the client of a command with `feed`: send input up to this offset from its beginning."""
-
-    upto: int
-
-
 class Advanced(_Struct, frozen=True, kw_only=True, tag="advanced"):
     """How many bytes of a push hosts have, of `size`, and who left whom in its order, and why."""
 
@@ -429,14 +387,6 @@ class Fetched(_Struct, frozen=True, kw_only=True, tag="fetched"):
 
     size: int
     done: dict[int, int]
-
-
-class Settled(_Struct, frozen=True, kw_only=True, tag="settled"):
-    """Every target has its outcome. Nothing comes after it."""
-
-
-class OnRecord(_Struct, frozen=True, kw_only=True, tag="on record"):
-    """That is all so far, and the job goes on. Nothing comes after it."""
 
 
 class VmsDone(_Struct, frozen=True, kw_only=True, tag="vms"):
@@ -650,13 +600,6 @@ class Done(_Struct, frozen=True, kw_only=True, tag="done"):
     """It is done."""
 
 
-class Failed(_Struct, frozen=True, kw_only=True, tag="failed"):
-    """It was not done: one sentence. `status` is the exit code that `ctl` should end with."""
-
-    why: str
-    status: int
-
-
 Reply: TypeAlias = (
     Accepted
     | Folded
@@ -684,44 +627,29 @@ Reply: TypeAlias = (
     | Failed
 )
 
-_encoder = msgspec.msgpack.Encoder()
-_request_decoder = msgspec.msgpack.Decoder(Request)
-_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+@cache
+def _request_decoder() -> msgspec.msgpack.Decoder[Request]:
+    # Made when first used: a client never reads requests, and to have both read takes some milliseconds.
+    return msgspec.msgpack.Decoder(Request)
 
 
-class BadFrame(ValueError):
-    """The other end of the client socket sent something else than this interface has."""
-
-
-def pack(message: Request | Reply) -> bytes:
-    """A request or reply as it travels. Raises ValueError above MAX_LENGTH."""
-    body = _encoder.encode(message)
-    if len(body) > MAX_LENGTH:
-        raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_LENGTH}")
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
-
-
-def length_of(prefix: bytes) -> int:
-    """The length that follows. Raises BadFrame above MAX_LENGTH."""
-    length = int.from_bytes(prefix, "big")
-    if length > MAX_LENGTH:
-        raise BadFrame(f"{length} bytes are above the limit of {MAX_LENGTH}")
-    return length
+@cache
+def _reply_decoder() -> msgspec.msgpack.Decoder[Reply]:
+    return msgspec.msgpack.Decoder(Reply)
 
 
 def unpack_request(body: bytes) -> Request:
     """The request in `body`. Raises BadFrame."""
     try:
-        request: Request = _request_decoder.decode(body)
+        return _request_decoder().decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadFrame(str(error)) from error
-    return request
 
 
-def unpack_reply(body: bytes) -> Reply:
+def unpack_reply(body: bytes | bytearray | memoryview) -> Reply:
     """The reply in `body`. Raises BadFrame."""
     try:
-        reply: Reply = _reply_decoder.decode(body)
+        return _reply_decoder().decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadFrame(str(error)) from error
-    return reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict, Unpack
 
-from controller import api
+from controller.run_api import RunOn
 from protocol.limits import DEFAULT_OUTPUT
 
 
@@ -46,12 +46,12 @@ def run_request(
     stdin: bytes | None = None,
     feed: bool = False,
     **options: Unpack[RunOptions],
-) -> api.RunOn:
+) -> RunOn:
     """The request for a shell string, or for an argument vector."""
     script, timeout, batch = options.get("script"), options.get("timeout"), options.get("batch")
     if isinstance(command, str):
         command = (command,) if script is not None else ("/bin/sh", "-c", command)
-    return api.RunOn(
+    return RunOn(
         hosts=hosts,
         argv=tuple(command),
         timeout_ms=None if timeout is None else round(timeout * 1000),

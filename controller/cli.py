@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from controller.ctl import lean  # noqa: F401  before anything that imports msgspec
+
+# isort: split
 import os
 import sys
 from collections.abc import Sequence

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from controller import api
+import msgspec
+
+from controller import run_api
+from controller.later import Later
 from controller.status import CtlError, ExitStatus
 from protocol import ranks
 from protocol.outcomes import (
@@ -20,11 +23,15 @@ from protocol.outcomes import (
     TimedOut,
     succeeded,
 )
-from protocol.vms import ImageResult, VmResult
+
+if TYPE_CHECKING:
+    from controller import api
+    from protocol.vms import ImageResult, VmResult
+else:
+    api = Later("controller.api")
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """One outcome with one output, and the hosts that it is true of, in the order of their ranks."""
 
     hosts: tuple[str, ...]
@@ -47,15 +54,13 @@ class Result:
         return self.output.err
 
 
-@dataclass(frozen=True)
-class Late:
+class Late(msgspec.Struct, frozen=True):
     """What hosts answered after their outcome had been settled as lost, which it stays."""
 
     result: Result
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """Something that a host wrote, as it came: standard output is stream 1, standard error 2."""
 
     host: str
@@ -64,8 +69,7 @@ class Piece:
     data: bytes
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """How far a push has come: bytes on disk by host, of `size` each. `bypassed` names hosts that gave others nothing
     more: which, who asks another instead, and why."""
 
@@ -74,32 +78,28 @@ class Progress:
     bypassed: tuple[tuple[str, str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(msgspec.Struct, frozen=True):
     """How far a pull has come: bytes that each host gave so far, of `size` that all of them will have given."""
 
     size: int
     done: dict[str, int]
 
 
-@dataclass(frozen=True)
-class VmAnswer:
+class VmAnswer(msgspec.Struct, frozen=True):
     """What one host did for its VMs."""
 
     host: str
     results: tuple[VmResult, ...]
 
 
-@dataclass(frozen=True)
-class VmReached:
+class VmReached(msgspec.Struct, frozen=True):
     """Which of one host's VMs answer ping."""
 
     host: str
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ImageAnswer:
+class ImageAnswer(msgspec.Struct, frozen=True):
     """What one host says of its images."""
 
     host: str
@@ -109,54 +109,56 @@ class ImageAnswer:
 Happening = Result | Late | Piece | Progress | Fetched | VmAnswer | VmReached | ImageAnswer
 
 
-@dataclass
 class Followed:
     """A command that was given, and how far it has come. `id` and `hosts` (rank to name) are known from the start."""
 
-    id: int
-    hosts: dict[int, str]
-    #: Of a job that was asked for again: what it was, as in JobStatus.
-    what: str = ""
-    #: Whether every target has its outcome.
-    settled: bool = False
-    #: Whether nothing more comes: it is settled, or what is on record was all that was asked for.
-    over: bool = False
-    #: How far the service takes standard input, in bytes.
-    input_room: int = 0
-    _left: set[int] = field(default_factory=set, repr=False)
-
-    def __post_init__(self) -> None:
-        self._left = set(self.hosts)
+    def __init__(self, id_: int, hosts: dict[int, str], what: str = "") -> None:
+        self.id = id_
+        self.hosts = hosts
+        #: Of a job that was asked for again: what it was, as in JobStatus.
+        self.what = what
+        #: Whether every target has its outcome.
+        self.settled = False
+        #: Whether nothing more comes: it is settled, or what is on record was all that was asked for.
+        self.over = False
+        #: How far the service takes standard input, in bytes.
+        self.input_room = 0
+        self._left = set(hosts)
 
     def take(self, reply: api.Reply) -> Iterator[Happening]:
         """What a reply says. Raises CtlError for one that does not belong here."""
         match reply:
-            case api.Folded(folds=folds):
+            case run_api.Folded(folds=folds):
                 for fold in folds:
                     self._left.difference_update(ranks.each(ranks.unpack(fold.ranks)))
                     yield self._result(fold)
-            case api.Late(folds=folds):
+            case run_api.Late(folds=folds):
                 for fold in folds:
                     yield Late(self._result(fold))
-            case api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
+            case run_api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
                 yield Piece(self.hosts[rank], stream, offset, data)
-            case api.InputRoom(upto=upto):
+            case run_api.InputRoom(upto=upto):
                 self.input_room = max(self.input_room, upto)
+            case run_api.Settled():
+                self.settled = self.over = True
+            case run_api.OnRecord():
+                self.over = True
+            case _:
+                yield self._rarer(reply)
+
+    def _rarer(self, reply: api.Reply) -> Happening:
+        match reply:
             case api.Advanced(size=size, done=done, left=left):
                 bypassed = tuple((self.hosts[whom], self.hosts[who], why) for who, whom, why in left)
-                yield Progress(size, {self.hosts[rank]: count for rank, count in done.items()}, bypassed)
+                return Progress(size, {self.hosts[rank]: count for rank, count in done.items()}, bypassed)
             case api.Fetched(size=size, done=done):
-                yield Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
+                return Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
             case api.VmsDone(host=host, results=results):
-                yield VmAnswer(host, results)
+                return VmAnswer(host, results)
             case api.VmsReached(host=host, names=names):
-                yield VmReached(host, names)
+                return VmReached(host, names)
             case api.ImagesDone(host=host, results=results):
-                yield ImageAnswer(host, results)
-            case api.Settled():
-                self.settled = self.over = True
-            case api.OnRecord():
-                self.over = True
+                return ImageAnswer(host, results)
             case _:
                 raise CtlError(f"the service answered with a {type(reply).__name__} in the middle of a command")
 

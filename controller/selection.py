@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +17,8 @@ from controller.hosts import expand, fold, names_in
 from controller.status import CtlError, ExitStatus
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from controller.groups import Facts, Groups, Member
 
 #: Commas between groups, and not those within brackets: `rack[1,3],gpu`.
@@ -154,6 +155,8 @@ class Chooser:
 def read_text(path: str) -> str:
     """A file that a person wrote; `-` is standard input. Raises CtlError (USAGE) where it can't be read."""
     try:
+        from pathlib import Path
+
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode()
     except OSError as error:

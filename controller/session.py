@@ -24,15 +24,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar, Unpack, cast, overload
 
-from controller import api
+from controller import run_api
 from controller.asking import RunOptions, run_request
-from controller.on_record import Capacity, Vm
+from controller.later import Later
 from controller.results import (
     Fetched,
     Followed,
@@ -48,13 +47,18 @@ from controller.results import (
 )
 from controller.selection import Chooser, Selection
 from controller.status import CtlError, ExitStatus
-from protocol.vms import Action, ImageAction, VmSpec
-from protocol.wishes import Wishes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from controller import api
     from controller.console import ConsoleEnd
     from controller.feeding import Feeder
     from controller.groups import Member
+    from controller.on_record import Capacity, Vm
+    from protocol.vms import Action, ImageAction, VmSpec
+else:
+    api = Later("controller.api")
 
 #: One read from the client socket.
 _READ = 1 << 20
@@ -86,16 +90,27 @@ PathLike: TypeAlias = str | os.PathLike[str]
 def fleets_directory() -> Path:
     """Where fleets live: `$CANOPY_HOME`, else `canopy` in the XDG state directory (XDG Base Directory
     Specification)."""
-    home = os.environ.get("CANOPY_HOME")
-    if home:
-        return Path(home)
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "canopy"
+    from pathlib import Path
+
+    return Path(_home())
 
 
 def fleet_directory(fleet: str | None = None) -> Path:
     """The directory of a fleet; without a name `$CANOPY_FLEET`, else `default`."""
-    return fleets_directory() / (fleet or os.environ.get("CANOPY_FLEET") or "default")
+    return fleets_directory() / _fleet(fleet)
+
+
+def _home() -> str:
+    # Texts, not Paths, on the way of every command: pathlib takes 3 ms to load.
+    found = os.environ.get("CANOPY_HOME")
+    if found:
+        return found
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  see above
+    return f"{state}/canopy"
+
+
+def _fleet(fleet: str | None) -> str:
+    return fleet or os.environ.get("CANOPY_FLEET") or "default"
 
 
 class Running(Followed, Generic[H_co]):
@@ -131,7 +146,7 @@ class Running(Followed, Generic[H_co]):
     def cancel(self) -> None:
         """Ask all hosts to stop; go on iterating for their outcomes."""
         if not self.over:
-            self._connection.send(api.Cancel())
+            self._connection.send(run_api.Cancel())
 
     def close(self) -> None:
         """Leave it."""
@@ -161,50 +176,60 @@ Job: TypeAlias = Running[Happening]
 class Connection:
     """One request's connection to the service."""
 
-    def __init__(self, path: Path) -> None:
-        """Connects. Raises CtlError with NO_SERVICE where nobody listens."""
+    def __init__(self, path: str, unpack: Callable[[memoryview], api.Reply] | None = None) -> None:
+        """Connects. `unpack` reads what may be answered. Raises CtlError with NO_SERVICE where nobody listens."""
+        self._unpack = unpack or api.unpack_reply
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._buffer = bytearray()
+        #: What was received, and which part of it was not asked for yet.
+        self._buffer = memoryview(b"")
+        self._taken = self._read = 0
         #: Input goes out from a thread of its own.
         self.sending: AbstractContextManager[object] = nullcontext()
         try:
-            self._socket.connect(str(path))
+            self._socket.connect(path)
         except OSError as error:
             self._socket.close()
+            fleet = path.split("/")[-2]
             raise CtlError(
-                f"no service runs for this fleet ({path.parent.name}): start one with `ctl up`", ExitStatus.NO_SERVICE
+                f"no service runs for this fleet ({fleet}): start one with `ctl up`", ExitStatus.NO_SERVICE
             ) from error
 
     def send(self, request: api.Request) -> None:
         """Send a request."""
         try:
             with self.sending:
-                self._socket.sendall(api.pack(request))
+                self._socket.sendall(run_api.pack(request))
         except OSError as error:
             raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE) from error
 
     def receive(self) -> api.Reply:
         """The next reply. Raises CtlError where the service said Failed, or is gone."""
-        prefix = self._exactly(api.LENGTH_BYTES)
-        reply = api.unpack_reply(self._exactly(api.length_of(prefix)))
-        if isinstance(reply, api.Failed):
+        length = run_api.length_of(self._exactly(run_api.LENGTH_BYTES))
+        reply = self._unpack(self._exactly(length))
+        if isinstance(reply, run_api.Failed):
             self.close()
             raise CtlError(reply.why, ExitStatus(reply.status))
         return reply
 
-    def _exactly(self, count: int) -> bytes:
-        while len(self._buffer) < count:
+    def _exactly(self, count: int) -> memoryview:
+        """The next so many bytes, until the next call."""
+        held = self._read - self._taken
+        if not held or self._taken + count > len(self._buffer):
+            # To its beginning: no more is copied of a stream, which can be a gigabyte, than a message's beginning.
+            room = self._buffer if count <= len(self._buffer) else memoryview(bytearray(max(count, _READ)))
+            room[:held] = self._buffer[self._taken : self._read]
+            self._buffer, self._taken, self._read = room, 0, held
+        while self._read < self._taken + count:
             try:
-                data = self._socket.recv(_READ)
+                got = self._socket.recv_into(self._buffer[self._read :])
             except ConnectionError:  # it was killed with this request unread
-                data = b""
-            if not data:
+                got = 0
+            if not got:
                 self.close()
                 raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE)
-            self._buffer += data
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
+            self._read += got
+        self._taken += count
+        return self._buffer[self._taken - count : self._taken]
 
     def close(self) -> None:
         """End the connection; a command that still runs on it is cancelled."""
@@ -216,8 +241,15 @@ class Session:
 
     def __init__(self, fleet: str | None = None) -> None:
         """`fleet` is a fleet's name; None takes `$CANOPY_FLEET`, else `default`."""
-        self.directory = fleet_directory(fleet)
-        self._socket = self.directory / "client.sock"
+        self._directory = f"{_home()}/{_fleet(fleet)}"
+        self._socket = f"{self._directory}/client.sock"
+
+    @property
+    def directory(self) -> Path:
+        """The fleet's directory on this machine."""
+        from pathlib import Path
+
+        return Path(self._directory)
 
     def __enter__(self) -> Session:
         return self
@@ -327,6 +359,8 @@ class Session:
         if absent:
             raise CtlError("; ".join(absent), ExitStatus.USAGE)
         user, _, group = owner.partition(":")
+        from protocol.wishes import Wishes
+
         wishes = Wishes(mode=mode, user=user, group=group, preserve=preserve, xattrs=xattrs, compress=compress)
         return self._job(
             api.PushTo(
@@ -362,6 +396,8 @@ class Session:
         names = (paths,) if isinstance(paths, str) else tuple(paths)
         if not names:
             raise CtlError("nothing to pull", ExitStatus.USAGE)
+        from protocol.wishes import Wishes
+
         wishes = Wishes(times=False, preserve=preserve, xattrs=xattrs)
         where = os.path.abspath(directory)  # noqa: PTH100  resolves no link
         return self._job(api.PullFrom(hosts=self._names(hosts), paths=names, directory=where, wishes=wishes, fold=fold))
@@ -617,10 +653,11 @@ class Session:
         return self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
 
     def _job(self, request: api.Request) -> Running[Any]:
-        connection = Connection(self._socket)
+        unpack = run_api.unpack_run_reply if isinstance(request, run_api.RunOn) else None
+        connection = Connection(self._socket, unpack)
         connection.send(request)
         reply = connection.receive()
-        if not isinstance(reply, api.Accepted):
+        if not isinstance(reply, run_api.Accepted):
             connection.close()
             raise CtlError(f"the service answered with a {type(reply).__name__}, not with a command's number")
         return Running(reply, connection)

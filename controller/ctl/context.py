@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from controller.selection import read_text as read
 from controller.session import Session
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True)
-class Ctl:
+class Ctl(msgspec.Struct, frozen=True):
     """The global options, and where to write."""
 
     fleet: str | None

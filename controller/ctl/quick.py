@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from controller.ctl.running import LONGEST_TIMEOUT, Broadcast
 from controller.selection import Selection
@@ -71,8 +72,7 @@ LEFT = (
 )
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """A command line that was understood."""
 
     fleet: str | None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from controller import render
 from controller.ctl import views
@@ -22,8 +23,7 @@ DEFAULT_LIMIT = f"{DEFAULT_OUTPUT >> 10}k"
 LONGEST_TIMEOUT = 31_536_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Broadcast:
+class Broadcast(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of `ctl broadcast`, as they were given."""
 
     command: tuple[str, ...]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from controller import render
 from controller.ctl.following import Following
-from controller.ctl.outdir import Outputs
 from controller.ctl.streams import Streams
 from controller.session import Happening, Piece, Result
 from controller.status import CtlError
@@ -174,6 +173,8 @@ class Directory(View):
     def __init__(self, terminal: Terminal, directory: str) -> None:
         """Raises CtlError (USAGE) where the directory can't be written to."""
         super().__init__(terminal)
+        from controller.ctl.outdir import Outputs
+
         self._files = Outputs(directory)
         self._directory = directory
 

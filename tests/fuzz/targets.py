@@ -191,17 +191,17 @@ TARGETS = {
             "request",
             request,
             (
-                api.pack(api.RunOn(hosts=("h0",), argv=("true",), output_limit=1)),
-                api.pack(api.TuneOn(hosts=None, settings={"a": 1}, timeout_ms=1)),
+                bytes(api.pack(api.RunOn(hosts=("h0",), argv=("true",), output_limit=1))),
+                bytes(api.pack(api.TuneOn(hosts=None, settings={"a": 1}, timeout_ms=1))),
             ),
         ),
         Target(
             "reply",
             reply,
             (
-                api.pack(api.Folded(folds=(Fold(b"\x01", Exited(0), Output(out=b"x")),))),
-                api.pack(api.Accepted(id=1, hosts={0: "h0"})),
-                api.pack(status(host(0))),
+                bytes(api.pack(api.Folded(folds=(Fold(b"\x01", Exited(0), Output(out=b"x")),)))),
+                bytes(api.pack(api.Accepted(id=1, hosts={0: "h0"}))),
+                bytes(api.pack(status(host(0)))),
             ),
         ),
         Target("seed", seed, (*(frame(each)[4:] for each in (_HELLO, _RESULT, Ping(), _JOBS)), _DEEP)),

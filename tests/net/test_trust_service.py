@@ -138,7 +138,7 @@ GARBAGE = {
     "empty": _framed(b""),
     "no request": _framed(b"\x81\xa4type\xa7nothing"),
     "a reply": api.pack(api.Done()),
-    "trailing bytes": _framed(api.pack(api.GetStatus())[4:] + b"\0"),
+    "trailing bytes": _framed(bytes(api.pack(api.GetStatus())[4:]) + b"\0"),
     "false length inside": _framed(b"\xdd\xff\xff\xff\xff"),
     "deep": _framed(b"\x91" * 100_000),
     "oversize": (api.MAX_LENGTH + 1).to_bytes(4, "big") + bytes(1_000),
