@@ -191,11 +191,13 @@ class Hypervisor:
             if error.call is not None:
                 self._retire(lane, connection)
             raise Unavailable(f"libvirt at {self.uri} did not answer within {deadline_s:g} s", error.call) from None
-        except HypervisorError:
-            # The close callback comes a moment later than the error.
-            if self._connections.get(lane) is connection and not _alive(connection):
+        except HypervisorError as error:
+            if _alive(connection):
+                raise
+            # The close callback comes a moment before the error, or after it.
+            if self._connections.get(lane) is connection:
                 self._lost.set()
-            raise
+            raise Unavailable(f"the connection to libvirt at {self.uri} was lost meanwhile: {error}") from None
 
     def _retire(self, lane: str, connection: Connection) -> None:
         """Leave a lane's connection and threads to the call that hangs on it, and go on with others: QEMUs that hang

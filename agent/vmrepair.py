@@ -64,6 +64,10 @@ class Repairs:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def names(self) -> list[str]:
+        """The VMs of which something is begun and not ended. Blocks."""
+        return self._ledger.names()
+
     def begin(self, name: str) -> Entry:
         """A journal for a VM that is settled."""
         return self._ledger.begin(name)

@@ -11,13 +11,16 @@ import contextlib
 import logging
 import platform
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from agent import domains
+from agent.claims import claimed
 from agent.console import Console
 from agent.embedded import embedded_settings
 from agent.flavour import find_flavour, runs_privileged
@@ -32,7 +35,7 @@ from agent.vmlocks import Locks, name_key, uuid_key
 from agent.vmrepair import OFF, HalfDone, Repairs
 from agent.vmwatch import VmWatch
 from agent.vmxml import Flavour, differences, domain_xml, spec_digest
-from protocol.vms import NAME_PATTERN, Action, VmChange, VmPower, VmResult, VmSpec, VmState
+from protocol.vms import NAME_PATTERN, Action, SeenDomain, VmChange, VmPower, VmResult, VmSpec, VmState
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
@@ -97,8 +100,8 @@ class VmWorker:
         await self._repairs.close()
         await self._watch.close()
 
-    async def create(self, deployment: str, specs: Sequence[VmSpec], *, at_a_time: int | None = None) -> list[VmResult]:
-        """Bring VMs to what their specifications say; one result for each, in their order. `at_a_time` of them are
+    async def create(self, deployment: str, specs: Sequence[VmSpec], *, in_flight: int | None = None) -> list[VmResult]:
+        """Bring VMs to what their specifications say; one result for each, in their order. `in_flight` of them are
         worked on at a time, None for as many as are best on most hosts, all requests taken together.
 
         What is missing is made, what is defined and off is started, what is right is left, and what differs from its
@@ -108,16 +111,24 @@ class VmWorker:
             flavour = await self._prepare()
         except _Refused as error:
             return [VmResult(name=spec.name, change=VmChange.FAILED, detail=str(error)) for spec in specs]
-        slots = self._slots if at_a_time is None else asyncio.Semaphore(at_a_time)
+        standing = await self._standing(deployment, specs)
+        missing = [spec for spec in specs if spec.name not in standing]
+        if not missing:
+            return [standing[spec.name] for spec in specs]
+        slots = self._slots if in_flight is None else asyncio.Semaphore(in_flight)
+        making = _Making(deployment, flavour, slots, asyncio.ensure_future(self._claimed(missing)))
         named: set[str] = set()
         work = []
-        for spec in specs:
+        for spec in missing:
             twice = spec.name in named
             named.add(spec.name)
-            work.append(_outcome(spec.name, self._create(deployment, spec, flavour, slots, twice=twice)))
-        results = await asyncio.gather(*work)
+            work.append(_outcome(spec.name, self._create(spec, making, twice=twice)))
+        try:
+            made = iter(await asyncio.gather(*work))
+        finally:
+            making.claimed.cancel()
         await self._watch.look()
-        return list(results)
+        return [standing.get(spec.name) or next(made) for spec in specs]
 
     async def destroy(self, deployment: str | None, names: Iterable[str] | None = None) -> list[VmResult]:
         """Stop VMs and remove them with all their files; one result for each, in the order of `names`.
@@ -177,6 +188,21 @@ class VmWorker:
             await self._watch.look()
         return self._watch.states()
 
+    async def everybody(self) -> list[SeenDomain]:
+        """All domains of this host's libvirt, whoever made them, sorted by name. Raises HypervisorError."""
+        found = await self._call(domains.everybody, _ASK_SECONDS)
+        return [
+            SeenDomain(
+                name=domain.name[:253],
+                uuid=domain.uuid,
+                power=domain.power,
+                owner=domain.mark.owner[:4096] if domain.mark is not None else "",
+                deployment=domain.mark.deployment[:253] if domain.mark is not None else "",
+                mine=domain.mark is not None and domain.mark.owner == self._owner,
+            )
+            for domain in found
+        ]
+
     async def reachable(self, names: Iterable[str], deadline_s: float) -> dict[str, bool | None]:
         """Which VMs answer ping at their addresses from this host, within `deadline_s` seconds.
 
@@ -209,22 +235,50 @@ class VmWorker:
     def _open_up_files(self) -> None:
         self._files.open_up(qemu_user(embedded_settings(self.uri)) if self._privileged else None)
 
-    async def _create(
-        self, deployment: str, spec: VmSpec, flavour: Flavour, slots: asyncio.Semaphore, *, twice: bool
-    ) -> VmResult:
-        _check(deployment, spec)
+    async def _standing(self, deployment: str, specs: Sequence[VmSpec]) -> dict[str, VmResult]:
+        """The results of those that need nothing, by one look at all. Whoever is worked on, or was, is not among
+        them."""
+        await self._watch.look()
+        seen = self._watch.seen()
+        begun = set(await asyncio.to_thread(self._repairs.names)) if seen else set()
+        counts = Counter(spec.name for spec in specs)
+        found = {}
+        for spec in specs:
+            domain = seen.get(spec.name)
+            if domain is None or domain.mark is None or spec.name in begun or counts[spec.name] > 1:
+                continue
+            if name_key(spec.name) in self._locks or not deployment == spec.deployment == domain.mark.deployment:
+                continue
+            if domain.mark.digest == spec_digest(spec) and (result := _as_planned(spec, domain)) is not None:
+                found[spec.name] = result
+        return found
+
+    async def _claimed(self, specs: Iterable[VmSpec]) -> dict[str, str]:
+        """Who else has the addresses of VMs that are to start, by address; see `agent.claims`."""
+        running = {name for name, domain in self._watch.seen().items() if domain.power not in OFF}
+        asked: dict[str, list[str]] = {}
+        for spec in specs:
+            if spec.network.bridge is not None and spec.start and spec.name not in running:
+                asked.setdefault(spec.network.bridge, []).append(spec.ip)
+        found: dict[str, str] = {}
+        for answers in await asyncio.gather(*(claimed(bridge, ips) for bridge, ips in asked.items())):
+            found |= answers
+        return found
+
+    async def _create(self, spec: VmSpec, making: _Making, *, twice: bool) -> VmResult:
+        _check(making.deployment, spec)
         if twice:
             raise _Refused("it is named twice in this request; the first one counts")
-        async with self._locks.alone(name_key(spec.name), uuid_key(spec.uuid)), slots:
+        async with self._locks.alone(name_key(spec.name), uuid_key(spec.uuid)), making.slots:
             await self._repairs.settle(spec.name)
             found = await self._call(lambda libvirt: domains.find(libvirt, spec.name, spec.uuid), _ASK_SECONDS)
             if found.domain is not None:
-                return await self._converge(spec, found.domain, flavour)
+                return await self._converge(spec, found.domain, making)
             if found.uuid_holder is not None:
                 raise _Refused(f"its UUID is that of the domain {found.uuid_holder} already; remove that one")
-            return await self._make(spec, flavour)
+            return await self._make(spec, making)
 
-    async def _converge(self, spec: VmSpec, domain: domains.Domain, flavour: Flavour) -> VmResult:
+    async def _converge(self, spec: VmSpec, domain: domains.Domain, making: _Making) -> VmResult:
         mark = domain.mark
         if mark is None:
             raise _Refused("a domain of this name is there, was not made by Canopy and is left as it is")
@@ -235,19 +289,17 @@ class VmWorker:
         if mark.digest != spec_digest(spec):
             detail = "; ".join(differences(mark.spec, spec)) if mark.spec else "made by another version of Canopy"
             return VmResult(name=spec.name, change=VmChange.DIFFERS, detail=detail)
-        if domain.power not in OFF:
-            odd = domain.power not in (VmPower.RUNNING, VmPower.BLOCKED)
-            detail = f"it is {domain.power.value}" if odd else "" if spec.start else "it runs, and is planned not to"
-            return VmResult(name=spec.name, change=VmChange.UNCHANGED, detail=detail)
-        if not spec.start:
-            return VmResult(name=spec.name, change=VmChange.UNCHANGED)
+        result = _as_planned(spec, domain)
+        if result is not None:
+            return result
         await asyncio.to_thread(self._files.layout, spec)
+        await making.free(spec)
         await self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS)
-        return VmResult(name=spec.name, change=VmChange.STARTED, detail=_without_cap(spec, flavour))
+        return VmResult(name=spec.name, change=VmChange.STARTED, detail=_without_cap(spec, making.flavour))
 
-    async def _make(self, spec: VmSpec, flavour: Flavour) -> VmResult:
+    async def _make(self, spec: VmSpec, making: _Making) -> VmResult:
         layout = await asyncio.to_thread(self._files.layout, spec)
-        document = domain_xml(spec, layout, flavour, self._owner)
+        document = domain_xml(spec, layout, making.flavour, self._owner)
         has_files = await asyncio.to_thread(self._has_files, spec)
         entry = self._repairs.begin(spec.name)
         try:
@@ -265,6 +317,7 @@ class VmWorker:
             await finish(self._call(lambda libvirt: domains.define(libvirt, document), _DEFINE_SECONDS))
             self._watch.forget(spec.uuid)
             if spec.start:
+                await making.free(spec)
                 await entry.note(Step(does="start it", last=True))
                 await finish(self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS))
             await entry.end()
@@ -273,7 +326,7 @@ class VmWorker:
             if left and isinstance(error, Exception):
                 raise _Refused(f"{error}; {left}") from error
             raise
-        return VmResult(name=spec.name, change=VmChange.CREATED, detail=_without_cap(spec, flavour))
+        return VmResult(name=spec.name, change=VmChange.CREATED, detail=_without_cap(spec, making.flavour))
 
     def _has_files(self, spec: VmSpec) -> bool:
         """Whether there is a VM's directory already. One of the same specification is that of a VM which libvirt has
@@ -303,14 +356,21 @@ class VmWorker:
             raise _Refused(f"{name!r} is no name of a VM")
         async with self._locks.alone(name_key(name)), self._slots:
             await self._repairs.settle(name)
-            uuid = await self._call(lambda libvirt: _uuid_of(libvirt, name, self._owner, deployment), _ASK_SECONDS)
+            uuid, others = None, ""
+            try:
+                uuid = await self._call(lambda libvirt: _uuid_of(libvirt, name, self._owner, deployment), _ASK_SECONDS)
+            except domains.NotOurs as error:
+                others = str(error)
             has_files = await asyncio.to_thread(self._files.has, name)
-            if has_files:
-                mark = await asyncio.to_thread(self._files.mark, name)
-                if mark is not None and deployment not in (None, mark.deployment):
-                    raise _Refused(f"its files belong to the deployment {mark.deployment} and are left as they are")
+            mark = await asyncio.to_thread(self._files.mark, name) if has_files else None
+            if mark is not None and deployment not in (None, mark.deployment):
+                has_files = False
+                others = others or f"its files belong to the deployment {mark.deployment} and are left as they are"
             if uuid is None and not has_files:
-                return VmResult(name=name, change=VmChange.ABSENT)
+                # What has the name is another VM than the one meant, which was never made and keeps no address.
+                return VmResult(name=name, change=VmChange.ABSENT, detail=others)
+            if others:
+                raise _Refused(others)
             await self._remove(name, uuid)
         return VmResult(name=name, change=VmChange.REMOVED)
 
@@ -372,6 +432,33 @@ def _now() -> float:
 
 class _Refused(Exception):
     """One VM can't be had as asked; the text says why."""
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What the creations of one request share. `claimed` tells who else has an address, once it is known."""
+
+    deployment: str
+    flavour: Flavour
+    slots: asyncio.Semaphore
+    claimed: asyncio.Future[dict[str, str]]
+
+    async def free(self, spec: VmSpec) -> None:
+        """Return once it is known that nobody else has the VM's address. Raises _Refused."""
+        who = (await asyncio.shield(self.claimed)).get(spec.ip)
+        if who is not None:
+            raise _Refused(
+                f"its address {spec.ip} is in use: {who}; take it away there, or have another (--subnet, --skip-ips)"
+            )
+
+
+def _as_planned(spec: VmSpec, domain: domains.Domain) -> VmResult | None:
+    """The result for a VM that is of this specification, None where it has to be started."""
+    if domain.power not in OFF:
+        odd = domain.power not in (VmPower.RUNNING, VmPower.BLOCKED)
+        detail = f"it is {domain.power.value}" if odd else "" if spec.start else "it runs, and is planned not to"
+        return VmResult(name=spec.name, change=VmChange.UNCHANGED, detail=detail)
+    return None if spec.start else VmResult(name=spec.name, change=VmChange.UNCHANGED)
 
 
 async def _outcome(name: str, work: Awaitable[VmResult]) -> VmResult:

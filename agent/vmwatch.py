@@ -51,6 +51,8 @@ class VmWatch:
         self._table = StateTable()
         #: What the domain of each UUID is, None for those of others.
         self._marks: dict[str, Mark | None] = {}
+        #: The agent's domains as of the last look, by name; none where it could not see.
+        self._seen: dict[str, domains.Domain] = {}
         self._looking = asyncio.Lock()
         self._nudge = asyncio.Event()
         self._problem: str | None = None
@@ -86,6 +88,10 @@ class VmWatch:
         """As of the last look, sorted by name."""
         return self._table.states(_now())
 
+    def seen(self) -> dict[str, domains.Domain]:
+        """The agent's domains as of the last look, by name; none where libvirt did not answer then."""
+        return self._seen
+
     def addresses(self) -> dict[str, str]:
         """The IPv4 address of each of the agent's VMs, as of the last look."""
         mine = [mark for mark in self._marks.values() if mark is not None and mark.owner == self._owner]
@@ -105,9 +111,11 @@ class VmWatch:
                 seen = await hypervisor.watch(
                     lambda libvirt: domains.ours(libvirt, self._owner, self._marks), _LOOK_SECONDS
                 )
-                files = await self._files_without({domain.name for domain in seen})
+                self._seen = {domain.name: domain for domain in seen}
+                files = await self._files_without(self._seen)
                 changed = self._table.saw(seen, files, _now())
             except HypervisorError as error:
+                self._seen = {}
                 files = await self._files_without({state.name for state in self.states()})
                 changed = self._table.lost_sight(str(error), files, _now())
             self._report(changed)

@@ -35,6 +35,7 @@ from protocol.commands import (
     FetchOutput,
     Images,
     Leave,
+    ListVms,
     Offer,
     ProbeVms,
     Push,
@@ -119,6 +120,8 @@ class AgentWorker:
                 self._pulls.send(id_, body)
             case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
                 self._task(id_, self._vm_work(id_, body, ttl))
+            case ListVms():
+                self._task(id_, self._list_vms(id_))
             case Images():
                 self._task(id_, self._image_work(id_, body))
             case CheckHost():
@@ -269,7 +272,7 @@ class AgentWorker:
             self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
             return
         if isinstance(body, CreateVms):
-            results = await worker.create(body.deployment, body.specs)
+            results = await worker.create(body.deployment, body.specs, in_flight=body.in_flight)
         elif isinstance(body, VmAction):
             results = await worker.act(
                 body.deployment,
@@ -282,6 +285,16 @@ class AgentWorker:
         else:
             results = await worker.destroy(body.deployment, body.names)
         self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
+
+    async def _list_vms(self, id_: int) -> None:
+        from agent.hypervisor import HypervisorError
+
+        try:
+            found = await self._vm_worker().everybody()
+        except HypervisorError as error:
+            self._finish(id_, FailedToStart(str(error)))
+            return
+        self._finish(id_, Exited(0), Output(out=msgspec.json.encode(found)))
 
     async def _probe(self, worker: VmWorker, body: ProbeVms, within: float) -> set[str]:
         """Those that answer, or have their addresses where that is enough."""

@@ -152,12 +152,14 @@ class PullFrom(_Struct, frozen=True, kw_only=True, tag="pull"):
 class CreateOn(_Struct, frozen=True, kw_only=True, tag="create"):
     """Make VMs: for each host its own. Their addresses are kept by name until they are destroyed.
 
-    Answered by Accepted, VmsDone for each host as it answers, Folded where a host could not, Settled.
+    Each makes `in_flight` of them at a time, None: as it sees fit. Answered by Accepted, VmsDone for each host as it
+    answers, Folded where a host could not, Settled.
     """
 
     deployment: str
     slices: dict[str, tuple[VmSpec, ...]]
     timeout_ms: int
+    in_flight: int | None = None
 
 
 class ProbeOn(_Struct, frozen=True, kw_only=True, tag="probe"):
@@ -275,6 +277,14 @@ class CheckOn(_Struct, frozen=True, kw_only=True, tag="check"):
     timeout_ms: int
 
 
+class DomainsOn(_Struct, frozen=True, kw_only=True, tag="domains"):
+    """Have hosts name all their domains, whoever made them. Answered like RunOn, with a JSON array of
+    protocol.vms.SeenDomain as output."""
+
+    hosts: tuple[str, ...] | None
+    timeout_ms: int
+
+
 class TuneOn(_Struct, frozen=True, kw_only=True, tag="tune"):
     """Raise settings of hosts to at least these, or with `undo` put all back. Answered like RunOn, with
     protocol.checks.TuneAnswer as output."""
@@ -360,6 +370,7 @@ Request: TypeAlias = (
     | GetDeployment
     | SendNames
     | CheckOn
+    | DomainsOn
     | TuneOn
     | DownOn
     | GetJobs

@@ -1,4 +1,4 @@
-"""What clients of the service ask of hosts themselves: to be looked at, and to be tuned."""
+"""What clients of the service ask of hosts themselves: to be looked at, to be tuned, to name all their domains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from controller import api
 from controller.jobs import Job
 from controller.node import RootNode
 from controller.status import CtlError, ExitStatus
-from protocol.commands import CheckHost, Setting, TuneHost
+from protocol.commands import CheckHost, ListVms, Setting, TuneHost
 
 
 class HostRequests:
@@ -22,6 +22,10 @@ class HostRequests:
         """Have hosts look at themselves."""
         return self._give(request.hosts, CheckHost(), request.timeout_ms, uid, ["check"])
 
+    def domains(self, request: api.DomainsOn, uid: int) -> tuple[Job, dict[int, str]]:
+        """Have hosts name all domains of their libvirt."""
+        return self._give(request.hosts, ListVms(), request.timeout_ms, uid, ["list vms"])
+
     def tune(self, request: api.TuneOn, uid: int) -> tuple[Job, dict[int, str]]:
         """Raise settings of hosts, or put them back. Raises CtlError with all that is wrong with them."""
         wrong = problems(request.settings)
@@ -33,7 +37,12 @@ class HostRequests:
         return self._give(request.hosts, body, request.timeout_ms, uid, ["tune", "--undo"] if request.undo else words)
 
     def _give(
-        self, names: tuple[str, ...] | None, body: CheckHost | TuneHost, timeout_ms: int, uid: int, words: list[str]
+        self,
+        names: tuple[str, ...] | None,
+        body: CheckHost | TuneHost | ListVms,
+        timeout_ms: int,
+        uid: int,
+        words: list[str],
     ) -> tuple[Job, dict[int, str]]:
         hosts = self._node.members.ranks_of(names)
         job = Job()

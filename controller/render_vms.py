@@ -50,7 +50,7 @@ def not_right(answers: Mapping[str, Sequence[VmResult]]) -> list[str]:
         f"{host}: {result.name} {result.change.value}" + (f": {clean(result.detail)}" if result.detail else "")
         for host, results in answers.items()
         for result in results
-        if result.change in NOT_RIGHT
+        if result.change in NOT_RIGHT or (result.change is VmChange.ABSENT and result.detail)
     ]
 
 

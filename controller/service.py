@@ -177,6 +177,8 @@ class Service:
                 return await self.names.send(uid, in_etc_hosts=wanted)
             case api.CheckOn():
                 return self._hosts.check(request, uid)
+            case api.DomainsOn():
+                return self._hosts.domains(request, uid)
             case api.TuneOn():
                 return self._hosts.tune(request, uid)
             case api.DownOn():

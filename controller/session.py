@@ -402,9 +402,18 @@ class Session:
         where = os.path.abspath(directory)  # noqa: PTH100  resolves no link
         return self._job(api.PullFrom(hosts=self._names(hosts), paths=names, directory=where, wishes=wishes, fold=fold))
 
-    def create_vms(self, deployment: str, slices: dict[str, tuple[VmSpec, ...]], *, timeout: float = 600.0) -> Job:
+    def create_vms(
+        self,
+        deployment: str,
+        slices: dict[str, tuple[VmSpec, ...]],
+        *,
+        in_flight: int | None = None,
+        timeout: float = 600.0,
+    ) -> Job:
         """Make each host's VMs. Yields a VmAnswer for each host, and a Result for each host that could not."""
-        return self._job(api.CreateOn(deployment=deployment, slices=slices, timeout_ms=round(timeout * 1000)))
+        return self._job(
+            api.CreateOn(deployment=deployment, slices=slices, timeout_ms=round(timeout * 1000), in_flight=in_flight)
+        )
 
     def reserve_vms(self, vms: Iterable[Vm], capacities: Mapping[str, Capacity]) -> None:
         """Put VMs on record with their addresses, all or none, and what their file says of hosts."""
@@ -493,6 +502,11 @@ class Session:
     def check(self, hosts: Iterable[str] | None = None, *, timeout: float = 60.0) -> Job:
         """Have hosts look at themselves: each Result's stdout is a protocol.checks.HostFacts (see controller.check)."""
         return self._job(api.CheckOn(hosts=self._names(hosts), timeout_ms=round(timeout * 1000)))
+
+    def domains(self, hosts: Iterable[str] | None = None, *, timeout: float = 60.0) -> Job:
+        """Have hosts name all their domains, those of others too: each Result's stdout is a JSON array of
+        protocol.vms.SeenDomain (see controller.foreign)."""
+        return self._job(api.DomainsOn(hosts=self._names(hosts), timeout_ms=round(timeout * 1000)))
 
     def tune(
         self,

@@ -93,6 +93,7 @@ def spawn(
     timeout: float = 600.0,
     wave: int | None = None,
     max_fail: int | None = None,
+    in_flight: int | None = None,
     in_etc_hosts: bool | None = None,
     watch: Watch | None = None,
 ) -> SpawnReport:
@@ -100,21 +101,33 @@ def spawn(
 
     `timeout` in seconds is for making the VMs, and as much again for the wait. `wave` is how many VMs are made at a
     time, None all; each wave is waited for, and where more than `max_fail` VMs have failed the next is not begun.
+    `in_flight` is how many of them a host makes at a time, None as it sees fit.
     `in_etc_hosts` has the names put into hosts' /etc/hosts as well, or taken out of it; None leaves that as it is.
     `watch` sees to each job until its end.
     """
-    return _Spawning(session, prepared, wait, timeout, watch or PlainWatch()).run(wave, max_fail, in_etc_hosts)
+    spawning = _Spawning(session, prepared, wait, timeout, watch=watch or PlainWatch(), in_flight=in_flight)
+    return spawning.run(wave, max_fail, in_etc_hosts)
 
 
 class _Spawning:
     """One spawn: what is still to be done, and what came of the rest."""
 
-    def __init__(self, session: Session, prepared: Prepared, wait: Wait, timeout: float, watch: Watch) -> None:
+    def __init__(
+        self,
+        session: Session,
+        prepared: Prepared,
+        wait: Wait,
+        timeout: float,
+        *,
+        watch: Watch,
+        in_flight: int | None,
+    ) -> None:
         self._session = session
         self._prepared = prepared
         self._deployment = prepared.plan.deployment
         self._wait = wait
         self._timeout = timeout
+        self._in_flight = in_flight
         self._watch = watch
         self._slices = dict(prepared.slices)
         self._troubles: dict[str, str] = {}
@@ -196,7 +209,8 @@ class _Spawning:
             return
         session, deployment = self._session, self._deployment
         what = "create VMs"
-        happened = self._watch(what, session.create_vms(deployment, slices, timeout=self._timeout))
+        job = session.create_vms(deployment, slices, in_flight=self._in_flight, timeout=self._timeout)
+        happened = self._watch(what, job)
         self._fail(happened, what)
         told = {answer.host: answer.results for answer in happened if isinstance(answer, VmAnswer)}
         for host, results in told.items():

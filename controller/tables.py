@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from controller.api import HostStatus, Status, VmStatus
+from controller.foreign import Foreign
 from controller.render import clean, label
 from protocol.vms import VmPower
 
@@ -236,8 +237,8 @@ def labels(hosts: Iterable[HostStatus]) -> str:
     return table(("LABEL", "HOSTS"), [(name, label(carried[name])) for name in sorted(carried)])
 
 
-def vms(status: Status) -> str:
-    """The VMs of the fleet."""
+def vms(status: Status, others: Iterable[Foreign] = ()) -> str:
+    """The VMs of the fleet, and after them domains of others."""
     up = _hosts_up(status)
     return table(
         ("VM", "DEPLOYMENT", "HOST", "IP", "MAC", "VCPUS", "MEMORY", "STATE"),
@@ -253,12 +254,13 @@ def vms(status: Status) -> str:
                 vm_state(vm, host_up=vm.host in up),
             )
             for vm in status.vms
-        ],
+        ]
+        + [(one.name, f"({one.whose})", one.host, "", "", "", "", one.power.value) for one in others],
     )
 
 
-def wide_vms(status: Status) -> str:
-    """The VMs of the fleet, with all that is known of each."""
+def wide_vms(status: Status, others: Iterable[Foreign] = ()) -> str:
+    """The VMs of the fleet, with all that is known of each, and after them domains of others."""
     up = _hosts_up(status)
     rows = [
         (
@@ -270,7 +272,7 @@ def wide_vms(status: Status) -> str:
             f"{age(vm.age_s)} ago" if vm.age_s is not None else "never",
         )
         for vm in status.vms
-    ]
+    ] + [(one.name, f"({one.whose})", one.host, "", "", "", "", one.power.value, "", "", "", "") for one in others]
     header = ("VM", "DEPLOYMENT", "HOST", "IP", "MAC", "VCPUS", "MEMORY", "STATE", "WHY", "SINCE", "ANSWERS", "TOLD")
     return table(header, rows)
 

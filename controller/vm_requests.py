@@ -89,7 +89,7 @@ class VmRequests:
         job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode(["create vms", request.deployment]).decode()
         for rank, name in hosts.items():
-            body = CreateVms(deployment=request.deployment, specs=request.slices[name])
+            body = CreateVms(deployment=request.deployment, specs=request.slices[name], in_flight=request.in_flight)
             node.give(job, [rank], body, timeout_ms=request.timeout_ms, uid=uid, what=what)
         job.seal()
         return job, hosts

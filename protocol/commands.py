@@ -17,6 +17,7 @@ from protocol.limits import (
     MAX_COMMAND_TEXT,
     MAX_ENV,
     MAX_FEED,
+    MAX_IN_FLIGHT,
     MAX_INLINE,
     MAX_KILL_AFTER,
     MAX_OFFERED,
@@ -167,10 +168,14 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", forbid_unknown
 
 
 class CreateVms(msgspec.Struct, frozen=True, kw_only=True, tag="create vms", forbid_unknown_fields=True):
-    """Bring this host's VMs of a deployment to what the plan says. Answers with VmResults in the output."""
+    """Bring this host's VMs of a deployment to what the plan says. Answers with VmResults in the output.
+
+    `in_flight` are worked on at a time; None leaves it to the host.
+    """
 
     deployment: Name
     specs: tuple[VmSpec, ...]
+    in_flight: Annotated[int, msgspec.Meta(ge=1, le=MAX_IN_FLIGHT)] | None = None
 
 
 class DestroyVms(msgspec.Struct, frozen=True, kw_only=True, tag="destroy vms", forbid_unknown_fields=True):
@@ -192,6 +197,11 @@ class VmAction(msgspec.Struct, frozen=True, kw_only=True, tag="vm action", forbi
     action: Action
     hard: bool = False
     label: Name | None = None
+
+
+class ListVms(msgspec.Struct, frozen=True, kw_only=True, tag="list vms", forbid_unknown_fields=True):
+    """Name all domains of this host's libvirt, those that Canopy did not make as well. Changes nothing. Answers with
+    SeenDomains, as JSON, in the output."""
 
 
 class Console(msgspec.Struct, frozen=True, kw_only=True, tag="console", forbid_unknown_fields=True):
@@ -340,6 +350,7 @@ Work: TypeAlias = (
     | CreateVms
     | DestroyVms
     | VmAction
+    | ListVms
     | Console
     | ProbeVms
     | Images

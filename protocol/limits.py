@@ -107,6 +107,8 @@ CACHED_MOST = 2048
 CONSOLE_WINDOW = 32 << 10
 #: What is typed, in one piece: a pasted screen, and no more than a relay passes on in a moment.
 MAX_FEED = 4 << 10
+#: VMs that a host makes at a time, at most: four were best on two cores, and hosts have a hundred.
+MAX_IN_FLIGHT = 256
 #: Who has a console open says so at least this often; a console of whom nothing was heard for the second is closed.
 CONSOLE_EVERY = 5.0
 CONSOLE_SILENT = 30.0

@@ -201,3 +201,15 @@ class VmState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: Short = ""
     age_ms: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     reachable: bool | None = None
+
+
+class SeenDomain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A domain of a host's libvirt, whoever made it. `owner` is the directory of the agent that did, empty where
+    Canopy did not; `mine` is whether that is the agent that answers."""
+
+    name: Short
+    uuid: Uuid
+    power: VmPower
+    owner: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    deployment: Short = ""
+    mine: bool = False

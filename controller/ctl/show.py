@@ -8,13 +8,19 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from controller import tables
-from controller.api import Status
+from controller.api import Status, VmStatus
 from controller.ctl.context import Ctl
+from controller.ctl.following import Following
 from controller.ctl.options import Json, ctl_of, selecting
+from controller.foreign import Foreign, foreign
+from controller.progress import waiting_line
 from controller.render import json_text
 from controller.selection import EVERYBODY, Selection
+from controller.session import Session
+from controller.status import CtlError, ExitStatus
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -77,6 +83,7 @@ class Form(StrEnum):
 Examples:
   ctl get hosts
   ctl get vms -o json
+  ctl get vms --all           domains that others made as well, which are never touched
   ctl get ips                 IP and name, in the form of /etc/hosts
   ctl get map                 the VMs of each host
   ctl get infra > now.conf    the running state in the form of an infra.conf (CPU in percent, memory in MiB)
@@ -84,7 +91,7 @@ Examples:
   ctl get groups              what can stand behind an @
   ctl get vms -o name --deployment infra"""
 )
-@selecting()
+@selecting(without=("everybody",))
 def get(
     *,
     context: typer.Context,
@@ -98,16 +105,22 @@ def get(
     deployment: Annotated[
         str | None, typer.Option("--deployment", metavar="NAME", help="Only the VMs of this deployment.")
     ] = None,
+    foreign_too: Annotated[
+        bool, typer.Option("--all", help="With vms: ask hosts, and list domains that Canopy did not make as well.")
+    ] = False,
+    every_host: Annotated[bool, typer.Option("-a", help="All hosts, which is the default.")] = False,
     selection: Selection = EVERYBODY,
     as_json: Json = False,
 ) -> None:
     """Print hosts, VMs, addresses, which VM is where, or groups of hosts."""
     ctl = ctl_of(context)
+    if foreign_too and (what is not What.VMS or deployment is not None):
+        raise CtlError("--all goes with `ctl get vms`, and not with --deployment", ExitStatus.USAGE)
     if what is What.GROUPS:
         _groups(ctl, as_json=as_json or form is Form.JSON)
         return
     session = ctl.session()
-    asked = session.choose(selection)
+    asked = session.choose(replace(selection, everybody=every_host))
     found = session.status()
     if what is What.INFRA:
         from controller.infra import format_infra
@@ -126,12 +139,26 @@ def get(
     found = msgspec.structs.replace(
         found, vms=tuple(chosen), hosts=tuple(host for host in found.hosts if host.name in hosts)
     )
-    text, value, names = _found(what, found, wide=form is Form.WIDE)
+    others, status = _others(ctl, session, asked) if foreign_too else ([], ExitStatus.OK)
+    text, value, names = _found(what, found, others, wide=form is Form.WIDE)
     if as_json or form is Form.JSON:
         text = json_text(value)
     elif form is Form.NAME:
         text = "".join(f"{name}\n" for name in names)
     ctl.terminal.text(text)
+    raise typer.Exit(status)
+
+
+def _others(ctl: Ctl, session: Session, hosts: Sequence[str] | None) -> tuple[list[Foreign], int]:
+    """The domains of hosts that are none of the fleet's VMs, and the exit code for hosts that did not say."""
+    following = Following(session.domains(hosts), ctl.terminal)
+    following.run(lambda: waiting_line(len(following.order), list(following.waiting), following.seconds))
+    # Asked for after the hosts, so that a VM that was just made is on record.
+    found, wrong = foreign(following.results, session.status())
+    following.show_failures()
+    for line in wrong:
+        ctl.terminal.say(line, bad=True)
+    return found, max(following.end(), ExitStatus.FAILED if wrong else ExitStatus.OK)
 
 
 def _groups(ctl: Ctl, *, as_json: bool) -> None:
@@ -139,13 +166,14 @@ def _groups(ctl: Ctl, *, as_json: bool) -> None:
     ctl.terminal.text(json_text(names) if as_json else "".join(f"@{name}\n" for name in names))
 
 
-def _found(what: What, found: Status, *, wide: bool) -> tuple[str, Any, Sequence[str]]:
+def _found(what: What, found: Status, others: Sequence[Foreign], *, wide: bool) -> tuple[str, Any, Sequence[str]]:
     """What was asked for as a table, for programs, and as names."""
     match what:
         case What.HOSTS:
             return (tables.wide if wide else tables.hosts)(found), found.hosts, [host.name for host in found.hosts]
         case What.VMS:
-            return (tables.wide_vms if wide else tables.vms)(found), found.vms, [vm.name for vm in found.vms]
+            every: list[VmStatus | Foreign] = [*found.vms, *others]
+            return (tables.wide_vms if wide else tables.vms)(found, others), every, [vm.name for vm in every]
         case What.IPS:
             text = "".join(f"{vm.ip}\t{vm.name}\n" for vm in found.vms)
             return text, {vm.name: vm.ip for vm in found.vms}, [vm.ip for vm in found.vms]

@@ -24,6 +24,7 @@ from controller.spawn import spawn as spawn_vms
 from controller.spawn_plan import Prepared, SpawnOptions, deployment_name, in_network, load, prepare
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
+from protocol.limits import MAX_IN_FLIGHT
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -44,6 +45,7 @@ Examples:
       --subnet 198.18.0.0/22 --bridge br0
   ctl spawn infra.conf --image debian.qcow2 --g5k-subnets subnets.txt --wait reachable
   ctl spawn infra.conf --profile lab.toml --subnet 10.0.0.0/16 --wave 5% --max-fail 2%
+  ctl spawn infra.conf --image debian.qcow2 --subnet 10.0.0.0/16 --in-flight 16
   ctl spawn infra.conf --image debian.qcow2 --subnet 10.0.0.0/16 --dry-run""",
 )
 @wanting
@@ -76,6 +78,15 @@ def spawn(
         str | None,
         typer.Option(
             metavar="SHARE", help="Begin no more waves where more have failed: 2% (rounded down) or a number."
+        ),
+    ] = None,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MAX_IN_FLIGHT,
+            help="So many VMs at a time on each host (default: 4; more made nothing faster on 2 cores).",
         ),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove VMs on record that the file lacks.")] = False,
@@ -119,6 +130,7 @@ def spawn(
             timeout=timeout,
             wave=size,
             max_fail=None if max_fail is None else most,
+            in_flight=in_flight,
             in_etc_hosts=etc_hosts,
             watch=watch,
         )

@@ -1,11 +1,12 @@
 """What is left of VMs when somebody is killed in the midst of their making or removal: nothing, or all of it.
 
-Each row of the tables is a test: where the agent is killed, and what else goes down with it. Then a new agent comes,
-and has only its directory and libvirt to go by.
+Each row of the tables is a test: where the agent or libvirtd is killed, and what else goes down with it. Then a new
+agent comes, and has only its directory and libvirt to go by.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,9 +21,25 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from deploy.testhosts import HostSpec, TestHosts
 from protocol.vms import Disk, Seed, VmChange, VmPower, VmSpec
-from tests.conftest import need_test_hosts
-from tests.e2e.vm_host import BOOT_S, DEPLOYMENT, Cage, Driver, a_spec, add_image, changes, put_code, qemu_of
+from tests.conftest import MakeTestHosts, need_test_hosts
+from tests.e2e.vm_host import (
+    AGENT,
+    BOOT_S,
+    BRIDGE,
+    CODE,
+    DEPLOYMENT,
+    PYTHON,
+    QEMU,
+    Cage,
+    Driver,
+    a_spec,
+    add_image,
+    changes,
+    put_code,
+    qemu_of,
+)
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -32,9 +49,44 @@ FOREIGN = f"""<domain type='qemu'><name>foreign</name><uuid>{FOREIGN_UUID}</uuid
 <memory unit='MiB'>16</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os></domain>"""
 
 
-@dataclass
 class Place:
-    """An agent's directory with a hypervisor embedded in it, and a domain there that is not Canopy's."""
+    """An agent's directory, and a libvirt with a domain that is not Canopy's."""
+
+    directory: Path
+    spec: VmSpec
+
+    def drive(self, dies_at: str = "") -> Driver:
+        raise NotImplementedError
+
+    def qemus(self) -> list[int]:
+        raise NotImplementedError
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return {"deployment": DEPLOYMENT, "specs": [msgspec.to_builtins(self.spec)]}
+
+    @property
+    def left(self) -> list[str]:
+        """The files that VMs and journals have."""
+        folders = (self.directory / "vms", self.directory / "journal")
+        return sorted(str(path.relative_to(self.directory)) for folder in folders for path in folder.glob("*"))
+
+    def converges(self, driver: Driver) -> None:
+        """A rerun makes what is missing, and a removal leaves nothing but what is not Canopy's."""
+        assert set(changes(driver.create(self.spec)).values()) <= {VmChange.CREATED, VmChange.UNCHANGED}
+        assert len(self.qemus()) == 1
+        assert self.left == ["vms/vm1"]
+        assert driver.ask("domains") == ["foreign", "vm1"]
+        assert driver.destroy() == {"vm1": VmChange.REMOVED}
+        assert driver.ask("domains") == ["foreign"]
+        driver.end()
+        assert self.left == []
+        assert self.qemus() == []
+
+
+@dataclass
+class Embedded(Place):
+    """One with the hypervisor embedded in the agent."""
 
     cage: Cage
     directory: Path
@@ -47,38 +99,19 @@ class Place:
     def drive(self, dies_at: str = "") -> Driver:
         return self.cage.drive(self.directory, self.uri, dies_at=dies_at)
 
-    @property
-    def request(self) -> dict[str, Any]:
-        return {"deployment": DEPLOYMENT, "specs": [msgspec.to_builtins(self.spec)]}
-
-    @property
-    def left(self) -> list[str]:
-        """The files that VMs and journals have."""
-        folders = (self.directory / "vms", self.directory / "journal")
-        return sorted(str(path.relative_to(self.directory)) for folder in folders for path in folder.glob("*"))
+    def qemus(self) -> list[int]:
+        return qemu_of(self.directory)
 
     def power_cut(self) -> None:
         """What a power cut takes: every process, and what is in memory alone."""
-        for pid in qemu_of(self.directory):
+        for pid in self.qemus():
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not qemu_of(self.directory), BOOT_S, "QEMU to end")
+        wait_until(lambda: not self.qemus(), BOOT_S, "QEMU to end")
         shutil.rmtree(self.directory / "libvirt" / "run", ignore_errors=True)
-
-    def converges(self, driver: Driver) -> None:
-        """A rerun makes what is missing, and a removal leaves nothing but what is not Canopy's."""
-        assert set(changes(driver.create(self.spec)).values()) <= {VmChange.CREATED, VmChange.UNCHANGED}
-        assert len(qemu_of(self.directory)) == 1
-        assert self.left == ["vms/vm1"]
-        assert driver.ask("domains") == ["foreign", "vm1"]
-        assert driver.destroy() == {"vm1": VmChange.REMOVED}
-        assert driver.ask("domains") == ["foreign"]
-        driver.end()
-        assert self.left == []
-        assert qemu_of(self.directory) == []
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
+def place() -> Iterator[Embedded]:
     need_test_hosts(libvirt=True)
     cage = Cage(0)
     directory = Path("/var/tmp") / f"canopy-test-{os.getpid()}-{time.monotonic_ns()}"
@@ -96,7 +129,7 @@ def place() -> Iterator[Place]:
         spec = replace(
             a_spec("vm1", "198.18.0.5", ("", ""), bridge=None, disk=disk), boot=None, memory_mib=16, seed=Seed()
         )
-        made = Place(cage, directory, spec)
+        made = Embedded(cage, directory, spec)
         driver = made.drive()
         assert driver.ask("define", document=FOREIGN) == "foreign"
         driver.end()
@@ -121,7 +154,7 @@ MAKING = [
 
 
 @pytest.mark.parametrize(("step", "struck", "whole"), MAKING)
-def test_a_creation_cut_short_leaves_a_whole_vm_or_none(place: Place, step: str, struck: str, whole: bool) -> None:
+def test_a_creation_cut_short_leaves_a_whole_vm_or_none(place: Embedded, step: str, struck: str, whole: bool) -> None:
     place.drive(dies_at=step).dies("create", **place.request)
     if struck == "host":
         place.power_cut()
@@ -129,18 +162,18 @@ def test_a_creation_cut_short_leaves_a_whole_vm_or_none(place: Place, step: str,
     driver = place.drive()
     wait_until(lambda: place.left == (["vms/vm1"] if whole else []), BOOT_S, f"the repair, not {place.left}")
     assert driver.ask("domains") == (["foreign", "vm1"] if whole else ["foreign"])
-    assert len(qemu_of(place.directory)) == whole
+    assert len(place.qemus()) == whole
     place.converges(driver)
 
 
 @pytest.mark.parametrize("step", ["make its disk", "start it"])
-def test_a_rerun_need_not_wait_for_the_repair(place: Place, step: str) -> None:
+def test_a_rerun_need_not_wait_for_the_repair(place: Embedded, step: str) -> None:
     place.drive(dies_at=step).dies("create", **place.request)
     place.converges(place.drive())
 
 
 @pytest.mark.parametrize(("step", "struck"), [("remove it", "agent"), ("end", "agent"), ("remove it", "host")])
-def test_a_removal_cut_short_is_finished(place: Place, step: str, struck: str) -> None:
+def test_a_removal_cut_short_is_finished(place: Embedded, step: str, struck: str) -> None:
     driver = place.drive()
     assert changes(driver.create(place.spec)) == {"vm1": VmChange.CREATED}
     driver.end()
@@ -153,17 +186,17 @@ def test_a_removal_cut_short_is_finished(place: Place, step: str, struck: str) -
     place.converges(driver)
 
 
-def test_a_qemu_killed_in_the_midst_of_its_start_leaves_a_vm_that_a_rerun_starts(place: Place) -> None:
+def test_a_qemu_killed_in_the_midst_of_its_start_leaves_a_vm_that_a_rerun_starts(place: Embedded) -> None:
     driver = place.drive()
     assert changes(driver.create(place.spec)) == {"vm1": VmChange.CREATED}
-    [qemu] = qemu_of(place.directory)
+    [qemu] = place.qemus()
     os.kill(qemu, signal.SIGKILL)
     driver.is_told("vm1", VmPower.SHUTOFF, BOOT_S)
     assert changes(driver.create(place.spec)) == {"vm1": VmChange.STARTED}
     place.converges(driver)
 
 
-def test_a_full_disk_leaves_nothing_and_a_rerun_after_it_makes_the_vm(place: Place) -> None:
+def test_a_full_disk_leaves_nothing_and_a_rerun_after_it_makes_the_vm(place: Embedded) -> None:
     # An overlay's header takes 200 KiB.
     small = ["mount", "-t", "tmpfs", "-o", "size=128k,mode=710", "none", str(place.directory / "vms")]
     place.cage.enter(*small)
@@ -178,7 +211,7 @@ def test_a_full_disk_leaves_nothing_and_a_rerun_after_it_makes_the_vm(place: Pla
     place.converges(driver)
 
 
-def test_an_image_that_is_damaged_on_this_host_leaves_nothing_until_it_is_whole(place: Place) -> None:
+def test_an_image_that_is_damaged_on_this_host_leaves_nothing_until_it_is_whole(place: Embedded) -> None:
     assert place.spec.disk is not None
     image = place.directory / "images" / place.spec.disk.image
     whole = image.read_bytes()
@@ -194,7 +227,7 @@ def test_an_image_that_is_damaged_on_this_host_leaves_nothing_until_it_is_whole(
     place.converges(driver)
 
 
-def test_a_vm_whose_name_or_uuid_is_a_foreign_domains_leaves_that_and_nothing_of_its_own(place: Place) -> None:
+def test_a_vm_whose_name_or_uuid_is_a_foreign_domains_leaves_that_and_nothing_of_its_own(place: Embedded) -> None:
     driver = place.drive()
     named = replace(place.spec, name="foreign")
     twin = replace(place.spec, uuid=FOREIGN_UUID)
@@ -206,3 +239,105 @@ def test_a_vm_whose_name_or_uuid_is_a_foreign_domains_leaves_that_and_nothing_of
     assert place.left == []
     assert driver.ask("domains") == ["foreign"]
     place.converges(driver)
+
+
+# --- a host with libvirtd --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Daemonic(Place):
+    """A test host with libvirtd, on a bridge with others."""
+
+    hosts: TestHosts
+    directory: Path
+    spec: VmSpec
+
+    def drive(self, dies_at: str = "", victim: str = "") -> Driver:
+        command = ["/usr/bin/env", f"PYTHONPATH={CODE}", PYTHON, f"{CODE}/vm_driver.py"]
+        argv = [*command, str(AGENT), "qemu:///system", dies_at, victim]
+        return Driver(self.hosts.popen("hv1", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+
+    def qemus(self) -> list[int]:
+        return [each.pid for each in self.hosts.processes("hv1") if each.argv and Path(each.argv[0]).name == QEMU]
+
+
+@pytest.fixture(scope="module")
+def daemonic(testhosts_module: MakeTestHosts) -> Daemonic:
+    need_test_hosts(libvirt=True)
+    hosts = testhosts_module([HostSpec("hv1", libvirt=True, vm_bridge=BRIDGE)])
+    root = hosts.host("hv1").root
+    put_code(root / CODE.relative_to("/"))
+    directory = root / AGENT.relative_to("/")
+    base = directory / "base"
+    directory.mkdir(parents=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
+    disk = Disk(image=add_image(directory / "images", base))
+    spec = a_spec("vm1", str(hosts.vm_subnet[77]), ("", ""), bridge=BRIDGE, disk=disk)
+    made = Daemonic(hosts, directory, replace(spec, boot=None, memory_mib=16))
+    driver = made.drive()
+    assert driver.ask("define", document=FOREIGN) == "foreign"
+    driver.end()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "left"),
+    [
+        ("make its disk", VmChange.FAILED, []),
+        ("define it", VmChange.FAILED, []),
+        ("start it", VmChange.FAILED, []),
+        ("end", VmChange.CREATED, ["vms/vm1"]),
+    ],
+)
+def test_a_libvirtd_killed_between_two_steps_of_a_creation_leaves_a_whole_vm_or_none(
+    daemonic: Daemonic, step: str, change: VmChange, left: list[str]
+) -> None:
+    driver = daemonic.drive(step, "libvirtd")
+    [result] = driver.create(daemonic.spec)
+    assert result.change is change, result
+    daemonic.hosts.run("hv1", ["libvirtd", "-d"])
+    wait_until(lambda: daemonic.left == left, BOOT_S, f"the repair, not {daemonic.left}")
+    driver.end()
+    daemonic.converges(daemonic.drive())
+
+
+def test_a_removal_during_which_libvirtd_is_killed_is_finished_when_it_is_back(daemonic: Daemonic) -> None:
+    driver = daemonic.drive("remove it", "libvirtd")
+    assert changes(driver.create(daemonic.spec)) == {"vm1": VmChange.CREATED}
+    [result] = driver.ask("destroy", deployment=DEPLOYMENT)
+    assert result["change"] == "failed", result
+    daemonic.hosts.run("hv1", ["libvirtd", "-d"])
+    wait_until(lambda: daemonic.left == [], BOOT_S, f"the removal, not {daemonic.left}")
+    assert driver.ask("domains") == ["foreign"]
+    driver.end()
+    daemonic.converges(daemonic.drive())
+
+
+def test_an_address_that_somebody_else_answers_for_is_not_used_until_it_is_free(daemonic: Daemonic) -> None:
+    links = json.loads(subprocess.run(["ip", "-json", "address"], capture_output=True, check=True).stdout)
+    [link] = [
+        each["ifname"]
+        for each in links
+        for address in each["addr_info"]
+        if address["local"] == str(daemonic.hosts.service_address)
+    ]
+    taken = ["dev", link, f"{daemonic.spec.ip}/32"]
+    subprocess.run(["ip", "address", "add", *taken], check=True)
+    driver = daemonic.drive()
+    own = daemonic.hosts.host("hv1").address
+    try:
+        asleep = replace(daemonic.spec, name="vm2", uuid=FOREIGN_UUID.replace("1", "2"), start=False)
+        as_host = replace(daemonic.spec, name="vm3", uuid=FOREIGN_UUID.replace("1", "3"), ip=str(own))
+        [refused, left_asleep, hosts_own] = driver.create(daemonic.spec, asleep, as_host)
+        assert refused.change is VmChange.FAILED
+        assert f"its address {daemonic.spec.ip} is in use: " in refused.detail
+        assert f"answers for it on {BRIDGE}" in refused.detail
+        assert left_asleep.change is VmChange.CREATED, "what does not run is in nobody's way"
+        assert hosts_own.change is VmChange.FAILED
+        assert "this host has it itself" in hosts_own.detail
+        assert daemonic.left == ["vms/vm2"]
+        assert daemonic.qemus() == []
+    finally:
+        subprocess.run(["ip", "address", "del", *taken], check=True)
+    assert driver.destroy() == {"vm2": VmChange.REMOVED}
+    daemonic.converges(driver)

@@ -1,9 +1,9 @@
 """A process with a VmWorker in it, told what to do by lines of JSON: an agent as far as VMs go.
 
-    python vm_driver.py DIRECTORY URI [STEP]
+    python vm_driver.py DIRECTORY URI [STEP [VICTIM]]
 
 At STEP of its journal it is killed, as by `kill -9`: when the step is on disk and not yet done; at "end" when all is
-done and the journal not yet struck out.
+done and the journal not yet struck out. With VICTIM every process of that name is, and the driver goes on.
 Each line of standard input is {"do": ..., ...}; each is answered by {"answer": ...}. In between come {"changed": ...}
 lines with the states that are new.
 """
@@ -11,6 +11,7 @@ lines with the states that are new.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,26 +21,36 @@ from typing import Any
 
 import msgspec
 
+from agent import hypervisor
 from agent.ledger import Pages
 from agent.vms import VmWorker
 from protocol.vms import Action, VmSpec
 
 
 class DeadlyPages(Pages):
-    """Pages on which this process is killed."""
+    """Pages on which this process is killed, or another one."""
 
-    def __init__(self, step: str) -> None:
+    def __init__(self, step: str, victim: str) -> None:
         self._step = step
+        self._victim = victim
 
     def append(self, path: Path, data: bytes, *, sync: bool) -> None:
         super().append(path, data, sync=sync)
         if f'"does":"{self._step}"'.encode() in data:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._kill()
 
     def strike(self, path: Path) -> None:
         if self._step == "end":
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._kill()
         super().strike(path)
+
+    def _kill(self) -> None:
+        if not self._victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for entry in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if Path("/proc", entry, "comm").read_text().strip() == self._victim:
+                    os.kill(int(entry), signal.SIGKILL)
 
 
 def say(**line: Any) -> None:
@@ -75,12 +86,15 @@ async def do(worker: VmWorker, request: dict[str, Any]) -> Any:
 
 
 async def main() -> None:
-    step = sys.argv[3] if len(sys.argv) > 3 else ""
+    step, victim = [*sys.argv[3:], "", ""][:2]
+    if victim:
+        # Whoever brings libvirtd back does so once this one has said what came of its end.
+        hypervisor._PATIENCE_SECONDS = 0.5
     worker = VmWorker(
         Path(sys.argv[1]),
         sys.argv[2],
         on_change=lambda states: say(changed=states),
-        pages=DeadlyPages(step) if step else None,
+        pages=DeadlyPages(step, victim) if step else None,
     )
     await worker.start()
     while line := await asyncio.to_thread(sys.stdin.readline):

@@ -18,9 +18,13 @@ from tests.waiting import wait_until
 pytest.importorskip("libvirt", reason="VMs need libvirt's Python binding: apt-get install python3-libvirt")
 
 
+FOREIGN = """<domain type='test'><name>legacy</name><uuid>11111111-2222-4333-8444-555555555555</uuid>
+<memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type>hvm</type></os></domain>"""
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
-    with vm_fleet(tmp_path_factory.mktemp("life"), ["h0", "h1", "h2"]) as made:
+    with vm_fleet(tmp_path_factory.mktemp("life"), ["h0", "h1", "h2"], domains=FOREIGN) as made:
         yield made
 
 
@@ -74,6 +78,38 @@ def test_one_vm_is_made_and_led_through_its_life(fleet: LocalFleet, ctl: Ctl, ke
     assert "10.0.0.5 for web1 is web0's" in ctl(*make[:2], "web1", *make[3:], status=ExitStatus.FAILED)
     assert "not on record: web1" in ctl("vm", "stop", "web1", status=ExitStatus.NO_TARGET)
     assert "-1 removed" in ctl("vm", "destroy", "web0")
+
+
+def test_domains_of_others_are_shown_with_all_alone_and_no_command_takes_them(
+    fleet: LocalFleet, ctl: Ctl, kernel: str
+) -> None:
+    ctl("vm", "create", "web0", "--host", "h1", "--ip", "10.0.0.5/16", "--mem", "64M", "--kernel", kernel)
+    assert "legacy" not in ctl("get", "vms")
+    assert "legacy" not in ctl("get", "vms", "-o", "json", "-w", "h0")
+    shown = ctl("get", "vms", "--all")
+    assert [line.split()[:3] for line in shown.splitlines()[1:]] == [
+        ["web0", "vms", "h1"],
+        *(["legacy", "(not", "Canopy's)"] for _ in fleet.names),
+    ]
+    assert shown.splitlines()[-1].endswith("running")
+    told = json.loads(ctl("get", "vms", "--all", "-w", "h1", "-o", "json"))
+    assert [(vm["name"], vm["host"], vm.get("whose")) for vm in told] == [
+        ("web0", "h1", None),
+        ("legacy", "h1", "not Canopy's"),
+    ]
+    assert ctl("get", "vms", "--all", "-w", "h1", "-o", "name").split() == ["web0", "legacy"]
+    assert "goes with `ctl get vms`" in ctl("get", "hosts", "--all", status=ExitStatus.USAGE)
+    for command in ("start", "stop", "reboot", "suspend", "resume", "snapshot", "destroy"):
+        more = ["--name", "s"] if command == "snapshot" else []
+        assert "not on record" in ctl("vm", command, "legacy", *more, status=ExitStatus.NO_TARGET)
+    assert "not on record" in ctl("console", "legacy", "--quiet", status=ExitStatus.NO_TARGET)
+    make = ["vm", "create", "legacy", "--host", "h2", "--ip", "10.0.0.6/16", "--mem", "64M", "--kernel", kernel]
+    assert "not made by Canopy" in ctl(*make, status=ExitStatus.FAILED)
+    assert "not made by Canopy" in ctl("vm", "suspend", "legacy", status=ExitStatus.FAILED)
+    assert "not made by Canopy" in ctl("vm", "destroy", "legacy", status=ExitStatus.FAILED)
+    assert fleet.session.deployment("vms").addresses == {"web0": "10.0.0.5"}, "what was never made has no address"
+    ctl("vm", "destroy", "web0")
+    assert [line.split()[-1] for line in ctl("get", "vms", "--all").splitlines()[1:4]] == ["running"] * 3
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from agent import domains, vmactions, vms
 from agent.hypervisor import Connection, Hypervisor
 from agent.vms import VmWorker
+from agent.vmxml import NAMESPACE
 from protocol.vms import Action, DirectBoot, Disk, Network, VmChange, VmPower, VmResult, VmSpec, VmState
 
 pytest.importorskip("libvirt", reason="VMs need libvirt's Python binding: apt-get install python3-libvirt")
@@ -164,20 +165,56 @@ def test_another_specification_is_reported_field_by_field_and_changes_nothing(ho
     host.run(scenario)
 
 
-def test_a_domain_that_canopy_did_not_make_is_never_touched(host: Host) -> None:
-    host.has_domains(FOREIGN.format(name="vm1", uuid=FOREIGN_UUID))
+Asked = Callable[[VmWorker], Awaitable[list[VmResult]]]
+#: All that an agent can be asked to do to a VM by its name.
+ASKED: dict[str, Asked] = {
+    "create": lambda worker: worker.create(DEPLOYMENT, [a_spec("vm1")]),
+    "create asleep": lambda worker: worker.create(DEPLOYMENT, [a_spec("vm1", start=False)]),
+    "create by its UUID": lambda worker: worker.create(DEPLOYMENT, [a_spec("vm1", uuid=FOREIGN_UUID)]),
+    "destroy": lambda worker: worker.destroy(DEPLOYMENT, ["vm1"]),
+    "destroy of no deployment": lambda worker: worker.destroy(None, ["vm1"]),
+    **{
+        f"{action.value}{' hard' if hard else ''}": lambda worker, action=action, hard=hard: worker.act(  # type: ignore[misc]
+            DEPLOYMENT, ["vm1"], action, hard=hard, label="before"
+        )
+        for action in Action
+        for hard in (False, True)
+    },
+}
+#: Somebody else's domains: without a mark, with one that can't be read, and with one of another agent.
+MARKS = {
+    "none": "",
+    "one without sense": f"<c:vm xmlns:c='{NAMESPACE}' name='vm1'/>",
+    "another agent's": f"<c:vm xmlns:c='{NAMESPACE}' name='vm1' deployment='{DEPLOYMENT}' owner='/else' digest=''/>",
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_domain_that_this_agent_did_not_make_is_never_touched(host: Host, mark: str) -> None:
+    document = FOREIGN.format(name="vm1", uuid=FOREIGN_UUID)
+    host.has_domains(document.replace("<memory", f"<metadata>{MARKS[mark]}</metadata><memory", 1))
 
     async def scenario(worker: VmWorker) -> None:
-        [created] = await worker.create(DEPLOYMENT, [a_spec("vm1")])
-        assert created.change is VmChange.FAILED
-        assert "not made by Canopy" in created.detail
-        [destroyed] = await worker.destroy(DEPLOYMENT, ["vm1"])
-        assert destroyed.change is VmChange.FAILED
-        assert await worker.destroy(None) == []
+        def look(libvirt: Connection) -> tuple[str, list[int], list[str]]:
+            domain = libvirt.lookupByUUIDString(FOREIGN_UUID)
+            return domain.XMLDesc(0), domain.state(0), domain.snapshotListNames()
+
+        before = await hypervisor_of(worker).call(look, DEADLINE_S)
+        for asked, ask in ASKED.items():
+            [result] = await ask(worker)
+            # The VM that was meant is not there: its address is free again.
+            assert result.change is (VmChange.ABSENT if "destroy" in asked else VmChange.FAILED), asked
+            assert "left as it is" in result.detail, asked
+            assert await hypervisor_of(worker).call(look, DEADLINE_S) == before, asked
+        for everything in (None, DEPLOYMENT):
+            assert await worker.destroy(everything) == []
+        for action in Action:
+            assert await worker.act(DEPLOYMENT, None, action, label="before") == []
         assert await worker.states() == []
-        found = await hypervisor_of(worker).call(lambda libvirt: domains.find(libvirt, "vm1", FOREIGN_UUID), DEADLINE_S)
-        assert found.domain is not None
-        assert (found.domain.uuid, found.domain.power) == (FOREIGN_UUID, VmPower.RUNNING)
+        assert await hypervisor_of(worker).call(look, DEADLINE_S) == before
+        [seen] = await worker.everybody()
+        assert (seen.name, seen.power, seen.mine) == ("vm1", VmPower.RUNNING, False)
+        assert seen.owner == ("/else" if mark == "another agent's" else "")
 
     host.run(scenario)
     assert host.vms == []
@@ -199,8 +236,9 @@ def test_a_vm_of_another_deployment_is_left_to_it(host: Host) -> None:
         await worker.create(DEPLOYMENT, [a_spec("vm1")])
         [created] = await worker.create("other", [a_spec("vm1", deployment="other")])
         [destroyed] = await worker.destroy("other", ["vm1"])
-        assert [created.change, destroyed.change] == [VmChange.FAILED, VmChange.FAILED]
+        assert [created.change, destroyed.change] == [VmChange.FAILED, VmChange.ABSENT]
         assert DEPLOYMENT in created.detail
+        assert DEPLOYMENT in destroyed.detail
         assert await worker.destroy("other") == []
         assert powers(await worker.states()) == {"vm1": VmPower.RUNNING}
 

@@ -22,16 +22,23 @@ _NODE = """<node>
   <cpu><mhz>2000</mhz><model>x86_64</model><active>64</active><nodes>2</nodes><sockets>2</sockets>
     <cores>16</cores><threads>1</threads></cpu>
   <memory>268435456</memory>
+  {domains}
 </node>"""
 
 
 @contextlib.contextmanager
 def vm_fleet(
-    home: Path, names: Iterable[str], fanout: int = 8, *, before: Mapping[str, Sequence[str]] | None = None
+    home: Path,
+    names: Iterable[str],
+    fanout: int = 8,
+    *,
+    before: Mapping[str, Sequence[str]] | None = None,
+    domains: str = "",
 ) -> Iterator[LocalFleet]:
-    """A fleet in `home` whose hosts have a libvirt of their own each. `before` as in start_python."""
+    """A fleet in `home` whose hosts have a libvirt of their own each, with these domains of somebody else's. `before`
+    as in start_python."""
     node = home / "node.xml"
-    node.write_text(_NODE)
+    node.write_text(_NODE.format(domains=domains))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CANOPY_LIBVIRT", f"test://{node}")
         with local_fleet(home, names, fanout, before=before) as fleet:
