@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from controller import api
+from controller.replies import Replies
 from controller.streaming import Sending, Streaming
 from protocol import ranks
 from protocol.commands import Body, CreateVms, DestroyVms, Images, Offer, ProbeVms, Send, VmAction
@@ -79,6 +80,11 @@ def translation(body: Body, name: Callable[[int], str]) -> Translate:
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 
 
+def translated(translate: Translate, again: Callable[[], Fold]) -> Callable[[], Iterable[api.Reply]]:
+    """What `translate` makes of an outcome that is read when it is wanted."""
+    return lambda: translate(again())
+
+
 def as_late(translate: Translate, folds: Iterable[Fold]) -> api.Late:
     """What hosts answered after they were lost. What they said of their VMs is for programs, and left out."""
     plain = translate is as_folded
@@ -92,7 +98,7 @@ class Job:
     """
 
     def __init__(self, translate: Translate = as_folded) -> None:
-        self.replies: asyncio.Queue[api.Reply | None] = asyncio.Queue()
+        self.replies = Replies()
         self._listeners = [self.replies]
         self.ids: set[int] = set()
         self.open: set[int] = set()
@@ -127,10 +133,16 @@ class Job:
     def folds(self, folds: Iterable[Fold]) -> None:
         """Outcomes came."""
         for fold in folds:
-            for heard in self._heard:
-                heard(fold)
-            for reply in self._translate(fold):
-                self.say(reply)
+            self.fold(fold)
+
+    def fold(self, fold: Fold, again: Callable[[], Fold] | None = None) -> None:
+        """An outcome came; `again` reads it from the record, for clients that are behind."""
+        for heard in self._heard:
+            heard(fold)
+        replies, size = tuple(self._translate(fold)), len(fold.output.out) + len(fold.output.err)
+        anew = None if again is None else translated(self._translate, again)
+        for listener in self._listeners:
+            listener.put_outcome(replies, size, anew)
 
     def late(self, folds: Iterable[Fold]) -> None:
         """Hosts answered that were settled as lost."""
@@ -139,15 +151,15 @@ class Job:
     def say(self, reply: api.Reply | None) -> None:
         """Tell whoever listens."""
         for listener in self._listeners:
-            listener.put_nowait(reply)
+            listener.put(reply)
 
-    def listen(self) -> asyncio.Queue[api.Reply | None]:
+    def listen(self) -> Replies:
         """One more queue of replies, from now on."""
-        queue: asyncio.Queue[api.Reply | None] = asyncio.Queue()
+        queue = Replies()
         self._listeners.append(queue)
         return queue
 
-    def ignore(self, queue: asyncio.Queue[api.Reply | None]) -> None:
+    def ignore(self, queue: Replies) -> None:
         """Nobody reads that queue any more."""
         if queue in self._listeners:
             self._listeners.remove(queue)
@@ -158,7 +170,7 @@ class Job:
     def tell_client(self, reply: api.Reply) -> None:
         """Tell the client that began it, and nobody else."""
         if self.replies in self._listeners:
-            self.replies.put_nowait(reply)
+            self.replies.put(reply)
 
     def read(self, piece: api.Streamed) -> None:
         """The client that began it has taken this piece."""

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
@@ -27,7 +28,7 @@ from controller.rollcall import RollCalls
 from controller.rolling import Roll, Rolling
 from controller.sources import Sources
 from controller.state import Record, State
-from controller.streaming import Sending, Streaming
+from controller.streaming import Recorded, Sending, Streaming
 from controller.vm_words import words
 from protocol import events, ranks
 from protocol.commands import (
@@ -43,7 +44,7 @@ from protocol.commands import (
     Run,
     Settled,
 )
-from protocol.flow import Window, nobody_reads
+from protocol.flow import InputWindow, Window, nobody_reads
 from protocol.limits import DEFAULT_LIFETIME_MS, SETTLED_EVERY
 from protocol.messages import Deliver, Grant, Manner
 from protocol.outcomes import Cancelled, Exited, Fold, succeeded
@@ -104,7 +105,7 @@ class RootNode:
         #: Commands whose output is streamed, or whose input is sent.
         self._outputs: dict[int, tuple[Job, Streaming]] = {}
         self._inputs: dict[int, Sending] = {}
-        self._window = Window()
+        self._window, self._input_window = Window(), InputWindow()
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._to_settle: dict[int, Ranks] = {}
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -192,6 +193,7 @@ class RootNode:
             self._inputs[id_] = job.sending = Sending(
                 id_,
                 ranks.each(who),
+                self._input_window,
                 give=lambda some, piece: self._submit(self.state.new_id(), some, piece, Manner.QUIET, None),
                 room=lambda upto: job.tell_client(api.InputRoom(upto=upto)),
             )
@@ -389,7 +391,7 @@ class RootNode:
 
     def _outcomes(self, id_: int, folds: tuple[Fold, ...]) -> None:
         made, gone = words(self._vm_bodies.get(id_), folds, self.members.name)
-        self.state.command_outcomes(id_, folds, made=made, gone=gone)
+        rows = self.state.command_outcomes(id_, folds, made=made, gone=gone)
         for deployment, vm, _ in gone:
             self.known.vms.pop((deployment, vm), None)
         if gone:
@@ -399,8 +401,21 @@ class RootNode:
         if id_ in self._inputs:
             self._inputs[id_].over(folds)
         if id_ in self.jobs:
-            output = self._outputs.get(id_)
-            self.jobs[id_].folds(folds if output is None else output[1].outcomes(folds))
+            job, output = self.jobs[id_], self._outputs.get(id_)
+            if output is not None:
+                self._tell_recorded(job, output[1].outcomes(folds, rows))
+                return
+            for fold, row in zip(folds, rows, strict=True):
+                job.fold(fold, partial(self.state.outcome, row))
+
+    def _tell_recorded(self, job: Job, outcomes: Iterable[Recorded]) -> None:
+        """Tell a job outcomes that are on record, each for some of its hosts."""
+
+        def read(row: int, who: bytes) -> Fold:
+            return msgspec.structs.replace(self.state.outcome(row), ranks=who)
+
+        for row, who in outcomes:
+            job.fold(read(row, who), partial(read, row, who))
 
     def _settled(self, id_: int, now: float) -> None:
         if self._plans.pop(id_, None) is not None:
@@ -411,7 +426,8 @@ class RootNode:
         self.state.command_settles(id_, self.clock_ms(now))
         job = self.jobs.pop(id_, None)
         self._vm_bodies.pop(id_, None)
-        self._inputs.pop(id_, None)
+        if id_ in self._inputs:
+            self._inputs.pop(id_).close()
         if id_ in self._sources:
             self.shell.end_transfer(id_)
             self._disk.submit(self._sources.drop(id_).close)
@@ -428,7 +444,7 @@ class RootNode:
             first,
             self._window,
             grant=lambda grants: self.shell.feed(events.Grants(id_, grants)),
-            tell=job.folds,
+            tell=partial(self._tell_recorded, job),
         )
         self._outputs[id_] = job, streaming
         return streaming

@@ -3,8 +3,8 @@ known."""
 
 from __future__ import annotations
 
-import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,11 +13,12 @@ from agent.links import to_text
 from agent.version import VERSION
 from controller import api, labels
 from controller.image_requests import ImageRequests
-from controller.jobs import Job, as_late, translation
+from controller.jobs import Job, as_late, translated, translation
 from controller.node import RootNode
 from controller.on_record import Vm
 from controller.pulling import Pulling
 from controller.pushing import Pushing
+from controller.replies import Replies
 from controller.rolling import Roll
 from controller.runs import run_body
 from controller.shares import at_a_time, share
@@ -199,7 +200,7 @@ class Requests:
             job=number, hosts=tuple(present[rank].name for rank in ranks.each(failed) if rank in present)
         )
 
-    def follow(self, request: api.FollowJob) -> tuple[Job, api.Accepted, asyncio.Queue[api.Reply | None]]:
+    def follow(self, request: api.FollowJob) -> tuple[Job, api.Accepted, Replies]:
         """A job by its number: a queue of what is on record, and of what still comes. Raises CtlError."""
         node, id_ = self._node, request.id
         records = node.state.commands_of(id_)
@@ -207,7 +208,7 @@ class Requests:
             raise CtlError(f"there is no job {id_}: `ctl jobs` lists them", ExitStatus.USAGE)
         live = next((node.jobs[record.id] for record in records if record.id in node.jobs), None)
         listens = live is not None and request.wait
-        queue: asyncio.Queue[api.Reply | None] = live.listen() if live and listens else asyncio.Queue()
+        queue = live.listen() if live and listens else Replies()
         roll = node.state.roll(id_)
         to_come = ranks.NONE if roll is None else ranks.unpack(roll.targets)
         hosts = {rank: node.members.name(rank) for rank in ranks.each(to_come)}
@@ -217,15 +218,14 @@ class Requests:
             body = open_command(delivery.payload, delivery.signature, node.signer.verify_key, node.fleet).body
             translate = translation(body, node.members.name)
             hosts |= {rank: node.members.name(rank) for rank in ranks.each(ranks.unpack(delivery.targets))}
-            for fold in node.state.outcomes_of(record.id):
-                for reply in translate(fold):
-                    queue.put_nowait(reply)
+            for row in node.state.outcome_rows(record.id):
+                queue.put_recorded(translated(translate, partial(node.state.outcome, row)))
             late = node.state.late_of(record.id)
             if late:
-                queue.put_nowait(as_late(translate, late))
+                queue.put(as_late(translate, late))
         if not listens:
-            queue.put_nowait(api.Settled() if live is None else api.OnRecord())
-            queue.put_nowait(None)
+            queue.put(api.Settled() if live is None else api.OnRecord())
+            queue.put(None)
         return live or past, api.Accepted(id=id_, hosts=hosts, what=records[0].what), queue
 
     def cancel(self, id_: int) -> api.Done:

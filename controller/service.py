@@ -94,11 +94,9 @@ class Service:
         try:
             while (reply := await replies.get()) is not None:
                 writer.write(api.pack(reply))
+                await writer.drain()
                 if isinstance(reply, api.Streamed):
-                    await writer.drain()
                     job.read(reply)
-                elif replies.empty():
-                    await writer.drain()
         except ConnectionError:
             # Whoever writes to a client that has gone may learn it before whoever listens to it.
             if not detached:

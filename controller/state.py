@@ -6,13 +6,14 @@ Everything else about the fleet can be asked of the agents again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from controller import vm_records
 from controller.rolling import Roll
+from controller.status import CtlError
 from controller.vm_records import VmRecords
 from protocol import ranks
 from protocol.limits import MAX_BITMAP, MAX_TEXT
@@ -236,16 +237,19 @@ class State(VmRecords):
 
     def command_outcomes(
         self, id_: int, folds: Iterable[Fold], *, made: Iterable[VmSpec] = (), gone: Iterable[tuple[str, str, str]] = ()
-    ) -> None:
+    ) -> list[int]:
         """Outcomes came, and with them the word that VMs are as specified (`made`), or gone (`gone`: deployment,
-        name and host), which frees their addresses. All of it or nothing is kept."""
+        name and host), which frees their addresses. All of it or nothing is kept. Returns the numbers under which
+        `outcome` finds them."""
         with self._db:
             self._db.execute("begin")
-            self._db.executemany(
-                "insert into outcomes values (?, ?)", [(id_, msgspec.msgpack.encode(fold)) for fold in folds]
-            )
+            rows = [
+                self._db.execute("insert into outcomes values (?, ?)", (id_, msgspec.msgpack.encode(fold))).lastrowid
+                for fold in folds
+            ]
             self._vms_made(made)
             self._vms_gone(gone)
+        return [row for row in rows if row is not None]
 
     def command_settles(self, id_: int, settled_ms: int) -> None:
         """Every target has its outcome."""
@@ -310,10 +314,23 @@ class State(VmRecords):
             for row in rows
         ]
 
-    def outcomes_of(self, id_: int) -> list[Fold]:
-        """What is on record of a command's outcomes, in the order in which they came."""
-        rows = self._db.execute("select fold from outcomes where command = ? order by rowid", (id_,))
-        return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
+    def outcomes_of(self, id_: int) -> Iterator[Fold]:
+        """What is on record of a command's outcomes, in the order in which they came, one at a time: all at once may be
+        a gigabyte."""
+        for row in self.outcome_rows(id_):
+            yield self.outcome(row)
+
+    def outcome_rows(self, id_: int) -> list[int]:
+        """The numbers of a command's outcomes, in the order in which they came."""
+        rows = self._db.execute("select rowid from outcomes where command = ? order by rowid", (id_,))
+        return [row[0] for row in rows]
+
+    def outcome(self, row: int) -> Fold:
+        """One outcome. Raises CtlError where it is on record no more."""
+        found = self._db.execute("select fold from outcomes where rowid = ?", (row,)).fetchone()
+        if found is None:
+            raise CtlError("this job is so old that its outcomes are on record no more: `ctl jobs` lists what is")
+        return msgspec.msgpack.decode(found[0], type=Fold)
 
     def late_outcomes(self, id_: int, folds: Iterable[Fold]) -> tuple[Fold, ...]:
         """Hosts answered after their outcome was settled. Returns what of that is kept beside it: the first answer of

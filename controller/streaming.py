@@ -4,12 +4,13 @@ granted as the client reads, and asked of it as hosts take its input."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from controller import api
 from protocol import ranks
 from protocol.commands import Input
-from protocol.flow import Feeding, Inflow, Window, nobody_reads
+from protocol.flow import Feeding, Inflow, InputWindow, Window, nobody_reads
 from protocol.messages import Grant
 from protocol.outcomes import Exited, Fold, Killed, TimedOut
 from protocol.ranks import Ranks
@@ -17,6 +18,10 @@ from protocol.ranks import Ranks
 #: An outcome that came before the last of its output waits for as long as that comes, or waits for the client. Where
 #: nothing came for so long, in s, it is told without the rest: an agent that lost its relay is back in 3.
 _NOTHING_WITHIN = 4.0
+
+
+#: An outcome on record: its number there, and the hosts that are meant, packed.
+Recorded: TypeAlias = tuple[int, bytes]
 
 
 class Streaming:
@@ -29,16 +34,17 @@ class Streaming:
         window: Window,
         *,
         grant: Callable[[tuple[Grant, ...]], None],
-        tell: Callable[[Iterable[Fold]], None],
+        tell: Callable[[Iterable[Recorded]], None],
     ) -> None:
-        """`grant` sends grants to hosts; `tell` takes outcomes that had to wait for their output. `first` is what each
-        host may send unasked, `window` what is shared with other commands."""
+        """`grant` sends grants to hosts; `tell` takes outcomes that had to wait for their output. `first` is what
+        each host may send unasked, `window` what is shared with other commands."""
         self._left = set(hosts)
         self._flow = Inflow(self._left, first, window)
         self._grant, self._tell = grant, tell
         self._loop = asyncio.get_running_loop()
         self._flushing = False
-        self._held: list[Fold] = []
+        #: Outcomes without their output, and their numbers on record.
+        self._held: list[tuple[Fold, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._unread = False
         #: Called when nothing is waited for any more.
@@ -80,14 +86,15 @@ class Streaming:
         if grants and not self._unread:
             self._grant(grants)
 
-    def outcomes(self, folds: Iterable[Fold]) -> list[Fold]:
-        """Outcomes came; those of hosts of which all output is there. The others are told later."""
+    def outcomes(self, folds: Sequence[Fold], rows: Sequence[int]) -> list[Recorded]:
+        """Outcomes came, and are on record under these numbers; those of hosts of which all output is there. The others
+        are told later."""
         for fold in folds:
             for rank in ranks.each(ranks.unpack(fold.ranks)):
                 self._flow.ended(rank, fold.output.out_total, fold.output.err_total)
-        ready: list[Fold] = []
-        for fold in folds:
-            ready += self._complete(fold, ranks.unpack(fold.ranks) if self._unread else ranks.NONE)
+        ready: list[Recorded] = []
+        for fold, row in zip(folds, rows, strict=True):
+            ready += self._complete(fold, row, ranks.unpack(fold.ranks) if self._unread else ranks.NONE)
         if self._held and self._timer is None:
             self._look_later()
         return ready
@@ -109,9 +116,9 @@ class Streaming:
         self._timer = self._loop.call_later(_NOTHING_WITHIN, look)
 
     def _held_ranks(self) -> list[int]:
-        return [rank for fold in self._held for rank in ranks.each(ranks.unpack(fold.ranks))]
+        return [rank for fold, _ in self._held for rank in ranks.each(ranks.unpack(fold.ranks))]
 
-    def _complete(self, fold: Fold, anyway: Ranks) -> list[Fold]:
+    def _complete(self, fold: Fold, row: int, anyway: Ranks) -> list[Recorded]:
         """What of it is to be told now: of hosts of which all output is there, and of those in `anyway`."""
         if not isinstance(fold.outcome, Exited | Killed | TimedOut):
             # Of what was cancelled or lost nobody waits for the rest.
@@ -126,12 +133,12 @@ class Streaming:
             else:
                 rest |= ranks.only(rank)
         if rest:
-            self._held.append(Fold(ranks.pack(rest), fold.outcome, fold.output))
-        return [Fold(ranks.pack(whole), fold.outcome, fold.output)] if whole else []
+            self._held.append((Fold(ranks.pack(rest), fold.outcome), row))
+        return [(row, ranks.pack(whole))] if whole else []
 
     def _release(self, *, anyway: Ranks) -> None:
         held, self._held = self._held, []
-        ready = [part for fold in held for part in self._complete(fold, anyway)]
+        ready = [part for fold, row in held for part in self._complete(fold, row, anyway)]
         if ready:
             self._tell(ready)
         if not self._held:
@@ -153,11 +160,19 @@ class Sending:
     """The standard input of one command, from its client to its hosts."""
 
     def __init__(
-        self, of: int, hosts: Iterable[int], *, give: Callable[[Ranks, Input], None], room: Callable[[int], None]
+        self,
+        of: int,
+        hosts: Iterable[int],
+        window: InputWindow,
+        *,
+        give: Callable[[Ranks, Input], None],
+        room: Callable[[int], None],
     ) -> None:
-        """`give` signs and sends a piece; `room` tells the client up to which offset it may send."""
+        """`give` signs and sends a piece; `room` tells the client up to which offset it may send; `window` is shared
+        with other commands."""
         self._of = of
-        self._feeding = Feeding(hosts)
+        self._feeding = Feeding(hosts, window)
+        self.close = self._feeding.close
         self._give, self._room = give, room
         self._told = 0
         self.tell_room()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from protocol.limits import (
     INPUT_CREDIT,
     INPUT_PIECE,
+    INPUT_TOTAL,
     INPUT_WINDOW,
     STREAM_FIRST,
     STREAM_MOST,
@@ -330,6 +331,20 @@ def nobody_reads(ranks: Iterable[int]) -> tuple[Grant, ...]:
     return tuple(Grant(rank, None, 0, 0) for rank in ranks)
 
 
+class InputWindow:
+    """What the service keeps of the inputs of all commands together, beyond what each needs to go on."""
+
+    def __init__(self, total: int = INPUT_TOTAL) -> None:
+        self._total = total
+        #: Bytes that clients may send or have sent and some host has not taken.
+        self.ahead = 0
+
+    @property
+    def free(self) -> int:
+        """How much more may be kept."""
+        return max(0, self._total - self.ahead)
+
+
 class _Reader:
     """One host that reads an input: how much it has taken, and how much it was sent."""
 
@@ -343,27 +358,50 @@ class Feeding:
     """The standard input of one command at the root. It keeps INPUT_WINDOW: whoever takes least holds back the others
     once they are so far ahead."""
 
-    def __init__(self, hosts: Iterable[int]) -> None:
+    def __init__(self, hosts: Iterable[int], window: InputWindow | None = None) -> None:
+        """`window` is shared with other commands."""
         self._readers = {rank: _Reader() for rank in hosts}
+        self._window = window or InputWindow()
         self._data = bytearray()
         self._start = 0
         self._last = False
+        #: The offset up to which the client may send.
+        self.room = 0
+        self._closed = False
+        self._widen()
 
-    @property
-    def room(self) -> int:
-        """The offset up to which the client may send."""
-        return self._start + INPUT_WINDOW
+    def _widen(self) -> None:
+        ahead = self.room - self._start
+        # What a host may have untaken is each command's own: it goes on, whatever others keep.
+        more = max(min(INPUT_WINDOW - ahead, self._window.free), INPUT_CREDIT - ahead)
+        if more > 0:
+            self.room += more
+            self._window.ahead += more
+
+    def close(self) -> None:
+        """The command is over, once."""
+        self._readers.clear()
+        self._data.clear()
+        self._window.ahead -= self.room - self._start
+        self._closed = True
 
     def add(self, data: bytes, *, last: bool) -> bool:
         """More from the client; false where that was more than it may send, or comes after the end."""
+        if self._closed:
+            return True  # it was on its way
         if self._last or self._start + len(self._data) + len(data) > self.room:
             return False
         if self._readers:
             self._data += data
         else:
-            self._start += len(data)
+            self._advance(self._start + len(data))
         self._last = last
         return True
+
+    def _advance(self, start: int) -> None:
+        self._window.ahead -= start - self._start
+        self._start = start
+        self._widen()
 
     def taken(self, rank: int, count: int, *, is_open: bool, anew: bool) -> None:
         """A host has read `count` bytes. With `anew` it begins there, for it may have missed what it was sent."""
@@ -390,7 +428,7 @@ class Feeding:
         least = min((reader.taken for reader in self._readers.values()), default=self._start + len(self._data))
         if least > self._start:
             del self._data[: least - self._start]
-            self._start = least
+            self._advance(least)
 
     def pieces(self) -> Iterator[tuple[list[int], int, bytes, bool]]:
         """What is to be sent now: to whom, from which offset, the bytes, and whether it is the end."""

@@ -48,6 +48,9 @@ INPUT_PIECE = 64 << 10
 INPUT_CREDIT = 256 << 10
 #: And so far may the host that takes most be ahead of the one that takes least: what the service keeps of an input.
 INPUT_WINDOW = 8 << 20
+#: And what it keeps of all commands' inputs together, beyond an INPUT_CREDIT of each: then the slowest host of each
+#: holds back its others sooner.
+INPUT_TOTAL = 64 << 20
 #: Environment variables that a command may set, and resource limits: more than anybody types.
 MAX_ENV = 256
 #: A script, or an input, that rides in the signed command: larger ones are pushed, or sent piece by piece.

@@ -17,10 +17,19 @@ import pytest
 
 from agent.outlet import Outlet
 from agent.processes import Process
+from controller.replies import HELD_MOST
 from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
 from protocol.commands import Run
-from protocol.limits import DEFAULT_OUTPUT, INPUT_WINDOW, MAX_SCRIPT, STREAM_FIRST, STREAM_WINDOW
+from protocol.limits import (
+    DEFAULT_OUTPUT,
+    INPUT_WINDOW,
+    MAX_OUTPUT,
+    MAX_SCRIPT,
+    STREAM_FIRST,
+    STREAM_TOTAL,
+    STREAM_WINDOW,
+)
 from protocol.messages import Grant
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Outcome, Output, Refused, TimedOut
 from tests.bench.idle import resident_kib
@@ -308,6 +317,31 @@ def test_a_client_that_reads_slowly_slows_the_command_and_fills_nobodys_memory(f
     job.close()
     settled = {host: result.outcome for result in fleet.session.job(job.id).results() for host in result.hosts}
     assert settled == dict.fromkeys(HOSTS, Cancelled(ran=True))
+
+
+def test_many_clients_that_do_not_read_leave_the_service_and_the_relays_small(fleet: LocalFleet) -> None:
+    assert fleet.service is not None
+    watched = {host: fleet.pid(host) for host in HOSTS} | {"service": fleet.service.pid}
+    before = {who: resident_kib(pid) for who, pid in watched.items()}
+    # 4 hosts with 400 kB of their own each: 51 MB together. And 40 floods, which may have 160 MB on their way alone.
+    gathered = [fleet.session.run("yes $CANOPY_HOST | head -c 400000", output_limit=MAX_OUTPUT) for _ in range(32)]
+    floods = [fleet.session.run("yes", stream=True) for _ in range(40)]
+    wait_until(
+        lambda: not any(job.missing for job in fleet.session.jobs(72) if "400000" in job.what),
+        DEADLINE_S,
+        "all that ends to be on record",
+    )
+    grown = {who: resident_kib(pid) - before[who] for who, pid in watched.items()}
+    # For each client HELD_MOST and as much in its socket's buffer, for 32 one outcome more, and STREAM_TOTAL for all; a
+    # third more is what an allocator may need. Hosts keep what is not acknowledged.
+    bound = dict.fromkeys(watched, 4 * (72 * 2 * HELD_MOST + 32 * 400_000 + STREAM_TOTAL) // 3 // 1024)
+    assert {who: kib for who, kib in grown.items() if kib > bound[who]} == {}
+    assert one(fleet.session.run("true")).ok
+    for job in floods:
+        job.close()
+    for job in gathered:
+        found = {host: result.stdout for result in job.results() for host in result.hosts}
+        assert found == {host: (f"{host}\n" * 200_000)[:400_000].encode() for host in HOSTS}
 
 
 def test_a_job_of_which_nobody_reads_the_stream_any_more_is_settled(fleet: LocalFleet) -> None:

@@ -8,10 +8,11 @@ from collections import deque
 
 import pytest
 
-from protocol.flow import Feeding, Inflow, Outflow, Window, nobody_reads
+from protocol.flow import Feeding, Inflow, InputWindow, Outflow, Window, nobody_reads
 from protocol.limits import (
     INPUT_CREDIT,
     INPUT_PIECE,
+    INPUT_TOTAL,
     INPUT_WINDOW,
     STREAM_FIRST,
     STREAM_MOST,
@@ -283,9 +284,9 @@ class _Command:
             self.flow.read(rank, count)
 
 
-def test_a_hundred_clients_that_do_not_read_have_no_more_held_than_the_total() -> None:
+def test_clients_that_do_not_read_have_no_more_held_than_the_total() -> None:
     window = Window()
-    commands = [_Command(64, window) for _ in range(100)]
+    commands = [_Command(16, window) for _ in range(40)]
     for _ in range(3):
         for command in commands:
             command.go()
@@ -435,3 +436,27 @@ def test_nothing_is_added_after_the_end() -> None:
     feeding = _feeding(1, b"a", last=True)
     assert not feeding.add(b"b", last=False)
     assert not feeding.add(b"", last=True)
+
+
+def test_all_inputs_together_are_kept_within_the_total_and_each_goes_on() -> None:
+    window = InputWindow()
+    inputs = [Feeding([0], window) for _ in range(100)]
+    assert [feeding.room for feeding in inputs[:8]] == [INPUT_WINDOW] * 8
+    assert [feeding.room for feeding in inputs[8:]] == [INPUT_CREDIT] * 92
+    assert window.ahead == INPUT_TOTAL + 92 * INPUT_CREDIT
+    slow = inputs[-1]
+    slow.taken(0, 0, is_open=True, anew=True)
+    for turn in range(1, 5):
+        assert slow.add(b"x" * INPUT_CREDIT, last=False)
+        list(slow.pieces())
+        slow.taken(0, turn * INPUT_CREDIT, is_open=True, anew=False)
+        assert slow.room == (turn + 1) * INPUT_CREDIT
+    for feeding in inputs[:-1]:
+        feeding.close()
+        assert feeding.add(b"on its way", last=False)
+    assert slow.add(b"x" * INPUT_CREDIT, last=True)
+    list(slow.pieces())
+    slow.taken(0, 5 * INPUT_CREDIT, is_open=True, anew=False)
+    assert slow.room == 5 * INPUT_CREDIT + INPUT_WINDOW
+    slow.close()
+    assert window.ahead == 0

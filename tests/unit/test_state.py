@@ -157,7 +157,7 @@ def test_outcomes_come_back_as_they_were_told(state: State) -> None:
     state.command_begins(record(1, 1))
     state.command_outcomes(1, folds[:1])
     state.command_outcomes(1, folds[1:])
-    assert state.outcomes_of(1) == folds
+    assert list(state.outcomes_of(1)) == folds
 
 
 def test_only_the_latest_settled_jobs_are_kept(state: State) -> None:
@@ -168,8 +168,8 @@ def test_only_the_latest_settled_jobs_are_kept(state: State) -> None:
             state.command_settles(number, 9)
     state.prune_jobs(2)
     assert state.latest_jobs(10) == [5, 4, 2]
-    assert state.outcomes_of(1) == []
-    assert state.outcomes_of(2) != []
+    assert list(state.outcomes_of(1)) == []
+    assert list(state.outcomes_of(2)) != []
 
 
 def test_a_newer_schema_is_refused_with_the_next_step(state: State, tmp_path: Path) -> None:
@@ -232,7 +232,9 @@ def test_only_the_first_late_answer_of_a_lost_host_is_kept_beside_it(state: Stat
     again = State(tmp_path / "state.db")
     assert again.late_outcomes(1, [fold(0b110, Exited(4))]) == (fold(0b100, Exited(4)),)
     assert again.late_of(1) == [fold(0b010, Exited(3)), fold(0b100, Exited(4))]
-    assert again.outcomes_of(1) == [fold(0b001, Exited(0)), fold(0b110, Lost("its link"))], "nothing of that changed"
+    assert list(again.outcomes_of(1)) == [fold(0b001, Exited(0)), fold(0b110, Lost("its link"))], (
+        "nothing of that changed"
+    )
     assert again.late_outcomes(2, [fold(0b1, Exited(0))]) == (), "nobody gave that"
     again.command_settles(1, 9)
     again.prune_jobs(0)

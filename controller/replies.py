@@ -1,0 +1,50 @@
+"""What one client of the service is still to be sent, in order and without bound, and yet in little memory: outcomes
+that wait for long are read from the record again when their turn comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from controller import api
+
+#: Bytes of outcomes that wait in memory for one client: one of the usual budget, so that who reads pays for no second
+#: reading, and a hundred clients that do not read cost no more than 25 MB.
+HELD_MOST = 256 << 10
+
+_Again = Callable[[], Iterable[api.Reply]]
+
+
+class Replies:
+    """A queue of replies; None ends it."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[Iterable[api.Reply | None] | _Again, int]] = asyncio.Queue()
+        self._next: deque[api.Reply | None] = deque()
+        #: Bytes of outcomes that wait in memory.
+        self.held = 0
+
+    def put(self, reply: api.Reply | None) -> None:
+        """A reply that is small, or is bounded otherwise."""
+        self._queue.put_nowait(((reply,), 0))
+
+    def put_outcome(self, replies: tuple[api.Reply, ...], size: int, again: _Again | None) -> None:
+        """What came of an outcome with `size` bytes of output; `again` makes it anew from the record."""
+        if again is not None and self.held and self.held + size > HELD_MOST:
+            self._queue.put_nowait((again, 0))
+            return
+        self.held += size
+        self._queue.put_nowait((replies, size))
+
+    def put_recorded(self, again: _Again) -> None:
+        """An outcome that is on record."""
+        self._queue.put_nowait((again, 0))
+
+    async def get(self) -> api.Reply | None:
+        """The next reply. Waits for it. Raises CtlError where it is on record no more."""
+        while not self._next:
+            found, size = await self._queue.get()
+            self.held -= size
+            self._next.extend(found() if callable(found) else found)
+        return self._next.popleft()

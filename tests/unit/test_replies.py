@@ -1,0 +1,77 @@
+"""What waits for a client that does not read: little in memory, and nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from controller import api
+from controller.jobs import Job
+from controller.replies import HELD_MOST
+from controller.status import CtlError
+from protocol.outcomes import Exited, Fold, Output
+
+
+def fold(number: int) -> Fold:
+    return Fold(
+        bytes([0] * (number // 8) + [1 << number % 8]), Exited(0), Output(b"%06d" % number * 16_384, b"", 98_304)
+    )
+
+
+def missing() -> Fold:
+    raise CtlError("it is on record no more")
+
+
+async def all_of(job: Job) -> list[Fold]:
+    found: list[Fold] = []
+    while (reply := await job.replies.get()) is not None:
+        if isinstance(reply, api.Folded):
+            found += reply.folds
+    return found
+
+
+def test_outcomes_that_wait_are_read_from_the_record_in_their_turn() -> None:
+    async def run() -> None:
+        job = Job()
+        job.began(1)
+        reads: list[int] = []
+
+        def read(number: int) -> Fold:
+            reads.append(number)
+            return fold(number)
+
+        for number in range(1_000):
+            job.fold(fold(number), partial(read, number))
+        assert HELD_MOST // 2 < job.replies.held <= HELD_MOST
+        job.seal()
+        job.settled(1)
+        assert await all_of(job) == [fold(number) for number in range(1_000)]
+        assert reads == list(range(1_000 - len(reads), 1_000))
+        assert job.replies.held == 0
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_waits_for_no_disk_and_one_large_outcome_is_no_reason_to() -> None:
+    async def run() -> None:
+        job = Job()
+        large = Fold(b"\1", Exited(0), Output(bytes(2 * HELD_MOST), b"", 2 * HELD_MOST))
+        for _ in range(3):
+            job.fold(large, missing)
+            assert await job.replies.get() == api.Folded(folds=(large,))
+
+    asyncio.run(run())
+
+
+def test_what_is_on_record_no_more_is_said() -> None:
+    async def run() -> None:
+        job = Job()
+        job.fold(fold(1), missing)
+        job.replies.put_recorded(lambda: [api.Folded(folds=(missing(),))])
+        assert await job.replies.get() == api.Folded(folds=(fold(1),))
+        with pytest.raises(CtlError, match="no more"):
+            await job.replies.get()
+
+    asyncio.run(run())
