@@ -122,11 +122,11 @@ class Bulk:
         """The stream's head was looked at: the chunks in `have` (bit i: chunk i) are here already."""
         self._perform(self._transfers.was_headed(id_, have, self._loop.time()))
 
-    def was_stored(self, id_: int, index: int) -> int | None:
-        """A chunk was stored; how many bytes are on disk now, None where the push is over here."""
+    def was_stored(self, id_: int, indices: list[int]) -> int | None:
+        """Chunks were stored; how many bytes are on disk now, None where the push is over here."""
         if not self._transfers.knows(id_):
             return None
-        effects = self._transfers.was_stored(id_, index, self._loop.time())
+        effects = self._transfers.was_stored(id_, indices, self._loop.time())
         done = self._transfers.stored_bytes(id_)
         self._perform(effects)
         return done

@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.batches import Batches
 from agent.identity import HostDirectory
 from agent.paths import BadDestination, resolved
 from protocol import events
 from protocol.commands import Push
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Outcome, Output, Refused
-from protocol.stream import Blob, is_consistent
+from protocol.stream import Blob, count_of, is_consistent
 from protocol.transfer import Role
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 _PROGRESS_EVERY = 0.5
 #: How often what interrupted pushes left is looked at, in seconds: it is kept for a day.
 _TRIM_EVERY = 3_600.0
+#: Chunks that are written at a time, and how long the first waits for them, in seconds.
+_WRITTEN_MOST, _WRITE_LINGER = 16, 0.02
+#: Chunks that are read at a time: the first goes out when the last is read.
+_READ_MOST = 8
 
 
 def sentence(error: BaseException) -> str:
@@ -74,6 +80,8 @@ class Pushes:
         self._folders: dict[int, str] = {}
         self._loop = asyncio.get_running_loop()
         self._incoming: dict[int, Incoming] = {}
+        self._writing: dict[int, Batches[tuple[int, Blob], None]] = {}
+        self._reading: dict[int, Batches[int, list[bytes | None]]] = {}
         self._progress_at: dict[int, float] = {}
         self._trimming = self._loop.call_later(_TRIM_EVERY, self._trim)
 
@@ -102,7 +110,8 @@ class Pushes:
             self._shell.begin_transfer(id_, push.stream, Role.CARRIER)
             self._finish(id_, outcome_of(error), NO_OUTPUT)
             return
-        self._incoming[id_], self._folders[id_] = incoming, push.folder
+        self._take_in(id_, incoming)
+        self._folders[id_] = push.folder
         self._shell.begin_transfer(id_, push.stream, Role.TARGET, incoming.have)
 
     def _make(self, push: Push) -> Incoming:
@@ -183,25 +192,58 @@ class Pushes:
 
     # --- what the transfers want --------------------------------------------------------------------------------------
 
-    def read(self, id_: int, index: int) -> None:
-        """A chunk from this host's own copy."""
-        incoming = self._incoming.get(id_)
-        if incoming is None:
-            self._shell.was_read(id_, index, None)
-            return
-        self._in_background(lambda: incoming.read(index), lambda blob, _: self._shell.was_read(id_, index, blob))
-
-    def store(self, id_: int, index: int, blob: Blob) -> None:
-        """A chunk to disk."""
-
-        def then(_: object) -> None:
-            done = self._shell.was_stored(id_, index)
+    def _take_in(self, id_: int, incoming: Incoming) -> None:
+        def written(batch: list[tuple[int, Blob]], _: None, error: BaseException | None) -> None:
+            if self._incoming.get(id_) is not incoming:
+                return  # it was ended meanwhile
+            if error is not None:
+                self.end(id_, outcome_of(error))
+                return
+            done = self._shell.was_stored(id_, [index for index, _ in batch])
             now = self._loop.time()
             if done is not None and now >= self._progress_at.get(id_, 0.0):
                 self._progress_at[id_] = now + _PROGRESS_EVERY
                 self._shell.feed(events.Advanced(id_, done))
 
-        self._for(id_, lambda incoming: incoming.write(index, blob), then)
+        def read(batch: list[int]) -> list[bytes | None]:
+            return [incoming.read_or_none(index) for index in batch]
+
+        def was_read(batch: list[int], blobs: list[bytes | None] | None, _: BaseException | None) -> None:
+            for index, blob in zip(batch, blobs or [None] * len(batch), strict=True):
+                self._shell.was_read(id_, index, blob)
+
+        self._incoming[id_] = incoming
+        lasts = incoming.stream.head - 1, count_of(incoming.stream) - 1
+        self._writing[id_] = Batches(
+            self._disk,
+            incoming.write,
+            written,
+            most=_WRITTEN_MOST,
+            linger=_WRITE_LINGER,
+            last=lambda item: item[0] in lasts,
+        )
+        self._reading[id_] = Batches(self._disk, read, was_read, most=_READ_MOST)
+
+    def _let_go(self, id_: int) -> Incoming | None:
+        self._folders.pop(id_, None)
+        self._progress_at.pop(id_, None)
+        self._writing.pop(id_, None)
+        self._reading.pop(id_, None)
+        return self._incoming.pop(id_, None)
+
+    def read(self, id_: int, index: int) -> None:
+        """A chunk from this host's own copy."""
+        reading = self._reading.get(id_)
+        if reading is None:
+            self._shell.was_read(id_, index, None)
+        else:
+            reading.add(index)
+
+    def store(self, id_: int, index: int, blob: Blob) -> None:
+        """A chunk to disk."""
+        writing = self._writing.get(id_)
+        if writing is not None:
+            writing.add((index, blob))
 
     def headed(self, id_: int) -> None:
         """The listing is there: look at what it names."""
@@ -230,10 +272,8 @@ class Pushes:
 
     def end(self, id_: int, outcome: Outcome) -> None:
         """Give a push up here: nothing of it stays. What the hosts below lack still goes through here."""
-        incoming = self._incoming.pop(id_, None)
-        self._folders.pop(id_, None)
+        incoming = self._let_go(id_)
         self._shell.demote_transfer(id_)
-        self._progress_at.pop(id_, None)
         if incoming is not None:
             self._in_background(incoming.close, lambda _result, _error: self._finish(id_, outcome, NO_OUTPUT))
         else:
@@ -241,8 +281,7 @@ class Pushes:
 
     def forget(self, id_: int) -> None:
         """The root has its outcome: it need no longer be served."""
-        incoming = self._incoming.pop(id_, None)
-        self._folders.pop(id_, None)
+        incoming = self._let_go(id_)
         if incoming is not None:
             self._disk.submit(_close, incoming)
 
@@ -250,5 +289,6 @@ class Pushes:
         """End all of them. With `keep` what has come stays for a push that goes on with it."""
         self._trimming.cancel()
         for id_ in list(self._incoming):
-            incoming = self._incoming.pop(id_)
-            await self._loop.run_in_executor(self._disk, lambda one=incoming: one.close(keep=keep))  # type: ignore[misc]
+            incoming = self._let_go(id_)
+            if incoming is not None:
+                await self._loop.run_in_executor(self._disk, partial(incoming.close, keep=keep))

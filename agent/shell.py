@@ -284,9 +284,9 @@ class Shell:
         """The worker looked at a stream's head: the chunks in `have` (bit i: chunk i) are here already."""
         self._bulk.was_headed(id_, have)
 
-    def was_stored(self, id_: int, index: int) -> int | None:
-        """The worker stored a chunk; how many bytes are on disk now, None where the push is over here."""
-        return self._bulk.was_stored(id_, index)
+    def was_stored(self, id_: int, indices: list[int]) -> int | None:
+        """The worker stored chunks; how many bytes are on disk now, None where the push is over here."""
+        return self._bulk.was_stored(id_, indices)
 
     # --- pulls --------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from agent.paths import BadDestination
@@ -25,7 +25,7 @@ class Store(Protocol):
     have: int
 
     def headed(self) -> int: ...
-    def write(self, index: int, blob: Blob) -> None: ...
+    def write(self, chunks: Iterable[tuple[int, Blob]]) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -184,4 +184,4 @@ class Fetch:
             self._advanced(self._done)
             self._go_on()
 
-        self._work(lambda: store.write(index, blob), stored)
+        self._work(lambda: store.write([(index, blob)]), stored)

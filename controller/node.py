@@ -15,6 +15,7 @@ from typing import TypeGuard
 
 import msgspec
 
+from agent.batches import Batches
 from agent.identity import HostDirectory, Identity, Welcome, write_atomically
 from agent.links import Keyring
 from agent.shell import Shell
@@ -65,6 +66,8 @@ _TIDY_EVERY = 1.0
 _TIDY_FIRST, _TIDY_MOST = 2.0, 120.0
 #: How often the clock's reading is kept, so that it does not go back where the machine's does between two starts.
 _SAVE_CLOCK_EVERY = 60.0
+#: Chunks that are read at a time: the first goes out when the last is read.
+_READ_MOST = 8
 #: Jobs whose history is kept, with their output: at the default budget of 256 KiB a host some megabytes each at most.
 _KEEP_JOBS = 1_000
 #: Commands whose settling hosts out of reach are still to be told; beyond it they keep outcomes until they restart.
@@ -101,6 +104,7 @@ class RootNode:
         keyring = Keyring(self.identity.public, self.identity.secret)
         self.shell = Shell(keyring, self.relay, listen, self.identity.control_port, self.identity.bulk_port)
         self.shell.worker = self
+        self._reading: dict[int, Batches[int, list[tuple[bytes | None, bytes | None]]]] = {}
         self._sources = Sources(directory / "pushes")
         #: Commands whose output is streamed, or whose input is sent.
         self._outputs: dict[int, tuple[Job, Streaming]] = {}
@@ -430,6 +434,7 @@ class RootNode:
             self._inputs.pop(id_).close()
         if id_ in self._sources:
             self.shell.end_transfer(id_)
+            self._reading.pop(id_, None)
             self._disk.submit(self._sources.drop(id_).close)
         self._to_settle.setdefault(id_, ranks.NONE)
         self._settle_soon()
@@ -614,12 +619,21 @@ class RootNode:
     def read(self, id_: int, index: int) -> None:
         """A chunk of a file that is being pushed."""
 
-        def done(future: asyncio.Future[tuple[bytes, bytes | None]]) -> None:
-            if not future.cancelled():
-                self.shell.was_read(id_, index, *((None, None) if future.exception() else future.result()))
+        reading = self._reading.get(id_)
+        if reading is None:
+            reads, told = partial(self._read, id_), partial(self._was_read, id_)
+            reading = self._reading[id_] = Batches(self._disk, reads, told, most=_READ_MOST)
+        reading.add(index)
 
-        reading = self.loop.run_in_executor(self._disk, self._sources.read, id_, index)
-        reading.add_done_callback(done)
+    def _read(self, id_: int, indices: list[int]) -> list[tuple[bytes | None, bytes | None]]:
+        """On a thread."""
+        return [self._sources.read_or_none(id_, index) for index in indices]
+
+    def _was_read(
+        self, id_: int, indices: list[int], read: list[tuple[bytes | None, bytes | None]] | None, _: object
+    ) -> None:
+        for index, (blob, packed) in zip(indices, read or [(None, None)] * len(indices), strict=True):
+            self.shell.was_read(id_, index, blob, packed)
 
     def store(self, id_: int, index: int, blob: Blob) -> None:
         """The root stores nothing."""

@@ -48,6 +48,13 @@ class Sources:
         packer = self._packers.get(id_) if source.stream.compress else None
         return blob, None if packer is None else packer.pack(blob)
 
+    def read_or_none(self, id_: int, index: int) -> tuple[bytes | None, bytes | None]:
+        """The same; of neither where the chunk can't be read, or the push is over."""
+        try:
+            return self.read(id_, index)
+        except (OSError, KeyError):
+            return None, None
+
     def drop(self, id_: int) -> Source:
         """The push is over; whoever gets its source closes it, on a thread that no chunk of it is read in."""
         (self._directory / str(id_)).unlink(missing_ok=True)

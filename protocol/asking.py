@@ -105,9 +105,12 @@ class Asking:
         """How many chunks the source may be asked for now."""
         if self._retry_at is not None and now < self._retry_at:
             return 0
-        room = self._most() - len(self._owed.get(self.source, ()))
+        owed, handful = len(self._owed.get(self.source, ())), self._least // 2
         # By the handful: one message asks for several, and there is always one on its way.
-        return room if room >= self._least // 2 or not self._pending else 0
+        if self._pending and self._window - owed < handful:
+            return 0
+        room = self._most() - owed
+        return room if room >= handful or not self._pending else 0
 
     def _most(self) -> int:
         """How many chunks the source may owe.

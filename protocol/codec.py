@@ -38,6 +38,8 @@ _headers = {
     for version in range(VERSION_MIN, VERSION_MAX + 1)
     for kind in Kind
 }
+#: A header as this side writes it needs no decoding: the decoder of its body.
+_known = {header: _decoders[kind] for (_, kind), header in _headers.items()}
 
 
 @overload
@@ -60,6 +62,17 @@ def encode(message: Message, blob: Blob | None = None, *, version: int = VERSION
     return frames
 
 
+def _decoder(frame: Blob) -> msgspec.msgpack.Decoder[Message]:
+    """What reads the body after this header. Raises MalformedMessage, msgspec.DecodeError."""
+    header = _header_decoder.decode(frame)
+    if header.kind not in _TIMELESS and not VERSION_MIN <= header.version <= VERSION_MAX:
+        raise MalformedMessage(f"protocol version {header.version} is not one of {VERSION_MIN} to {VERSION_MAX}")
+    decoder: msgspec.msgpack.Decoder[Message] | None = _decoders.get(header.kind)  # type: ignore[call-overload]
+    if decoder is None:
+        raise MalformedMessage(f"no kind of message has the number {header.kind}")
+    return decoder
+
+
 def decode(frames: Sequence[_Frame]) -> tuple[Message, _Frame | None]:
     """The message of these frames, and the blob of a Chunk. Raises MalformedMessage."""
     if not 2 <= len(frames) <= MAX_PARTS:
@@ -69,12 +82,8 @@ def decode(frames: Sequence[_Frame]) -> tuple[Message, _Frame | None]:
     if len(frames[1]) > MAX_BODY:
         raise MalformedMessage(f"a body of {len(frames[1])} bytes is above the limit of {MAX_BODY}")
     try:
-        header = _header_decoder.decode(frames[0])
-        if header.kind not in _TIMELESS and not VERSION_MIN <= header.version <= VERSION_MAX:
-            raise MalformedMessage(f"protocol version {header.version} is not one of {VERSION_MIN} to {VERSION_MAX}")
-        decoder = _decoders.get(header.kind)  # type: ignore[call-overload]  # an int finds its IntEnum
-        if decoder is None:
-            raise MalformedMessage(f"no kind of message has the number {header.kind}")
+        # bytes: a control message's frames may be views, which have no hash where they can be written to
+        decoder = _known.get(bytes(frames[0])) or _decoder(frames[0])
         message: Message = decoder.decode(frames[1])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(str(error)) from error

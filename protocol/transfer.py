@@ -11,6 +11,7 @@ chunk is checked against the digest in the signed command before it is stored or
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
@@ -294,15 +295,19 @@ class Transfers:
             transfer.next = max(transfer.next, index + 1)
         return effects + self._go_on(transfer, now)
 
-    def was_stored(self, id_: int, index: int, now: float) -> list[Effect]:
-        """A Store has ended well."""
+    def was_stored(self, id_: int, indices: Sequence[int], now: float) -> list[Effect]:
+        """Stores have ended well."""
         transfer = self._transfers.get(id_)
-        if transfer is None or index >= transfer.count or transfer.chunks[index] != _HELD:
+        if transfer is None:
             return []
-        transfer.chunks[index] = _STORED
-        transfer.unstored -= 1
-        transfer.stored += 1
-        effects = self._find(transfer, index) if transfer.giving.waits(index) else []
+        effects: list[Effect] = []
+        for index in indices:
+            if index < transfer.count and transfer.chunks[index] == _HELD:
+                transfer.chunks[index] = _STORED
+                transfer.unstored -= 1
+                transfer.stored += 1
+                if transfer.giving.waits(index):
+                    effects += self._find(transfer, index)
         return effects + self._go_on(transfer, now)
 
     def was_headed(self, id_: int, have: int, now: float) -> list[Effect]:

@@ -55,7 +55,7 @@ def feed(incoming: Incoming, source: Source, *, most: int | None = None) -> list
     stream, have, brought = source.stream, incoming.have, []
     for index in range(stream.head):
         if not have >> index & 1:
-            incoming.write(index, source.read(index))
+            incoming.write([(index, source.read(index))])
             brought.append(index)
     if stream.head:
         have |= incoming.headed()
@@ -65,7 +65,7 @@ def feed(incoming: Incoming, source: Source, *, most: int | None = None) -> list
                 return brought
             blob = source.read(index)
             assert is_right(stream, index, blob)
-            incoming.write(index, blob)
+            incoming.write([(index, blob)])
             brought.append(index)
     incoming.finish()
     return brought

@@ -71,7 +71,7 @@ class Node:
 
     def store(self, id_: int, index: int, blob: Blob) -> None:
         self.chunks[index] = bytes(blob)
-        asyncio.get_running_loop().call_soon(self.bulk.was_stored, id_, index)
+        asyncio.get_running_loop().call_soon(self.bulk.was_stored, id_, [index])
 
     def headed(self, id_: int) -> None:
         raise AssertionError(id_)

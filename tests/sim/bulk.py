@@ -117,7 +117,7 @@ class Bulk:
     def _store(self, node: Node, id_: int, index: int, blob: Blob) -> None:
         def store() -> None:
             self.stored.setdefault((node.rank, id_), {})[index] = bytes(blob)
-            self._perform(node.rank, self._of(node).was_stored(id_, index, self._tree.now))
+            self._perform(node.rank, self._of(node).was_stored(id_, [index], self._tree.now))
 
         self._tree.at(self._tree.now + _DISK, store)
 

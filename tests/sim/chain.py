@@ -318,7 +318,7 @@ class Chain:
     def _was_stored(self, host: Host, transfers: Transfers, index: int, blob: bytes) -> list[Effect]:
         assert index not in host.stored, f"{host.rank} stores chunk {index} twice"
         host.stored[index] = blob
-        return transfers.was_stored(ID, index, self.now)
+        return transfers.was_stored(ID, [index], self.now)
 
     # --- what must be true --------------------------------------------------------------------------------------------
 

@@ -324,7 +324,7 @@ def offered(target: Path, notes: Path, *entries: Entry, data: bytes = b"") -> No
     incoming = Incoming(str(target), stream, len(body).to_bytes(4, "big") + body, notes)
     try:
         for at in range(0, len(data), CHUNK):
-            incoming.write(at // CHUNK, data[at : at + CHUNK])
+            incoming.write([(at // CHUNK, data[at : at + CHUNK])])
         incoming.finish()
     finally:
         incoming.close()

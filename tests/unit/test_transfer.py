@@ -243,7 +243,7 @@ def test_a_stream_is_complete_when_the_last_chunk_is_stored_and_not_before() -> 
         assert not only(done, Complete)
         index = asked.popleft()
         new = transfers.arrived(0, ID, index, blob(index), 0.0)
-        done = transfers.was_stored(ID, index, 0.0)
+        done = transfers.was_stored(ID, [index], 0.0)
         asked.extend(i for _, indices in asks(new + done) for i in indices)
     assert only(done, Complete) == [Complete(ID)]
     assert transfers.stored_bytes(ID) == len(DATA)
@@ -397,8 +397,8 @@ def test_nothing_behind_the_head_is_asked_for_before_it_was_looked_at() -> None:
     assert asks(transfers.begin(ID, stream, Role.TARGET, 0, 0.0)) == [(0, (0, 1))]
     for index in (0, 1):
         assert transfers.arrived(0, ID, index, blob(index), 0.0) == [Store(ID, index, blob(index))]
-    assert transfers.was_stored(ID, 0, 0.0) == []
-    assert transfers.was_stored(ID, 1, 0.0) == [Headed(ID)]
+    assert transfers.was_stored(ID, [0], 0.0) == []
+    assert transfers.was_stored(ID, [1], 0.0) == [Headed(ID)]
     ((_, indices),) = asks(transfers.was_headed(ID, 0b111100, 0.0))
     assert indices[:2] == (6, 7)
 
@@ -406,12 +406,12 @@ def test_nothing_behind_the_head_is_asked_for_before_it_was_looked_at() -> None:
 def test_who_has_all_that_is_behind_the_head_is_complete() -> None:
     transfers = begun(1, stream=msgspec.structs.replace(PUSH, head=1))
     transfers.arrived(0, ID, 0, blob(0), 0.0)
-    assert transfers.was_stored(ID, 0, 0.0) == [Headed(ID)]
+    assert transfers.was_stored(ID, [0], 0.0) == [Headed(ID)]
     assert transfers.was_headed(ID, (1 << CHUNKS) - 2, 0.0) == [Complete(ID)]
 
 
 def test_a_stream_that_is_all_head_is_complete_once_that_was_looked_at() -> None:
     transfers = begun(1, stream=msgspec.structs.replace(push_of(b"x", 256), head=1))
     transfers.arrived(0, ID, 0, b"x", 0.0)
-    assert transfers.was_stored(ID, 0, 0.0) == [Headed(ID)]
+    assert transfers.was_stored(ID, [0], 0.0) == [Headed(ID)]
     assert transfers.was_headed(ID, 0, 0.0) == [Complete(ID)]
