@@ -22,7 +22,8 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, Unpack, cast, over
 
 from controller import api
 from controller.asking import RunOptions, run_request
-from controller.results import Followed, Happening, Piece, Result
+from controller.asking_files import PathLike, PullOptions, PushOptions, pull_request, push_request
+from controller.results import Fetched, Followed, Happening, Piece, Progress, Result
 from controller.session import Session, fleet_directory
 from controller.status import CtlError, ExitStatus
 
@@ -155,8 +156,29 @@ class AsyncSession:
         **options: Unpack[RunOptions],
     ) -> AsyncRunning[Any]:
         """Run a shell string, or an argument vector, as `Session.run` does. `stdin` is bytes alone."""
-        chosen = await self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
+        chosen = await self._names(hosts)
         return await self._job(run_request(command, chosen, stream=stream, stdin=stdin, **options))
+
+    async def push(
+        self,
+        source: PathLike | Sequence[PathLike],
+        destination: str,
+        hosts: str | Iterable[str] | None = None,
+        **options: Unpack[PushOptions],
+    ) -> AsyncRunning[Result | Progress]:
+        """Push files and directories, as `Session.push` does."""
+        chosen = await self._names(hosts)
+        return await self._job(await asyncio.to_thread(push_request, source, destination, chosen, **options))
+
+    async def pull(
+        self,
+        paths: str | Sequence[str],
+        directory: PathLike,
+        hosts: str | Iterable[str] | None = None,
+        **options: Unpack[PullOptions],
+    ) -> AsyncRunning[Result | Fetched]:
+        """Bring files and directories of hosts here, as `Session.pull` does."""
+        return await self._job(pull_request(paths, directory, await self._names(hosts), **options))
 
     async def job(self, id_: int, *, wait: bool = True) -> AsyncJob:
         """A job by its number, from its beginning: what came of it so far, and with `wait` what still comes."""
@@ -186,6 +208,9 @@ class AsyncSession:
         # Groups are read from files and, for some, from programs: a thread's work.
         session = Session(self._fleet)
         return await asyncio.to_thread(session.select, where, exclude=exclude, labels=labels, pick=pick)
+
+    async def _names(self, hosts: str | Iterable[str] | None) -> tuple[str, ...] | None:
+        return await self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
 
     async def _connect(self) -> _Connection:
         try:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from controller import api
+    from controller.asking_files import PathLike, PullOptions, PushOptions
     from controller.console import ConsoleEnd
     from controller.feeding import Feeder
     from controller.groups import Member
@@ -84,7 +85,6 @@ __all__ = [
 #: What iterating over a job gives.
 H_co = TypeVar("H_co", covariant=True)
 _Reply = TypeVar("_Reply")
-PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def fleets_directory() -> Path:
@@ -312,95 +312,34 @@ class Session:
         source: PathLike | Sequence[PathLike],
         destination: str,
         hosts: str | Iterable[str] | None = None,
-        *,
-        mode: int | None = None,
-        owner: str = "",
-        preserve: bool = False,
-        xattrs: bool = False,
-        backup: str = "",
-        checksum: Literal["always", "size-mtime"] = "always",
-        compress: bool = True,
-        dry_run: bool = False,
-        image: bool = False,
+        **options: Unpack[PushOptions],
     ) -> Running[Result | Progress]:
         """Push files and directories (with all that is in them) to hosts (None: all).
 
-        A destination that ends in / is a directory, which is there; else it is the one source's name there. `mode`
-        replaces files' permissions, `owner` (`USER`, `USER:GROUP` or `:GROUP`) their owners; with `preserve` users,
-        groups and all times are kept, with `xattrs` extended attributes. With `backup`, what is replaced is kept under
-        its name and that suffix. Where a host has a file with the same bytes already, it is not sent: `checksum` says
-        whether bytes are compared always, or size and time are trusted. With `dry_run` nothing is changed, and each
-        host's output says what would be. With `image` one file goes into the hosts' image stores, and `destination` is
-        not used. Raises CtlError where there is nothing that could be pushed; yields Progress and Results.
+        A destination that ends in / is a directory, which is there; else it is the one source's name there. Options are
+        those of `PushOptions`. Where a host has a file with the same bytes already, it is not sent. Raises CtlError
+        where there is nothing that could be pushed; yields Progress and Results.
         """
-        sources = [source] if isinstance(source, str | os.PathLike) else list(source)
-        if not sources:
-            raise CtlError("nothing to push", ExitStatus.USAGE)
-        folder, name = "@/", ""
-        if not image:
-            if not destination.startswith(("/", "@/")) or "\0" in destination:
-                raise CtlError(
-                    f"{destination!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE
-                )
-            folder, _, name = destination.rpartition("/")
-            folder += "/"
-            if name in (".", ".."):
-                raise CtlError(f"{destination}: the destination must name a file, or end with /", ExitStatus.USAGE)
-        if len(sources) > 1 and (name or image):
-            raise CtlError(
-                f"{len(sources)} things go into a directory: end the destination with / (or push one)", ExitStatus.USAGE
-            )
-        absent = []
-        for one in sources:
-            try:
-                os.stat(one)  # noqa: PTH116  a str may be given
-            except OSError as error:
-                absent.append(f"{one}: {error.strerror}")
-        if absent:
-            raise CtlError("; ".join(absent), ExitStatus.USAGE)
-        user, _, group = owner.partition(":")
-        from protocol.wishes import Wishes
+        from controller.asking_files import push_request
 
-        wishes = Wishes(mode=mode, user=user, group=group, preserve=preserve, xattrs=xattrs, compress=compress)
-        return self._job(
-            api.PushTo(
-                hosts=self._names(hosts),
-                sources=tuple(os.path.abspath(one) for one in sources),  # noqa: PTH100  resolves no link
-                folder=folder,
-                name=name,
-                wishes=wishes,
-                image=image,
-                backup=backup,
-                by_time=checksum == "size-mtime",
-                dry_run=dry_run,
-            )
-        )
+        return self._job(push_request(source, destination, self._names(hosts), **options))
 
     def pull(
         self,
         paths: str | Sequence[str],
         directory: PathLike,
         hosts: str | Iterable[str] | None = None,
-        *,
-        fold: bool = False,
-        preserve: bool = False,
-        xattrs: bool = False,
-    ) -> Job:
+        **options: Unpack[PullOptions],
+    ) -> Running[Result | Fetched]:
         """Bring files and directories of hosts (None: all) to this machine: `directory`/HOST/NAME for each.
 
-        `paths` are paths from / on. Equal contents come once: those who have them share the files (hard links), or with
-        `fold` the first of them alone has a folder, beside HOST.hosts, which names all of them, a line each. With
-        `preserve` times are kept, and as root owners; with `xattrs` extended attributes. What is there with the same
-        bytes is not fetched. Raises CtlError where nothing can be asked for; yields Fetched and Results.
+        `paths` are paths from / on. Equal contents come once: those who have them share the files (hard links). Options
+        are those of `PullOptions`. What is there with the same bytes is not fetched. Raises CtlError where nothing can
+        be asked for; yields Fetched and Results.
         """
-        names = (paths,) if isinstance(paths, str) else tuple(paths)
-        if not names:
-            raise CtlError("nothing to pull", ExitStatus.USAGE)
-        from protocol.wishes import Wishes
+        from controller.asking_files import pull_request
 
-        wishes = Wishes(times=False, preserve=preserve, xattrs=xattrs)
-        where = os.path.abspath(directory)  # noqa: PTH100  resolves no link
-        return self._job(api.PullFrom(hosts=self._names(hosts), paths=names, directory=where, wishes=wishes, fold=fold))
+        return self._job(pull_request(paths, directory, self._names(hosts), **options))
 
     def create_vms(
         self,

@@ -16,6 +16,7 @@ import pytest
 from controller import AsyncSession, Session, async_session, session
 from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
+from protocol.limits import MAX_INLINE
 from protocol.outcomes import Cancelled, Exited, Outcome, Output
 from tests.net.localfleet import FLEET, ROOT, LocalFleet, local_fleet
 from tests.waiting import wait_until
@@ -229,6 +230,24 @@ def test_asyncio_has_the_same() -> None:
             await here.run("true", ["h99"])
         with pytest.raises(CtlError, match="the nearest is @odd"):
             await here.run("true", "@od")
+
+    asyncio.run(ask())
+
+
+@pytest.mark.usefixtures("chosen")
+def test_asyncio_pushes_and_pulls_too(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(3 * MAX_INLINE))
+
+    async def ask() -> None:
+        here, target = AsyncSession(), tmp_path / "pushed"
+        job = await here.push(tmp_path / "source", str(target), ["h1"], mode=0o640)
+        assert [(one.hosts, one.stdout) for one in await job.results()] == [(("h1",), b"pushed")]
+        assert (target.stat().st_size, target.stat().st_mode & 0o777) == (3 * MAX_INLINE, 0o640)
+        found = await (await here.pull(str(target), tmp_path / "here", "@odd", fold=True)).results()
+        assert [(one.hosts, one.ok) for one in found] == [(("h1", "h3", "h5"), True)]
+        assert (tmp_path / "here/h1/pushed").read_bytes() == target.read_bytes()
+        with pytest.raises(CtlError, match="no path from / on"):
+            await here.push(tmp_path / "source", "pushed", ["h1"])
 
     asyncio.run(ask())
 
