@@ -187,7 +187,6 @@ class Chain:
         """Over the sender's interface and the receiver's, one message behind the other."""
         life = receiver.life
         sender.out_free = max(self.now, sender.out_free) + size / sender.rate
-        receiver.in_free = max(sender.out_free, receiver.in_free + size / receiver.rate)
         sender.sent += size
 
         def come() -> None:
@@ -199,7 +198,12 @@ class Chain:
                 return
             arrive()
 
-        self.at(receiver.in_free + LATENCY, come)
+        def out() -> None:
+            # Its turn at the receiver's comes now: what a slow sender is still at keeps nobody else out.
+            receiver.in_free = max(self.now, receiver.in_free + size / receiver.rate)
+            self.at(receiver.in_free + LATENCY, come)
+
+        self.at(sender.out_free, out)
 
     def _connected(self, host: Host, source: Source) -> int:
         number = host.links.get(source)

@@ -17,6 +17,8 @@ COUNT = 160
 DATA = Random(1).randbytes(1 << 16) * COUNT
 #: What one copy takes over one link, in seconds.
 ONE = len(DATA) / RATE
+#: 32 MB, half of what is measured on test hosts.
+LARGE = bytes(2 * CHUNK) * 256
 HOSTS = 12
 MIDDLE = HOSTS // 2
 
@@ -94,6 +96,25 @@ def test_a_host_that_is_slow_holds_up_nobody_behind_it(what: str) -> None:
     assert max(done.values()) < ONE + 2.5 < slow
     assert MIDDLE in bypassed(push)[MIDDLE + 1]
     assert set(bypassed(push)) <= {MIDDLE + 1, MIDDLE + 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> float:
+    """How long 32 MB take to 8 hosts, in seconds."""
+    return max(Chain(LARGE, 8, chunk=2 * CHUNK, rate=RATE).run().values())
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_one_host_at_a_tenth_of_the_rate_costs_the_others_less_than_a_third_wherever_it_is(
+    slow: int, undisturbed: float
+) -> None:
+    push = Chain(LARGE, 8, chunk=2 * CHUNK, rate=RATE)
+    push.hosts[slow].rate = RATE / 10
+    push.begin()
+    while any(host.finished is None for rank, host in push.hosts.items() if rank not in (None, slow)):
+        push.step()
+    assert push.now < 1.3 * undisturbed
+    assert bypassed(push) == {slow + 1: [slow]}
 
 
 def test_a_chain_that_is_slow_all_along_is_left_as_it_is() -> None:
