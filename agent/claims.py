@@ -27,12 +27,22 @@ _PROBES, _PAUSE_SECONDS = 3, 0.17
 
 
 async def claimed(bridge: str, addresses: Iterable[str]) -> dict[str, str]:
-    """Who has any of these IPv4 addresses, in words. Takes about half a second, whatever their number.
+    """Who has any of these IPv4 addresses already, in words. Takes about half a second, whatever their number."""
+    addresses = list(addresses)
+    found = {
+        address: f"{mac} answers for it on {bridge}" for address, mac in (await holders(bridge, addresses)).items()
+    }
+    return found | {address: "this host has it itself" for address in addresses if _is_own(address)}
+
+
+async def holders(bridge: str, addresses: Iterable[str]) -> dict[str, str]:
+    """The MAC, in lower case, that answers for each of these IPv4 addresses on a bridge, for those that one does; also
+    where the host itself has no address there. Takes about half a second, whatever their number.
 
     Where this user may not ask, or there is no such bridge, nothing is known and nobody is named.
     """
     wanted = {socket.inet_aton(address): address for address in addresses}
-    found = {address: "this host has it itself" for address in wanted.values() if _is_own(address)}
+    found: dict[str, str] = {}
     if not wanted:
         return found
     try:
@@ -55,7 +65,7 @@ async def claimed(bridge: str, addresses: Iterable[str]) -> dict[str, str]:
                     return
                 sender = _sender(frame)
                 if sender is not None and sender[1] in wanted:
-                    found.setdefault(wanted[sender[1]], f"{sender[0].hex(':')} answers for it on {bridge}")
+                    found.setdefault(wanted[sender[1]], sender[0].hex(":"))
 
         loop = asyncio.get_running_loop()
         loop.add_reader(endpoint, take)

@@ -302,18 +302,28 @@ class AgentWorker:
             answers = await worker.reachable(body.names, within)
             return {name for name, answer in answers.items() if answer}
         from agent.addressed import found_by_arp
+        from agent.claims import holders
         from agent.vmfiles import VmFiles
 
         marks = await asyncio.to_thread(VmFiles(self._directory.path).marks)
-        macs = {name: mark.spec for name, mark in marks.items() if name in set(body.names) and mark.spec is not None}
+        specs = {name: mark.spec for name, mark in marks.items() if name in set(body.names) and mark.spec is not None}
         deadline = self._loop.time() + within
         have: set[str] = set()
         while (left := deadline - self._loop.time()) > 0 and len(have) < len(set(body.names)):
             missing = [name for name in body.names if name not in have]
-            # Asking for an echo has the kernel ask for the MAC.
-            answers = await worker.reachable(missing, min(left, _ARP_EVERY))
-            found = found_by_arp({spec.ip: spec.mac for spec in macs.values()})
-            have |= {name for name in missing if answers.get(name) or (name in macs and macs[name].ip in found)}
+            bridges: dict[str, list[str]] = {}
+            for name in missing:
+                if name in specs and specs[name].network.bridge is not None:
+                    bridges.setdefault(str(specs[name].network.bridge), []).append(specs[name].ip)
+            # Asking for an echo has the kernel ask for the MAC; of an isolated network it has no address, and can't.
+            answers, told = await asyncio.gather(
+                worker.reachable(missing, min(left, _ARP_EVERY)),
+                asyncio.gather(*(holders(bridge, addresses) for bridge, addresses in bridges.items())),
+            )
+            found = found_by_arp({spec.ip: spec.mac for spec in specs.values()})
+            for heard in told:
+                found |= {spec.ip for spec in specs.values() if heard.get(spec.ip) == spec.mac.lower()}
+            have |= {name for name in missing if answers.get(name) or (name in specs and specs[name].ip in found)}
         return have
 
     async def _image_work(self, id_: int, body: Images) -> None:

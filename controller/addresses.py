@@ -158,18 +158,31 @@ def grid5000_pool(
     return Pool(ranges=_ranges(ips), prefix=prefix, gateway=gateway, skip=skip, exclude=excluded)
 
 
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM is told of the network that it is in."""
+
+    prefix: int
+    gateway: str | None = None
+
+
 class Addresses(msgspec.Struct, frozen=True, kw_only=True):
-    """IPs of a deployment, by VM name. `by_name` is in the order of declaration.
+    """IPs of a deployment, by VM name. `by_name` is in the order of declaration. `prefix` and `gateway` are of the
+    network that all are in but those in `segments`.
 
     `others` belong to names that were not asked for: such VMs may still exist, so their addresses are not free.
     `new` are the names that had none before. What is to be remembered is `by_name` and `others` together.
     """
 
     by_name: dict[str, str]
-    prefix: int
+    prefix: int = 0
     gateway: str | None = None
+    segments: dict[str, Segment] = {}
     new: tuple[str, ...] = ()
     others: dict[str, str] = {}
+
+    def segment(self, name: str) -> Segment:
+        """The network of a VM."""
+        return self.segments.get(name) or Segment(prefix=self.prefix, gateway=self.gateway)
 
 
 def assign(names: Sequence[str], pool: Pool, existing: Mapping[str, str] | None = None) -> Addresses:
@@ -218,12 +231,6 @@ def assign(names: Sequence[str], pool: Pool, existing: Mapping[str, str] | None 
         new=tuple(new),
         others={name: ip for name, ip in existing.items() if name not in asked},
     )
-
-
-def freed(existing: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """`existing` without `names`, for VMs that were destroyed. A name without an address is no error."""
-    gone = set(names)
-    return {name: ip for name, ip in existing.items() if name not in gone}
 
 
 def _ipv4(text: str) -> IPv4Address:

@@ -101,7 +101,7 @@ def make_specs(
             continue
         if vm.memory_wanted == 0:
             problems.append(f"{vm.name} has memory 0, with which nothing boots; give it at least 1.")
-        quota = None
+        quota, segment = None, addresses.segment(vm.name)
         if vm.cpu_cap is not None and node.cpu_capacity == 0:
             problems.append(
                 f"{vm.name} has a CPU cap and {node.name} a CPU capacity of 0, so the cap is no share of anything; "
@@ -113,7 +113,7 @@ def make_specs(
         vm_boot = made_of.boot
         if vm_boot is not None:
             cmdline = guest_cmdline(
-                vm_boot.cmdline, name=vm.name, ip=ip, prefix=addresses.prefix, gateway=addresses.gateway
+                vm_boot.cmdline, name=vm.name, ip=ip, prefix=segment.prefix, gateway=segment.gateway
             )
             if len(cmdline.encode()) > MAX_CMDLINE:
                 problems.append(
@@ -129,8 +129,8 @@ def make_specs(
             memory_mib=_mib(vm.memory_wanted, placement.memory_unit),
             mac=mac_of(ip),
             ip=ip,
-            prefix=addresses.prefix,
-            gateway=addresses.gateway,
+            prefix=segment.prefix,
+            gateway=segment.gateway,
             cpu_quota=quota,
             start=not vm.sleeping,
             boot=vm_boot,

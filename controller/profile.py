@@ -5,11 +5,12 @@
     apart = ["db-*"]                    VMs of one pattern share no host
 
     [vm."web-*"]                        by VM name: later tables win over earlier ones
-    bridge = "br-front"
+    network = "front"
     user_data = "web.yaml"
 
 Patterns are those of fnmatch(3): * ? [abc]. Files are named relative to the profile. An image is a file, or the name or
-digest of one that `ctl image ls` lists.
+digest of one that `ctl image ls` lists. A network is one of `ctl net`: its VMs have its bridge, and addresses of its
+subnet; all others have those of the command line.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import msgspec
 
 from controller.text_problems import shown
+from protocol.nets import NetName
 from protocol.vms import Bridge, Cmdline
 
 #: Larger files are refused: a thousand patterns are some 100 KiB.
@@ -52,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     initrd: str | None = None
     cmdline: str | None = None
     bridge: str | None = None
+    network: str | None = None
     user_data: str | None = None
     ssh_keys: str | None = None
     disk_mib: int | None = None
@@ -59,6 +62,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def over(self, below: Settings) -> Settings:
         """These, and where they say nothing those of `below`."""
         said = {key: value for key in self.__struct_fields__ if (value := getattr(self, key)) is not None}
+        # A VM has one interface.
+        if "network" in said:
+            below = msgspec.structs.replace(below, bridge=None)
+        elif "bridge" in said:
+            below = msgspec.structs.replace(below, network=None)
         if "image" in said and "kernel" not in said:
             below = msgspec.structs.replace(below, kernel=None, initrd=None, cmdline=None)
         elif "kernel" in said:
@@ -108,10 +116,11 @@ _TEXTS = {
     "initrd": "a file, or the name or digest of an image",
     "cmdline": "a kernel's command line of printable ASCII, at most 2047 characters",
     "bridge": "a network interface: 1 to 15 letters, digits, '-', '_' and '.'",
+    "network": "a network of `ctl net`: up to 12 lower-case letters, digits and '-'",
     "user_data": "a file with a user-data template",
     "ssh_keys": "a file of public keys, one a line",
 }
-_TYPES: Mapping[str, Any] = {"cmdline": Cmdline, "bridge": Bridge}
+_TYPES: Mapping[str, Any] = {"cmdline": Cmdline, "bridge": Bridge, "network": NetName}
 _FILES = ("image", "kernel", "initrd", "user_data", "ssh_keys")
 _VM_KEYS = (*_TEXTS, "disk")
 _TOP_KEYS = (*_VM_KEYS, "apart", "vm")

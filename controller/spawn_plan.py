@@ -6,21 +6,22 @@ Decides everything and changes nothing. The same file, fleet and options give th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
 
 from controller import api
-from controller.addresses import AddressError, Addresses, Pool, SubnetsFileError, assign, grid5000_pool, subnet_pool
+from controller.addresses import Addresses, Pool, grid5000_pool, subnet_pool
 from controller.deployment import DeploymentError, Plan, make_plan, make_specs
 from controller.hosts import fold
 from controller.infra import NO_CAP, Infra, InfraError, load_infra
 from controller.inventory import as_in_fleet
 from controller.on_record import Capacity
 from controller.placement import MemoryUnit, Placement, PlacementError, Strategy, place
+from controller.plan_addresses import check_nets, gateway_of, give_addresses
 from controller.profile import Profile, ProfileError, Settings, load_profile
 from controller.shares import needed
 from controller.spawn_images import DigestCache, ImageFinder
@@ -81,11 +82,6 @@ class Prepared:
     capacities: dict[str, Capacity] = field(default_factory=dict)
     demands: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def to_run(self) -> tuple[str, ...]:
-        """The VMs that shall run, by name: all but those that sleep."""
-        return tuple(spec.name for specs in self.slices.values() for spec in specs if spec.start)
-
 
 def in_network(options: SpawnOptions, nets: Iterable[api.NetStatus]) -> SpawnOptions:
     """The options with the bridge, the subnet and the gateway of the network that they name. Raises CtlError."""
@@ -96,12 +92,11 @@ def in_network(options: SpawnOptions, nets: Iterable[api.NetStatus]) -> SpawnOpt
         raise CtlError(f"there is no network {options.network}: `ctl net create` makes one", ExitStatus.USAGE)
     if options.bridge is not None:
         raise CtlError("either --network or --bridge, not both", ExitStatus.USAGE)
-    gateway = None if net.isolated else str(next(IPv4Network(net.subnet).hosts()))
     return replace(
         options,
         bridge=net.bridge,
         subnet=options.subnet or (net.subnet if options.g5k_subnets is None else None),
-        gateway=options.gateway or gateway,
+        gateway=options.gateway or gateway_of(net),
     )
 
 
@@ -136,11 +131,12 @@ def prepare(
     warnings: Iterable[object] = (),
     digest: bool = True,
     images: Sequence[api.KnownImage] = (),
+    nets: Sequence[api.NetStatus] | None = (),
     cache: Path | None = None,
 ) -> Prepared:
-    """Decide where each VM goes, its address and its specification. `status`, `known` and `images` are the service's
-    word on the fleet, the deployment and the images; None where it isn't asked. Without `digest` images are looked at
-    but not read; `cache` keeps digests from one time to the next.
+    """Decide where each VM goes, its address and its specification. `status`, `known`, `images` and `nets` are the
+    service's word on the fleet, the deployment, images and networks; None where it isn't asked. Without `digest`
+    images are looked at but not read; `cache` keeps digests from one time to the next.
 
     Raises CtlError with all causes; nothing has been changed then.
     """
@@ -165,7 +161,17 @@ def prepare(
         _check_fleet(placement, status)
     if known is not None:
         _check_places(placement, known)
-    addresses = _addresses(placement, options, status, known)
+    by_net = {net.name: net for net in nets or ()}
+    settings = {name: profile.settings(name) for name in {*names, *(known.addresses if known is not None else ())}}
+    check_nets(lambda name: settings[name].network, names, None if nets is None else by_net)
+    addresses = give_addresses(
+        [at.vm.name for at in placement.places],
+        lambda name: settings[name].network,
+        by_net,
+        lambda taken: _pool(options, taken),
+        existing=known.addresses if known is not None else {},
+        taken=_taken(status, known),
+    )
     finder = ImageFinder(known=images, read=digest, cache=DigestCache(cache))
     parts = PartsFinder(finder)
     try:
@@ -173,7 +179,7 @@ def prepare(
             deployment=options.deployment,
             placement=placement,
             addresses=addresses,
-            parts={name: parts.of(profile.settings(name)) for name in names},
+            parts={name: parts.of(_bridged(settings[name], by_net)) for name in names},
         )
     except DeploymentError as error:
         raise _refused(error) from error
@@ -320,19 +326,21 @@ def _check_places(placement: Placement, known: api.Deployment) -> None:
         )
 
 
-def _addresses(
-    placement: Placement, options: SpawnOptions, status: api.Status | None, known: api.Deployment | None
-) -> Addresses:
+def _bridged(settings: Settings, nets: Mapping[str, api.NetStatus]) -> Settings:
+    """The same with the bridge of the network that they name."""
+    if settings.network is None:
+        return settings
+    return msgspec.structs.replace(settings, network=None, bridge=nets[settings.network].bridge)
+
+
+def _taken(status: api.Status | None, known: api.Deployment | None) -> set[str]:
+    """The addresses of hosts and of other deployments."""
     taken = set(known.taken) if known is not None else set()
     taken.update(host.address for host in (status.hosts if status is not None else ()) if _is_ipv4(host.address))
-    try:
-        pool = _pool(options, taken)
-        return assign([at.vm.name for at in placement.places], pool, known.addresses if known is not None else None)
-    except (AddressError, SubnetsFileError) as error:
-        raise _refused(error) from error
+    return taken
 
 
-def _pool(options: SpawnOptions, taken: set[str]) -> Pool:
+def _pool(options: SpawnOptions, taken: Collection[str]) -> Pool:
     if (options.subnet is None) == (options.g5k_subnets is None):
         raise CtlError(
             "give either --subnet (as in 198.18.0.0/22) or --g5k-subnets FILE, for the VMs' addresses", ExitStatus.USAGE

@@ -108,6 +108,7 @@ def spawn(
     terminal = ctl.terminal
     with ctl.session() as session:
         looked = look(session, infra, wanted, terminal, dry_run=dry_run)
+        looked.check_wait(wait)
         prepared = looked.prepared
         name = prepared.plan.deployment
         if dry_run:
@@ -188,6 +189,23 @@ class Looked:
     prepared: Prepared
     status: api.Status | None
     known: api.Deployment | None
+    nets: Sequence[api.NetStatus]
+
+    def check_wait(self, wait: Wait) -> None:
+        """Raises CtlError where hosts can't ping VMs that they are to wait for."""
+        apart = {net.bridge: net.name for net in self.nets if net.isolated}
+        blind = {
+            apart[spec.network.bridge]
+            for specs in self.prepared.slices.values()
+            for spec in specs
+            if spec.start and spec.network.bridge in apart
+        }
+        if wait is Wait.REACHABLE and blind:
+            raise CtlError(
+                f"no host is in an isolated network ({', '.join(sorted(blind))}) to ping its VMs from: "
+                "wait for `address` instead",
+                ExitStatus.USAGE,
+            )
 
 
 def look(
@@ -196,9 +214,8 @@ def look(
     """Read a file, ask the service what there is, and decide. Raises CtlError."""
     name = deployment_name(infra, wanted.deployment or None)
     parsed, warnings = load(infra)
-    nets = session.nets() if wanted.network is not None else ()
-    options = in_network(replace(wanted, deployment=name), nets)
-    status, known, images = _known(session, name, terminal, dry_run=dry_run)
+    status, known, images, nets = _known(session, name, terminal, dry_run=dry_run)
+    options = in_network(replace(wanted, deployment=name), nets or ())
     prepared = prepare(
         parsed,
         options,
@@ -207,22 +224,23 @@ def look(
         warnings=warnings,
         digest=digest or not dry_run,
         images=images,
+        nets=nets,
         cache=session.directory / "digests.json",
     )
-    return Looked(prepared, status, known)
+    return Looked(prepared, status, known, nets or ())
 
 
 def _known(
     session: Session, deployment: str, terminal: Terminal, *, dry_run: bool
-) -> tuple[api.Status | None, api.Deployment | None, Sequence[api.KnownImage]]:
+) -> tuple[api.Status | None, api.Deployment | None, Sequence[api.KnownImage], Sequence[api.NetStatus] | None]:
     """What the service knows. A plan can be shown without it."""
     try:
-        return session.status(), session.deployment(deployment), session.images()
+        return session.status(), session.deployment(deployment), session.images(), session.nets()
     except CtlError as error:
         if not dry_run or error.status != ExitStatus.NO_SERVICE:
             raise
         terminal.say("no service runs: hosts are not looked at, and addresses are given as if there were no VM yet")
-        return None, None, ()
+        return None, None, (), None
 
 
 def _say_plan(prepared: Prepared, terminal: Terminal) -> None:

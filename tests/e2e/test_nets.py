@@ -83,14 +83,17 @@ def test_vms_of_a_network_reach_each_other_by_name_and_no_other_network_does(
     ctl("net", "create", "blue", "--subnet", BLUE)
     assert links(hosts, "h1") - before["h1"] == {"cn-red", "cx-red", "cn-blue", "cx-blue"}
 
-    red = infra(tmp_path / "red.conf", {"r1": "h1", "r2": "h2"})
-    blue = infra(tmp_path / "blue.conf", {"b1": "h2"})
-    ctl("spawn", red, "--subnet", RED, "--bridge", "cn-red", "--memory-unit", "MiB", *boot, timeout_s=BOOT_S)
-    ctl("spawn", blue, "--subnet", BLUE, "--skip-ips", "1", "--bridge", "cn-blue", "--memory-unit", "MiB", *boot,
-        "--wait", "reachable", timeout_s=BOOT_S)  # fmt: skip
+    # One deployment in two networks, by the names of its VMs.
+    lab = infra(tmp_path / "lab.conf", {"r1": "h1", "r2": "h2", "b1": "h2"})
+    profile = tmp_path / "lab.toml"
+    profile.write_text('[vm."r*"]\nnetwork = "red"\n[vm."b*"]\nnetwork = "blue"\n')
+    spawn = ["spawn", lab, "--profile", str(profile), "--memory-unit", "MiB", *boot]
+    assert "no host is in an isolated network (red)" in ctl(*spawn, "--wait", "reachable", status=2).stderr
+    assert ctl.json("get", "vms") == []
+    # No host has an address in the isolated one, and yet it is known when its VMs have theirs.
+    ctl(*spawn, "--wait", "address", "--timeout", str(BOOT_S), timeout_s=2 * BOOT_S)
     addresses = {vm["name"]: vm["ip"] for vm in ctl.json("get", "vms")}
-    log = ["sh", "-c", "cat /var/lib/canopy/*/vms/r1/console.log"]
-    wait_until(lambda: f"ready at {addresses['r1']}" in hosts.run("h1", log).stdout, BOOT_S, "r1 to be there")
+    assert addresses == {"r1": "10.77.0.1", "r2": "10.77.0.2", "b1": "10.78.0.2"}
 
     # Each VM gets the names that its host has.
     names = hosts.run("h1", ["sh", "-c", "cat /var/lib/canopy/*/vms.hosts"]).stdout
@@ -98,9 +101,19 @@ def test_vms_of_a_network_reach_each_other_by_name_and_no_other_network_does(
     typed(ctl, "r1", f"mkdir -p /etc; printf '{known.replace(' ', '')}' >/etc/hosts")
     wait_until(lambda: "1 packets received" in typed(ctl, "r1", "ping -c1 -W2 r2"), BOOT_S, "r2 to answer r1")
 
-    # The other network is not there, not even for whoever gives himself an address of it.
+    # The other network is not there, not even for whoever gives himself an address of it; its VM answers others.
     typed(ctl, "r1", "ip addr add 10.78.0.99/24 dev eth0")
     assert "0 packets received" in typed(ctl, "r1", "ping -c1 -W1 b1")
+    hosts.run("h2", ["ping", "-c1", f"-W{BOOT_S:.0f}", addresses["b1"]])
+
+    # A guest that has its address and answers no ping is not reachable.
+    alone = infra(tmp_path / "blue.conf", {"b1": "h2"})
+    again = ["spawn", alone, "--deployment", "lab", *spawn[2:], "--wait"]
+    ctl(*again, "reachable")
+    typed(ctl, "b1", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all")
+    silent = ctl(*again, "reachable", "--timeout", "2", status=3)
+    assert "b1" in silent.stderr
+    ctl(*again, "address")
     # Nothing was learnt, and nothing is sent to whoever is not known.
     table = json.loads(hosts.run("h1", ["bridge", "-json", "fdb", "show", "dev", "cx-red"]).stdout)
     away = [entry["mac"] for entry in table if "dst" in entry]
@@ -108,8 +121,7 @@ def test_vms_of_a_network_reach_each_other_by_name_and_no_other_network_does(
 
     # A network with VMs stays.
     assert "destroy them first" in ctl("net", "rm", "red", status=1).stderr
-    ctl("destroy", red)
-    ctl("destroy", blue)
+    ctl("destroy", lab)
     ctl("net", "rm", "red")
     for name in HOSTS:
         assert links(hosts, name) - before[name] == {"cn-blue", "cx-blue"}

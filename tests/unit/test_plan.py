@@ -49,6 +49,7 @@ def planned(
     *,
     up: Sequence[int] = (0, 1, 2),
     known: api.Deployment | None = None,
+    nets: Sequence[api.NetStatus] | None = (),
     **options: object,
 ) -> Prepared:
     wanted: dict[str, object] = {"deployment": "lab", "kernel": kernel, "subnet": "10.0.0.0/16"}
@@ -57,6 +58,7 @@ def planned(
         SpawnOptions(**(wanted | options)),  # type: ignore[arg-type]
         status=fake.status(*(fake.host(n, up=n in up) for n in range(3))),
         known=known,
+        nets=nets,
     )
 
 
@@ -220,6 +222,63 @@ def test_a_network_gives_its_bridge_subnet_and_gateway() -> None:
         in_network(SpawnOptions(deployment="d", network="new"), nets)
     with pytest.raises(CtlError, match="either --network or --bridge"):
         in_network(SpawnOptions(deployment="d", network="lab", bridge="br0"), nets)
+
+
+NETS = (
+    api.NetStatus(name="front", subnet="10.77.0.0/30", isolated=False, bridge="cn-front", vni=7, vms=0),
+    api.NetStatus(name="back", subnet="10.78.0.0/16", isolated=True, bridge="cn-back", vni=8, vms=0),
+)
+
+
+def test_several_networks_in_one_deployment_each_with_its_subnet_bridge_and_gateway(
+    kernel: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "lab.toml"
+    profile.write_text('network = "back"\n[vm.vm1]\nnetwork = "front"\n[vm.vm3]\nbridge = "br0"\n')
+    first = planned(kernel, profile=profile, nets=NETS, subnet="198.18.0.0/24", gateway="198.18.0.9")
+    specs = {spec.name: spec for specs in first.slices.values() for spec in specs}
+    assert {name: (spec.network.bridge, f"{spec.ip}/{spec.prefix}", spec.gateway) for name, spec in specs.items()} == {
+        "vm0": ("cn-back", "10.78.0.1/16", None),
+        "vm1": ("cn-front", "10.77.0.2/30", "10.77.0.1"),
+        "vm2": ("cn-back", "10.78.0.2/16", None),
+        "vm3": ("br0", "198.18.0.4/24", "198.18.0.9"),  # the first three are hosts'
+    }
+    boot = specs["vm1"].boot
+    assert boot is not None
+    assert boot.cmdline.startswith("ip=10.77.0.2::10.77.0.1:255.255.255.252:vm1:")
+    # A rerun finds each its own.
+    known = on_record(first)
+    again = planned(kernel, profile=profile, nets=NETS, subnet="198.18.0.0/24", gateway="198.18.0.9", known=known)
+    assert again.slices == first.slices
+    assert again.addresses.new == ()
+
+
+def test_who_is_in_a_network_of_the_profile_needs_no_subnet_and_may_not_be_one_too_many(
+    kernel: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "lab.toml"
+    profile.write_text('network = "back"\n')
+    assert len(planned(kernel, profile=profile, nets=NETS, subnet=None).slices) == 2
+    profile.write_text('network = "front"\n[vm.vm0]\nnetwork = "back"\n')
+    with pytest.raises(CtlError, match="network front: 3 VMs need an address and 1 are free: 2 missing"):
+        planned(kernel, profile=profile, nets=NETS, subnet=None)
+    with pytest.raises(CtlError, match="no network back, front, which the profile has for vm0, vm1"):
+        planned(kernel, profile=profile, nets=(), subnet=None)
+    with pytest.raises(CtlError, match="on record at the service, and none runs"):
+        planned(kernel, profile=profile, nets=None, subnet=None)
+
+
+def test_a_subnet_that_overlaps_a_network_gives_no_address_twice(kernel: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "lab.toml"
+    profile.write_text('[vm."vm[13]"]\nnetwork = "back"\n')
+    prepared = planned(kernel, profile=profile, nets=NETS, subnet="10.78.0.0/24")
+    assert len(set(prepared.addresses.by_name.values())) == 4
+    known = on_record(prepared)
+    assert planned(kernel, profile=profile, nets=NETS, subnet="10.78.0.0/24", known=known).slices == prepared.slices
+    # Who moves to another network has no address there, and is told so.
+    profile.write_text('[vm."vm[13]"]\nnetwork = "front"\n')
+    with pytest.raises(CtlError, match="network front: Addresses outside the subnet: vm1"):
+        planned(kernel, profile=profile, nets=NETS, subnet="10.78.0.0/24", known=known)
 
 
 def test_what_comes_on_record_is_in_units_that_do_not_depend_on_the_file(kernel: Path) -> None:

@@ -67,6 +67,22 @@ def test_patterns_that_match_nothing_are_known() -> None:
     assert parsed(SAMPLE).unused(["web-0", "db-3"]) == ("web-1", "small", "lock-[0-9]")
 
 
+def test_a_vm_has_one_interface_the_one_that_was_said_last() -> None:
+    profile = parsed("""
+        network = "red"
+        [vm."web-*"]
+        bridge = "br0"
+        [vm."web-1"]
+        network = "blue"
+        """)
+    said = [(one.bridge, one.network) for one in map(profile.settings, ("db-0", "web-0", "web-1"))]
+    assert said == [(None, "red"), ("br0", None), (None, "blue")]
+    assert refused('bridge = "br0"\nnetwork = "red"\n[vm.a]\nnetwork = "Not/one"') == [
+        "f: bridge: either a bridge or a network, not both",
+        "f: vm.a.network: expected a network of `ctl net`: up to 12 lower-case letters, digits and '-', not 'Not/one'",
+    ]
+
+
 def test_a_file_beside_the_profile_wins_over_an_image_of_that_name(tmp_path: Path) -> None:
     (tmp_path / "base.qcow2").touch()
     (tmp_path / "lab.toml").write_text('image = "base.qcow2"\nkernel = "vmlinuz-on-record"\n')
@@ -76,7 +92,7 @@ def test_a_file_beside_the_profile_wins_over_an_image_of_that_name(tmp_path: Pat
 
 
 CMDLINE = "a kernel's command line of printable ASCII, at most 2047 characters"
-KEYS = "image, kernel, initrd, cmdline, bridge, user_data, ssh_keys, disk"
+KEYS = "image, kernel, initrd, cmdline, bridge, network, user_data, ssh_keys, disk"
 
 
 def test_all_slips_come_at_once_each_at_its_key() -> None:

@@ -40,6 +40,10 @@ h1 vm1 vm3
 Ctl = Callable[..., SimpleNamespace]
 
 
+#: What a spawn asks for before it does anything.
+ASKED_BEFORE = {api.GetStatus, api.GetDeployment, api.GetImages, api.GetNets}
+
+
 class Hosts:
     """A service with two hosts that make VMs, as far as `changes` and `refusing` let them."""
 
@@ -58,6 +62,7 @@ class Hosts:
         self.images: list[api.KnownImage] = []
         self.specs: dict[str, VmSpec] = {}
         service.on(api.GetImages, lambda _, client: client.send(api.ImageList(images=tuple(self.images))))
+        service.replies(api.GetNets, api.NetList(nets=()))
         service.on(api.ImagesOn, self._list_images)
         service.replies(api.Reserve, api.Done())
         service.on(api.PushTo, self._push)
@@ -227,7 +232,7 @@ def test_a_dry_run_shows_the_plan_and_asks_for_nothing(hosts: Hosts, ctl: Ctl, s
         ("h0", ["vm0", "vm2"]),
         ("h1", ["vm1", "vm3"]),
     ]
-    assert {type(asked) for asked in hosts.service.requests} == {api.GetStatus, api.GetDeployment, api.GetImages}
+    assert {type(asked) for asked in hosts.service.requests} == ASKED_BEFORE
 
 
 def test_a_plan_can_be_shown_without_a_service(hosts: Hosts, ctl: Ctl, spawn: list[str]) -> None:
@@ -365,7 +370,7 @@ def test_a_spawn_that_can_not_be_is_refused_before_anything_happens(
         done = ctl(*spawn, *change.get("arguments", []), *dry)
         assert (done.status, done.out) == (status, "")
         assert why in done.err
-    assert {type(asked) for asked in hosts.service.requests} <= {api.GetStatus, api.GetDeployment, api.GetImages}
+    assert {type(asked) for asked in hosts.service.requests} <= ASKED_BEFORE
 
 
 def test_something_to_boot_has_to_be_given(hosts: Hosts, ctl: Ctl, infra: Path) -> None:
