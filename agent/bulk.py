@@ -41,8 +41,8 @@ class Store(Protocol):
     def complete(self, id_: int) -> None:
         """All chunks of a push are there."""
 
-    def broken(self, id_: int, why: str) -> None:
-        """A push can't go on."""
+    def broken(self, id_: int, why: str, *, keep: bool) -> None:
+        """A push can't go on; with `keep`, what has come stays for one that goes on with it."""
 
 
 class Bulk:
@@ -248,8 +248,8 @@ class Bulk:
                 case transfer.Complete(id_):
                     self._store().complete(id_)
                     self._loop.call_soon(self._close_unused)
-                case transfer.Broken(id_, why):
-                    self._store().broken(id_, why)
+                case transfer.Broken(id_, why, keep):
+                    self._store().broken(id_, why, keep=keep)
                 case transfer.Bypassed(id_, source, why):
                     who = "the root" if source is None else f"rank {source}"
                     log.warning("push %d is had from another than %s: %s", id_, who, why)

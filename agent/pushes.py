@@ -51,7 +51,7 @@ def _close(incoming: Incoming) -> None:
 
     glibc keeps what was freed below what is still in use, by thread (malloc_trim(3)); another libc has no such call.
     """
-    incoming.close()
+    incoming.close(keep=True)  # what is not through: the service has done without this host
     incoming.discard()
     import ctypes
 
@@ -270,12 +270,15 @@ class Pushes:
             self._placed(folder, incoming.first)
         return incoming.said()
 
-    def end(self, id_: int, outcome: Outcome) -> None:
-        """Give a push up here: nothing of it stays. What the hosts below lack still goes through here."""
+    def end(self, id_: int, outcome: Outcome, *, keep: bool = False) -> None:
+        """Give a push up here: nothing of it stays, or with `keep` what has come, for one that goes on with it. What
+        the hosts below lack still goes through here."""
         incoming = self._let_go(id_)
         self._shell.demote_transfer(id_)
         if incoming is not None:
-            self._in_background(incoming.close, lambda _result, _error: self._finish(id_, outcome, NO_OUTPUT))
+            self._in_background(
+                lambda: incoming.close(keep=keep), lambda _result, _error: self._finish(id_, outcome, NO_OUTPUT)
+            )
         else:
             self._finish(id_, outcome, NO_OUTPUT)
 

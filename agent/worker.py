@@ -246,9 +246,9 @@ class AgentWorker:
 
             etchosts.follow(self._directory.path / "vms.hosts", self._directory.welcome().fleet)
 
-    def broken(self, id_: int, why: str) -> None:
+    def broken(self, id_: int, why: str, *, keep: bool) -> None:
         """The chunks can't be had."""
-        self._pushes.end(id_, FailedToStart(why))
+        self._pushes.end(id_, FailedToStart(why), keep=keep)
 
     # --- VMs ----------------------------------------------------------------------------------------------------------
 

@@ -644,7 +644,7 @@ class RootNode:
     def complete(self, id_: int) -> None:
         """The root has its files."""
 
-    def broken(self, id_: int, why: str) -> None:
+    def broken(self, id_: int, why: str, *, keep: bool) -> None:
         """The root has its files."""
 
     def arrived(self) -> None:

@@ -6,7 +6,8 @@ lost the one before that, and so on to the root, which is always there as the la
 A source is left
 - when the connection to it ends, at once;
 - when it owes chunks and is silent for SILENT seconds: one that is merely waiting itself says so every HOLD_EVERY;
-- when it does not know the push after UNKNOWN_MOST, can't read its own copy, or sends BAD_MOST wrong chunks;
+- when it does not know the push after UNKNOWN_MOST, can't read its own copy, or sends BAD_MOST wrong chunks. The root
+  knows a push before anybody does: one that it does not know is over;
 - when it is slow. Whether it is, only a trial can tell: the host asks the one behind its source how far that is, and
   where it is AHEAD bytes further, asks it for a few of the chunks that come next anyway. If these come in less than
   half of the time that as many take from the source, the host stays with the one that it tried. In a chain that is slow
@@ -198,7 +199,9 @@ class Asking:
         if source == self.source:
             if self._unknown_since is None:
                 self._unknown_since = now
-            elif now >= self._unknown_since + UNKNOWN_MOST and source is not None:
+            elif now >= self._unknown_since + UNKNOWN_MOST:
+                if source is None:
+                    return [], True
                 return self._leave(source, "it does not know the push", now, BACK_AFTER), False
         return [], False
 

@@ -326,7 +326,9 @@ class Transfers:
             return []
         effects, failed = transfer.asking.declined(source, index, why, final, now)
         if failed:
-            return self._break(transfer, index, why)
+            if final:
+                return self._break(transfer, index, why)
+            return self._break(transfer, index, "the service has ended this push: push again to go on", keep=True)
         return effects + self._go_on(transfer, now)
 
     def held(self, source: Source, id_: int, front: int, now: float) -> list[Effect]:
@@ -361,12 +363,12 @@ class Transfers:
                 needed |= transfer.asking.in_use()
         return needed
 
-    def _break(self, transfer: _Transfer, index: int, why: str) -> list[Effect]:
+    def _break(self, transfer: _Transfer, index: int, why: str, *, keep: bool = False) -> list[Effect]:
         transfer.chunks[index] = _MISSING
         effects: list[Effect] = [
             Decline(peer, transfer.id, index, why, final=True) for peer in transfer.giving.take(index)
         ]
-        return [*effects, Broken(transfer.id, why)] if transfer.role is Role.TARGET else effects
+        return [*effects, Broken(transfer.id, why, keep)] if transfer.role is Role.TARGET else effects
 
     # --- going on -----------------------------------------------------------------------------------------------------
 

@@ -84,10 +84,11 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """This host can't get the stream."""
+    """This host can't get the stream. With `keep` what has come is worth keeping: the same push may be given again."""
 
     id: int
     why: str
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

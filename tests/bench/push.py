@@ -1,123 +1,30 @@
 """`ctl push` beside TakTuk `put`, `clush --copy` and parallel scp, on test hosts of this machine, in one run.
 
-    python -m tests.bench.push [--only shaped,draw,unshaped,hop,memory,slow,kill,files] [--hosts 32] [--mb 64]
+    python -m tests.bench.push [--only shaped,node,draw,…] [--hosts 32] [--mb 64] [--svg FILE]
 
-Each part stands alone. Shaped parts have links of 80 Mbit/s both ways at every host; the service node's own is not
-shaped. Data is random, so that nothing compresses. All hosts share this machine's cores: the load average is printed.
+Each part stands alone. Shaped parts have links of 80 Mbit/s both ways at every host; the service node's own is shaped
+in part `node` alone, which the other tools take ten times as long for. Data is random, so that nothing compresses. All
+hosts share this machine's cores: the load average is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import functools
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
-from controller.session import Result, Session
-from controller.up import UpOptions, down, up
-from deploy.testhosts import HostSpec, TestHosts
-
-#: The shaped links' rate in Mbit/s, and in bytes a second.
-RATE_MBIT = 80.0
-RATE = RATE_MBIT * 1e6 / 8
-#: The one slow host's, in Mbit/s.
-SLOW_MBIT = 8.0
-_MB, _MIB = 10**6, 1 << 20
-
-
-class Fleet:
-    """Test hosts with agents on them."""
-
-    def __init__(self, hosts: TestHosts, names: list[str]) -> None:
-        self.hosts, self.names = hosts, names
-        self.session = Session()
-        self.config = Path(hosts.ssh_config)
-        self._pushed = 0
-
-    def agents(self) -> list[psutil.Process]:
-        """The agents' processes, as this machine sees them."""
-        identity, found = (self.session.directory / "fleet.id").read_text().strip(), []
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if line[1:4] == ["-m", "agent", "run"] and identity in " ".join(line):
-                found.append(process)
-        return found
-
-    def push(self, source: Path, at: float | None = None, then: Callable[[], None] | None = None) -> dict[str, float]:
-        """Push to all; when each host was done, in seconds. `then` is called `at` seconds after the beginning.
-
-        A host whose outcome is no success is left out.
-        """
-        self._pushed += 1
-        timer = threading.Timer(at or 0.0, then) if then is not None else None
-        began = time.perf_counter()
-        if timer is not None:
-            timer.start()
-        done: dict[str, float] = {}
-        for happening in self.session.push(source, f"/tmp/pushed-{self._pushed}"):
-            if isinstance(happening, Result) and happening.ok:
-                done |= dict.fromkeys(happening.hosts, time.perf_counter() - began)
-        if timer is not None:
-            timer.join()
-        return done
-
-    def clean(self) -> None:
-        """Remove what was pushed: the hosts' disks are this machine's memory."""
-        self.session.run("rm -rf /tmp/pushed-* /tmp/other-*").results()
-
-
-@contextmanager
-def fleet_of(count: int, *, rate: float | None = None, slow: int | None = None) -> Iterator[Fleet]:
-    """Hosts with links of `rate` Mbit/s; that of host `slow` has SLOW_MBIT."""
-    names = [f"h{number}" for number in range(count)]
-    specs = [HostSpec(name, rate_mbit=SLOW_MBIT if number == slow else rate) for number, name in enumerate(names)]
-    with tempfile.TemporaryDirectory() as home, TestHosts(specs) as hosts:
-        os.environ["CANOPY_HOME"] = home
-        report = up(UpOptions(hosts=tuple(names), ssh_config=Path(hosts.ssh_config)))
-        if report.failed:
-            raise SystemExit(f"not up: {report.failed}")
-        try:
-            yield Fleet(hosts, names)
-        finally:
-            down(None, purge=True)
-
-
-@contextmanager
-def random_file(size: int) -> Iterator[Path]:
-    """A file of so many bytes that don't compress."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "data")
-        chooser = random.Random(size)
-        with path.open("wb") as file:
-            for at in range(0, size, _MIB):
-                file.write(chooser.randbytes(min(_MIB, size - at)))
-        yield path
-
-
-def say(text: str) -> None:
-    """One line of the report, with the load beside it."""
-    print(f"{text}   (load {os.getloadavg()[0]:.1f})", flush=True)
-
-
-def _ctl(*arguments: str) -> float:
-    began = time.perf_counter()
-    ctl = str(Path(sys.executable).with_name("ctl"))
-    done = subprocess.run([ctl, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"ctl {' '.join(arguments)}: {done.stderr[-2_000:]}")
-    return time.perf_counter() - began
-
+from tests.bench.drawing import curve
+from tests.bench.pushfleet import MB, MIB, RATE, RATE_MBIT, SLOW_MBIT, Fleet, ctl, fleet_of, random_file, say
 
 # --- the others -------------------------------------------------------------------------------------------------------
 
@@ -170,16 +77,16 @@ def _run(argv: list[str]) -> None:
 def compete(fleet: Fleet, source: Path, *, limit_s: float | None, others: bool) -> float:
     """One contest; ours against `limit_s` where that is said. Returns our time in seconds."""
     fleet.clean()
-    ours = _ctl("push", "-q", str(source), "/tmp/pushed-ctl")
+    ours = ctl("push", "-q", str(source), "/tmp/pushed-ctl")
     size, hosts = source.stat().st_size, len(fleet.names)
     beside = "" if limit_s is None else f"   {ours / limit_s:.3f} x size / rate"
-    say(f"{size / _MB:.0f} MB to {hosts:3} hosts: ctl push          {ours:8.2f} s{beside}")
+    say(f"{size / MB:.0f} MB to {hosts:3} hosts: ctl push          {ours:8.2f} s{beside}")
     fleet.clean()
     for name, tool in _others(fleet, source).items() if others else ():
         began = time.perf_counter()
         tool()
         wall = time.perf_counter() - began
-        say(f"{size / _MB:.0f} MB to {hosts:3} hosts: {name:18}{wall:8.2f} s   {wall / ours:.1f} times ours")
+        say(f"{size / MB:.0f} MB to {hosts:3} hosts: {name:18}{wall:8.2f} s   {wall / ours:.1f} times ours")
         fleet.clean()
     return ours
 
@@ -194,7 +101,13 @@ def shaped(hosts: int, size: int) -> None:
             compete(fleet, source, limit_s=size / RATE, others=True)
 
 
-def draw(hosts: int, size: int) -> None:
+def node(hosts: int, size: int) -> None:
+    """The same to 8 hosts where the service node's link is no faster than theirs."""
+    with fleet_of(min(8, hosts), rate=RATE_MBIT, node_rate=RATE_MBIT) as fleet, random_file(size) as source:
+        compete(fleet, source, limit_s=size / RATE, others=True)
+
+
+def draw(hosts: int, size: int, *, svg: Path | None = None) -> None:
     """The time as a function of the number of hosts."""
     times: dict[int, float] = {}
     with random_file(size) as source:
@@ -207,11 +120,15 @@ def draw(hosts: int, size: int) -> None:
     for count, wall in times.items():
         print(f"{count:4} hosts {wall:7.2f} s {'#' * round(60 * wall / most)}")
     print(f"size / rate{size / RATE:8.2f} s {'#' * round(60 * size / RATE / most)}")
+    if svg is not None:
+        title = f"{size / MB:.0f} MB over links of {RATE_MBIT:.0f} Mbit/s"
+        svg.write_text(curve(title, times, ("size / rate", size / RATE), x="hosts", y="seconds"))
+        print(f"drawn in {svg}")
 
 
 def unshaped(hosts: int, size: int) -> None:
     """64 MiB to all hosts without limit."""
-    with fleet_of(hosts) as fleet, random_file(size // _MB * _MIB) as source:
+    with fleet_of(hosts) as fleet, random_file(size // MB * MIB) as source:
         compete(fleet, source, limit_s=None, others=True)
 
 
@@ -219,17 +136,15 @@ def hop(hosts: int, size: int) -> None:
     """Eight times as much to 8 hosts, against one CURVE hop between two processes of this machine."""
     size *= 8
     one = _curve_hop(size)
-    say(f"one CURVE hop: {size / one / _MB:.0f} MB/s")
+    say(f"one CURVE hop: {size / one / MB:.0f} MB/s")
     with fleet_of(min(8, hosts)) as fleet, random_file(size) as source:
-        service = psutil.Process(fleet.session.status().pid)
-        processes = [service, *fleet.agents()]
-        before = sum(sum(process.cpu_times()[:2]) for process in processes)
+        before = fleet.cpu()
         done = fleet.push(source)
-        spent = sum(sum(process.cpu_times()[:2]) for process in processes) - before
+        spent = fleet.cpu() - before
         wall, bytes_in = max(done.values()), size * len(done)
         rate = bytes_in / wall
         say(
-            f"{size / _MB:.0f} MB to {len(done)} hosts: {wall:.2f} s, {rate / _MB:.0f} MB/s in all, "
+            f"{size / MB:.0f} MB to {len(done)} hosts: {wall:.2f} s, {rate / MB:.0f} MB/s in all, "
             f"{rate / (size / one):.2f} of one hop; {spent / bytes_in * 1e9:.2f} CPU-s for each GB and host"
         )
 
@@ -269,75 +184,175 @@ def _curve_hop(size: int) -> float:
 
 
 def memory(hosts: int, size: int) -> None:
-    """How much the agents' resident memory grows while four times as much passes through."""
-    with fleet_of(min(8, hosts)) as fleet, random_file(4 * size) as source:
-        agents = fleet.agents()
-        before = {agent.pid: agent.memory_info().rss for agent in agents}
-        most = dict(before)
-        over = threading.Event()
+    """How much the agents' resident memory grows: four times as much, again and again, two at a time, many files."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fleet_of(min(8, hosts)) as fleet,
+        random_file(4 * size) as source,
+        random_file(size) as other,
+    ):
 
-        def watch() -> None:
-            while not over.wait(0.05):
-                for agent in agents:
-                    most[agent.pid] = max(most[agent.pid], agent.memory_info().rss)
+        def both() -> None:
+            threads = [threading.Thread(target=fleet.push, args=(one,)) for one in (source, other)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        fleet.push(source)
-        over.set()
-        watcher.join()
-        grown = sorted((most[pid] - before[pid]) / _MIB for pid in before)
-        grew = f"RSS of an agent grows by {grown[0]:.1f} to {grown[-1]:.1f} MiB"
-        say(f"{4 * size / _MB:.0f} MB to {len(agents)} hosts: {grew}")
+        def all_of_it() -> None:
+            for what, work in (
+                (f"{4 * size / MB:.0f} MB", lambda: fleet.push(source)),
+                ("a second time", lambda: fleet.push(source)),
+                ("10,000 files", lambda: fleet.push(_tree(Path(folder)))),
+                (f"{4 * size / MB:.0f} MB and {size / MB:.0f} MB at a time", both),
+            ):
+                grown = fleet.growth(work)
+                say(f"{what}: RSS of an agent grows by {grown[0]:.1f} to {grown[-1]:.1f} MiB")
+                fleet.clean()
+
+        grown = fleet.growth(all_of_it)
+        say(f"all of it to {len(fleet.names)} hosts: RSS of an agent grows by {grown[0]:.1f} to {grown[-1]:.1f} MiB")
 
 
 def slow(hosts: int, size: int) -> None:
-    """One host at 8 Mbit/s among those at 80."""
+    """One host at 8 Mbit/s among those at 80: in the middle, and the first of all."""
     with random_file(size) as source:
         with fleet_of(hosts, rate=RATE_MBIT) as fleet:
             without = max(fleet.push(source).values())
-        with fleet_of(hosts, rate=RATE_MBIT, slow=hosts // 2) as fleet:
-            done = fleet.push(source)
-    lazy = done.pop(f"h{hosts // 2}")
-    wall = max(done.values())
-    say(
-        f"one of {hosts} at {SLOW_MBIT:.0f} Mbit/s: the others {wall:.2f} s, "
-        f"{wall / without:.2f} of {without:.2f} s without it; itself {lazy:.1f} s"
-    )
+        for place in (hosts // 2, 0):
+            with fleet_of(hosts, rate=RATE_MBIT, slow=place) as fleet:
+                done = fleet.push(source, until={f"h{place}"})
+            done.pop(f"h{place}", None)
+            wall = max(done.values())
+            say(
+                f"number {place + 1} of {hosts} at {SLOW_MBIT:.0f} Mbit/s: the {len(done)} others {wall:.2f} s, "
+                f"{wall / without:.2f} of {without:.2f} s without it"
+            )
 
 
 def kill(hosts: int, size: int) -> None:
-    """A host in the middle is killed at half time."""
+    """A host in the middle is killed at half time, or its agent stopped, or its cable pulled."""
     with random_file(size) as source, fleet_of(hosts, rate=RATE_MBIT) as fleet:
         without = max(fleet.push(source).values())
         fleet.clean()
-        done = fleet.push(source, without / 2, lambda: fleet.hosts.power_off(f"h{hosts // 2}"))
-    wall = max(done.values())
-    say(
-        f"one of {hosts} killed at half time: {len(done)} others {wall:.2f} s, "
-        f"{wall - without:+.2f} s beside {without:.2f} s without"
-    )
+        middle = fleet.by_rank()[hosts // 2]
+        for what, strike, heal in (
+            ("frozen", fleet.hosts.freeze, fleet.hosts.thaw),
+            ("without its cable", fleet.hosts.cut, fleet.hosts.heal),
+            ("killed", fleet.hosts.power_off, None),
+        ):
+            done = fleet.push(source, without / 2, functools.partial(strike, middle), until={middle})
+            done.pop(middle, None)
+            wall = max(done.values())
+            say(
+                f"one of {hosts} {what} at half time: {len(done)} others {wall:.2f} s, "
+                f"{wall - without:+.2f} s beside {without:.2f} s without"
+            )
+            if heal is not None:
+                heal(middle)
+                fleet.session.wait_for(fleet.names, 60.0)
+                fleet.clean()
 
 
 def files(hosts: int, size: int) -> None:
     """10,000 files of 1 KB as a directory against one file of 10 MB, to 16 hosts."""
     with tempfile.TemporaryDirectory() as folder, fleet_of(min(16, hosts)) as fleet:
-        tree = Path(folder, "tree")
+        tree = _tree(Path(folder))
+        took: list[float] = []
+        with random_file(10 * MB) as source:
+            for what, which in (("one file of 10 MB", source), ("10,000 files of 1 KB", tree)):
+                before = fleet.cpu()
+                took.append(max(fleet.push(which).values()))
+                say(f"{what} to {len(fleet.names)} hosts: {took[-1]:.2f} s, {fleet.cpu() - before:.1f} CPU-s in all")
+        say(f"many files take {took[1] / took[0]:.1f} times as long as one")
+
+
+def _tree(folder: Path) -> Path:
+    """10,000 files of 1 KB."""
+    tree = folder / "tree"
+    if not tree.exists():
         for number in range(10_000):
             path = tree / f"{number // 100}" / f"{number}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(random.Random(number).randbytes(1_000))
-        with random_file(10 * _MB) as source:
-            one = max(fleet.push(source).values())
-        many = max(fleet.push(tree).values())
+    return tree
+
+
+def latency(hosts: int, size: int) -> None:
+    """A broadcast of a program that does nothing: on an idle fleet, and while a push is under way."""
+    for what, rate, mass in (("unshaped", None, 8 * size), (f"at {RATE_MBIT:.0f} Mbit/s", RATE_MBIT, size)):
+        with fleet_of(min(8, hosts), rate=rate) as fleet, random_file(mass) as source:
+            fleet.answer()
+            idle = [fleet.answer() for _ in range(50)]
+            pushing = threading.Thread(target=fleet.push, args=(source,))
+            pushing.start()
+            time.sleep(0.2)  # the command and the first chunks have been everywhere
+            busy: list[float] = []
+            while pushing.is_alive():
+                busy.append(fleet.answer())
+            del busy[-1:]
+            before, during = statistics.median(idle), statistics.median(busy)
+            say(
+                f"{what}, {len(fleet.names)} hosts: median {before * 1e3:.1f} ms idle, {during * 1e3:.1f} ms during a "
+                f"push ({len(busy)} broadcasts), {during / before:.1f} times; the slowest {max(busy) * 1e3:.0f} ms"
+            )
+
+
+def fair(hosts: int, size: int) -> None:
+    """Two pushes at a time over the same links, and a small one that begins while a large one is under way."""
+    with (
+        fleet_of(min(8, hosts), rate=RATE_MBIT) as fleet,
+        random_file(size) as one,
+        random_file(size + 1) as two,
+        random_file(size // 8) as little,
+    ):
+        alone = max(fleet.push(little).values())
+        both = _together(fleet, [(one, 0.0), (two, 0.0)])
         say(
-            f"10,000 files of 1 KB to {len(fleet.names)} hosts: {many:.2f} s, "
-            f"{many / one:.1f} times one file of 10 MB ({one:.2f} s)"
+            f"two of {size / MB:.0f} MB: {both[0]:.2f} and {both[1]:.2f} s, "
+            f"{max(both) / (2 * size / RATE):.2f} x sizes / rate"
+        )
+        fleet.clean()
+        mixed = _together(fleet, [(one, 0.0), (little, 0.2 * size / RATE)])
+        say(
+            f"{size // 8 / MB:.0f} MB while {size / MB:.0f} MB are under way: {mixed[1]:.2f} s, "
+            f"{mixed[1] / alone:.1f} times as long as alone (a fair share: 2)"
         )
 
 
-PARTS: dict[str, Callable[[int, int], None]] = {
-    part.__name__: part for part in (shaped, draw, unshaped, hop, memory, slow, kill, files)
+def _together(fleet: Fleet, pushes: list[tuple[Path, float]]) -> list[float]:
+    """Pushes that begin after so many seconds each; how long each took."""
+    took = [0.0] * len(pushes)
+
+    def push(number: int, source: Path, after: float) -> None:
+        time.sleep(after)
+        took[number] = max(fleet.push(source).values())
+
+    threads = [threading.Thread(target=push, args=(number, *one)) for number, one in enumerate(pushes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return took
+
+
+def inline(hosts: int, size: int) -> None:
+    """Small files: down the control tree with the command, or by the bulk path. Where the one overtakes the other."""
+    from protocol import limits
+
+    del size
+    with fleet_of(min(32, hosts), rate=RATE_MBIT) as fleet:
+        for kib in (1, 4, 16, 32, 64, 65, 96, 128, 256):
+            with random_file(kib << 10) as source:
+                took = sorted(max(fleet.push(source).values()) for _ in range(7))[3]
+            way = "with the command" if kib << 10 <= limits.MAX_INLINE else "by the bulk path"
+            say(f"{kib:4} KiB to {len(fleet.names)} hosts {way}: {took * 1e3:.0f} ms (median of 7)")
+            fleet.clean()
+
+
+PARTS: dict[str, Callable[..., None]] = {
+    part.__name__: part
+    for part in (shaped, node, draw, unshaped, hop, memory, slow, kill, files, latency, fair, inline)
 }
 
 
@@ -347,11 +362,13 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--hosts", type=int, help="at most so many hosts (default: each part's own)")
     parser.add_argument("--mb", type=int, default=64, help="how much is pushed, in MB")
+    parser.add_argument("--svg", type=Path, help="where part draw draws its curve")
+    own = {"node": 8, "draw": 64, "unshaped": 64, "hop": 8, "memory": 8, "files": 16, "latency": 8, "fair": 8}
     arguments = parser.parse_args()
-    own = {"draw": 64, "unshaped": 64, "hop": 8, "memory": 8, "files": 16}
     for name in arguments.only.split(","):
         print(f"-- {name}: {PARTS[name].__doc__}", flush=True)
-        PARTS[name](arguments.hosts or own.get(name, 32), arguments.mb * _MB)
+        more = {"svg": arguments.svg} if name == "draw" else {}
+        PARTS[name](arguments.hosts or own.get(name, 32), arguments.mb * MB, **more)
     return 0
 
 

@@ -80,7 +80,7 @@ class Node:
         assert id_ == ID
         self.done = True
 
-    def broken(self, id_: int, why: str) -> None:
+    def broken(self, id_: int, why: str, *, keep: bool) -> None:
         self.why = why
         self.bulk.demote(id_)
 

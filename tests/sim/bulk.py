@@ -89,7 +89,7 @@ class Bulk:
                 case transfer.Complete(id_):
                     self._tree.say(rank, f"has all of push {id_}, and puts the file in its place")
                     self._tree.finish_later(node, id_, _DISK, Exited(0), NO_OUTPUT)
-                case transfer.Broken(id_, why):
+                case transfer.Broken(id_, why, _):
                     self._tree.finish_later(node, id_, _DISK, FailedToStart(why), NO_OUTPUT)
                 case transfer.Bypassed() | transfer.Abuse():
                     raise AssertionError(f"{rank}: {effect}")

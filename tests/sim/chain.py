@@ -289,7 +289,7 @@ class Chain:
                 self._on_disk(host, 0, lambda t: t.was_headed(id_, 0, self.now))
             case effects.Complete():
                 host.finished = self.now
-            case effects.Broken(_, why):
+            case effects.Broken(_, why, _):
                 host.failed = why
             case effects.Bypassed(_, source, why):
                 host.bypassed.append((source, why))

@@ -124,6 +124,22 @@ def test_a_source_that_does_not_know_the_push_yet_is_asked_again_and_left_if_it_
     assert only(effects, Bypassed) == [Bypassed(ID, 1, "it does not know the push")]
 
 
+def test_a_push_that_the_root_no_longer_knows_is_over_and_what_has_come_is_kept() -> None:
+    transfers = begun(0)
+    assert not transfers.declined(None, ID, 0, "not known", 0.0, final=False)
+    assert not only(transfers.declined(None, ID, 1, "not known", UNKNOWN_MOST - 0.1, final=False), Broken)
+    (broken,) = only(transfers.declined(None, ID, 2, "not known", UNKNOWN_MOST, final=False), Broken)
+    assert isinstance(broken, Broken)
+    assert broken.keep
+
+
+def test_a_root_that_began_anew_may_take_its_time() -> None:
+    transfers = begun(0)
+    transfers.declined(None, ID, 0, "not known", 0.0, final=False)
+    transfers.arrived(None, ID, 1, blob(1), 1.0)
+    assert not only(transfers.declined(None, ID, 2, "not known", UNKNOWN_MOST, final=False), Broken)
+
+
 def test_a_source_that_lost_its_own_copy_is_bypassed_and_only_the_root_ends_the_push() -> None:
     transfers = begun(1)
     effects = transfers.declined(0, ID, 0, "its disk fails", 0.0, final=True)
