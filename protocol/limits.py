@@ -87,6 +87,7 @@ MAX_REASON = 120
 #: A source that does not know a push yet is asked again after this: its command travels by the other socket.
 ASK_AGAIN = 0.1
 #: Chunks that may wait for the disk, in bytes, before a host stops asking for more: bounds memory where a disk is slow.
+#: Pushes of one time share it.
 UNSTORED_MOST = 4 << 20
 #: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an
 #: answer per host, and is no larger than what a relay forwards in a few milliseconds.
@@ -100,7 +101,7 @@ MAX_OFFERED = 1_000
 MAX_LISTING = 8 << 20
 #: Parts of its sparse files, together: a badly fragmented image of 64 GiB has some tens of thousands.
 MAX_EXTENTS = 100_000
-#: What a relay keeps of a transfer in memory for its children.
+#: What a host keeps of chunks in memory for those behind it, of all pushes together.
 CHUNK_CACHE = 8 << 20
 #: And so many: a compressed one may have 20 bytes, and takes near 1 KiB for itself. That is 2 MiB.
 CACHED_MOST = 2048

@@ -78,13 +78,18 @@ class _Transfer:
     completed: bool = False
     hold_at: float = inf
 
-    def keep(self, index: int, blob: Blob, packed: bool) -> None:
+    def keep(self, index: int, blob: Blob, packed: bool, parts: int) -> None:
+        """Remember a chunk; one of `parts` pushes has its part of the memory."""
         if index not in self.cache:
             self.cache[index] = blob, packed
             self.cached += len(blob)
-            while self.cached > CHUNK_CACHE or len(self.cache) > CACHED_MOST:
-                _, (old, _) = self.cache.popitem(last=False)
-                self.cached -= len(old)
+            self.shrink(parts)
+
+    def shrink(self, parts: int) -> None:
+        """Forget the oldest chunks of what is above this push's part."""
+        while self.cached > CHUNK_CACHE // parts or len(self.cache) > CACHED_MOST // parts:
+            _, (old, _) = self.cache.popitem(last=False)
+            self.cached -= len(old)
 
     def has(self, have: int) -> None:
         """The chunks in `have` (bit i: chunk i) can be read from this host's own copy."""
@@ -134,6 +139,8 @@ class Transfers:
             count=count,
             chunks=bytearray(count),
         )
+        for other in self._transfers.values():
+            other.shrink(len(self._transfers))
 
     def begin(self, id_: int, stream: Stream, role: Role, have: int, now: float) -> list[Effect]:
         """Take part in a push. `have` are the chunks that are on disk here already (bit i: chunk i)."""
@@ -226,7 +233,7 @@ class Transfers:
         transfer.reading.discard(index)
         if blob is not None and is_right(transfer.stream, index, blob):
             wire = blob if packed is None else packed
-            transfer.keep(index, wire, packed is not None)
+            transfer.keep(index, wire, packed is not None, len(self._transfers))
             return self._give(transfer, index, wire, packed is not None)
         if transfer.role is Role.SOURCE:
             why = "the file changed while it was pushed"
@@ -283,7 +290,7 @@ class Transfers:
             return effects + self._go_on(transfer, now)
         effects = asking.took(source, index, now)
         wire = blob if packed is None else packed
-        transfer.keep(index, wire, packed is not None)
+        transfer.keep(index, wire, packed is not None, len(self._transfers))
         if transfer.giving.waits(index):
             effects += self._give(transfer, index, wire, packed is not None)
         if transfer.role is Role.TARGET:
@@ -401,9 +408,8 @@ class Transfers:
             effects.append(Complete(transfer.id))
         return effects
 
-    @staticmethod
-    def _disk_room(transfer: _Transfer) -> int:
-        most = max(2, UNSTORED_MOST // transfer.stream.chunk)
+    def _disk_room(self, transfer: _Transfer) -> int:
+        most = max(2, UNSTORED_MOST // len(self._transfers) // transfer.stream.chunk)
         return max(0, most - transfer.unstored)
 
     def _ask_next(self, transfer: _Transfer, most: int, now: float, *, trial: bool = False) -> list[Effect]:

@@ -404,6 +404,18 @@ def test_memory_is_bounded_by_the_cache() -> None:
     assert len(read_again) >= count - CHUNK_CACHE // big
 
 
+def test_pushes_of_one_time_share_the_memory() -> None:
+    big = 1 << 20
+    stream = push_of(bytes(big * CHUNK_CACHE // big), big)
+    transfers = begun(None, Role.SOURCE, stream)
+    for id_ in (ID, ID + 1, ID + 2):
+        transfers.begin(id_, stream, Role.SOURCE, 0, 0.0)
+        for index in range(CHUNK_CACHE // big):
+            transfers.asked(1, id_, (index,), 0.0)
+            transfers.was_read(id_, index, bytes(big), 0.0)
+        assert CHUNK_CACHE // 2 <= transfers.held_bytes() <= CHUNK_CACHE
+
+
 # --- a head -----------------------------------------------------------------------------------------------------------
 
 
