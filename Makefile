@@ -17,13 +17,16 @@ help: ## list these targets
 demo: setup ## boot the six VMs of an infra.conf on three test hosts of this machine, then take them down
 	$(PY) -m deploy.demo $(ARGS)
 
+# Two at a time: one process mostly waits for test hosts while the other computes (tests/sharing.py).
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
-test: setup ## run all tests: unit, sim, net and e2e (root makes the test hosts; ARGS="-k push" picks)
-	$(PY) -m pytest $(ARGS)
+test: setup ## run all tests: unit, sim, net and e2e (root makes the test hosts; ARGS="-k push" picks, ARGS="-n 0" one at a time)
+	$(PY) -m pytest $(TWO) $(ARGS)
 
 .PHONY: test-unit
 test-unit: venv ## run the quick tests: no root, no network, no processes
-	$(PY) -m pytest $(wildcard tests/unit tests/sim) $(ARGS)
+	$(PY) -m pytest $(TWO) $(wildcard tests/unit tests/sim) $(ARGS)
 
 .PHONY: sim
 sim: venv ## play 10,000 seeded schedules of faults on simulated trees (ARGS="--schedules 100 --first 7")

@@ -48,10 +48,10 @@ def _in_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("form", ["lines", "one line"])
-def test_from_bare_hosts_to_running_vms_and_back(form: str, hosts: TestHosts, ctl: Ctl, tmp_path: Path) -> None:
+def test_from_bare_hosts_to_running_vms_and_back(hosts: TestHosts, ctl: Ctl, tmp_path: Path) -> None:
+    """With disks, overlays on a base image; VMs without are booted by the demo (test_demo.py)."""
     infra = tmp_path / "infra.conf"
-    infra.write_text(INFRA.read_text() if form == "lines" else _in_one_line(INFRA.read_text()))
+    infra.write_text(INFRA.read_text())
     before = {name: _leavings(hosts, name) for name in HOSTS}
 
     ctl("up", str(infra), "-F", str(hosts.ssh_config))
@@ -59,17 +59,15 @@ def test_from_bare_hosts_to_running_vms_and_back(form: str, hosts: TestHosts, ct
     assert {(tuple(fold["hosts"]), fold["stdout"]) for fold in answers} == {((name,), f"{name}\n") for name in HOSTS}
 
     _push_reaches_every_host(hosts, ctl, tmp_path)
-    spawn = _spawn(hosts, infra)
-    if form == "one line":  # and with disks: overlays on a base image
-        base = tmp_path / "base.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "64M"], check=True)
-        spawn += ["--image", str(base)]
+    base = tmp_path / "base.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "64M"], check=True)
+    spawn = [*_spawn(hosts, infra), "--image", str(base)]
     _vms_boot_and_answer(hosts, ctl, spawn)
-    if form == "one line":
-        for name in HOSTS:
-            said = hosts.run(name, ["sh", "-c", f"cat {AGENTS}/*/vms/*/console.log"]).stdout
-            assert said.count("disk vda of 64 MiB") == len(PLACES[name])
-            assert _overlays(hosts, name) == len(PLACES[name])
+    for name in HOSTS:
+        said = hosts.run(name, ["sh", "-c", f"cat {AGENTS}/*/vms/*/console.log"]).stdout
+        assert said.count("disk vda of 64 MiB") == len(PLACES[name])
+        assert _overlays(hosts, name) == len(PLACES[name])
+    infra.write_text(_in_one_line(infra.read_text()))
     _a_rerun_changes_nothing(hosts, ctl, spawn)
     _a_killed_qemu_shows(hosts, ctl)
 
