@@ -93,6 +93,7 @@ from protocol.messages import (
 from protocol.never import assert_never
 from protocol.outcomes import NO_OUTPUT, Exited, Fold, Refused, sentence
 from protocol.picture import Picture, later
+from protocol.quota import Quota
 from protocol.ranks import Ranks
 from protocol.reporting import Reporting
 from protocol.rights import Rights, claimed, links_without, named, without
@@ -152,6 +153,7 @@ class Relay:
         self._reporting = Reporting()
         self._rights = Rights(plan.below)
         self._stranded = Stranded()
+        self._quota = Quota()
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
         #: The version that was agreed on with each of them.
@@ -372,6 +374,7 @@ class Relay:
         self._ask_clock(now)
         self._effects.append(Arrived())
         self._reporting.way_up(now)
+        self._quota.anew(self._picture.reachable)
         for rank in sorted(self._heard_at):
             self._effects.append(ToChild(rank, Attached(self._versions[rank], self._picture.links[rank].epoch)))
 
@@ -430,6 +433,10 @@ class Relay:
     def _pass_on(self, delivery: Deliver, targets: Ranks) -> Ranks:
         """Send the command to each child whose subtree has targets; returns those that it was sent to."""
         sent = ranks.NONE
+        if delivery.manner is Manner.QUIET:
+            self._quota.anew(targets)  # a console's host is told by such how much of it was seen
+        else:
+            self._quota.given(delivery.id)
         for child, mask in sorted(self._picture.routes.items()):
             share = targets & mask
             if share:
@@ -555,6 +562,11 @@ class Relay:
             if isinstance(message, Links):
                 self._rights.withhold(rank, message.links, foreign)
             message = without(message, foreign)
+        # The root keeps no more than it granted.
+        piece = message if isinstance(message, Streamed) and self._root is None else None
+        if piece is not None and not self._quota.passes(rank, piece.rank, piece.id, len(piece.data)):
+            self._expel(rank, f"it sent more output of command {piece.id} than any host may", now)
+            return
         self._heard(message, now)
 
     def _heard(self, message: object, now: float) -> None:
@@ -606,6 +618,7 @@ class Relay:
         self._stranded.came(rank, now)
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._versions[rank] = version
+        self._quota.attached(rank, self.routed_through(rank) | ranks.only(rank))
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
         links = message.links
         foreign = self._rights.foreign(rank, named(links[1:]), self.routed_through(rank))
@@ -654,6 +667,7 @@ class Relay:
         told = news + tuple(self._picture.links[rank] for rank in ranks.each(back & ~named))
         # Whoever comes anew, with all below it, is asked again for what it owes, and not waited for before.
         anew = self._picture.under(link.rank for link in told if link.up)
+        self._quota.anew(anew)
         self._folding.expect_only((self._picture.reachable | ranks.only(self._rank())) & ~anew)
         if self._uplink is not None and not self._uplink.attached:
             self._untold |= {link.rank: link for link in told}
@@ -777,6 +791,8 @@ class Relay:
             self._effects.append(Granted(id_, own))
         if not left:
             return
+        for rank in left:
+            self._quota.granted(id_, rank)
         for child, mask in sorted(self._picture.routes.items()):
             share = tuple(grant for rank, grant in left.items() if ranks.holds(mask, rank))
             if share:

@@ -729,9 +729,10 @@ def test_nothing_is_run_before_the_root_told_the_time_and_no_liar_tells_it(stage
         assert not (tmp_path / "ran").exists()
     finally:
         stage.parent.answers.add(ClockAsk)
-    stage.until((tmp_path / "ran").exists, "the new command to be run once the time is known")
+    ran = tmp_path / "ran"
+    stage.until(lambda: ran.exists() and ran.read_text(), "the new command to be run once the time is known")
     assert stage.until(lambda: stage.parent.outcomes(old.id).get(AGENT), "an answer")[-1] == Lost(RESTARTED)
-    assert (tmp_path / "ran").read_text() == "new\n"
+    assert ran.read_text() == "new\n"
 
 
 def test_a_forged_cancel_stops_nothing_and_a_forged_leave_ends_nobody(stage: Stage, tmp_path: Path) -> None:
