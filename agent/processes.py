@@ -14,13 +14,12 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from pathlib import Path
 
 from agent import orphans
 from agent.executing import Unable, execute, given_input
 from agent.inlet import Inlet
 from agent.outlet import Outlet
-from agent.spool import spool_name
+from agent.spool import Spools, spool_name
 from protocol.commands import Run
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 
@@ -39,11 +38,12 @@ class _Stream:
     What is streamed is in no spool: it is not read from the pipe before there is room for it on its way.
     """
 
-    def __init__(self, number: int, fd: int, limit: int, spool: Path, outlet: Outlet | None) -> None:
+    def __init__(self, number: int, fd: int, limit: int, *, spools: Spools, id_: int, outlet: Outlet | None) -> None:
         self._number = number
         self._fd = fd
         self._limit = limit
-        self.spool = spool
+        self._spools = spools
+        self.spool = spools.folder / spool_name(id_, number)
         self._outlet = outlet
         self._paused = False
         self._file: int | None = None
@@ -98,7 +98,11 @@ class _Stream:
         if self._full:
             return
         written = 0
-        if self._file is not None and self.spooled + len(data) <= _SPOOL_MOST:
+        if (
+            self._file is not None
+            and self.spooled + len(data) <= _SPOOL_MOST
+            and self._spools.room(self.spool, len(data))
+        ):
             with suppress(OSError):
                 written = os.write(self._file, data)
         self.spooled += written
@@ -144,6 +148,7 @@ class _Stream:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+            self._spools.close(self.spool)
 
 
 class Process:
@@ -153,7 +158,7 @@ class Process:
         self,
         run: Run,
         id_: int,
-        spool: Path,
+        spools: Spools,
         *,
         environment: dict[str, str],
         disk: Executor,
@@ -161,8 +166,8 @@ class Process:
         outlet: Outlet | None,
         took: Callable[[int, bool, bool], None],
     ) -> None:
-        """Starts it. `spool` is the directory of spools; `outlet` gets its output as it comes; `took` is Inlet's."""
-        self._id, self._agent = id_, str(spool.parent)
+        """Starts it. `outlet` gets its output as it comes; `took` is Inlet's."""
+        self._id, self._agent = id_, str(spools.folder.parent)
         self._disk = disk
         self._since = orphans.now()
         self._finished = finished
@@ -186,7 +191,7 @@ class Process:
             self.inlet.announce()
         self._loop.add_reader(self._pidfd, self._exited)
         self._streams = [
-            _Stream(number, fd, run.output_limit, spool / spool_name(id_, number), outlet)
+            _Stream(number, fd, run.output_limit, spools=spools, id_=id_, outlet=outlet)
             for number, fd in zip((1, 2), self._pipes, strict=True)
         ]
         for stream in self._streams:

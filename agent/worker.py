@@ -22,7 +22,9 @@ from agent.outlet import Outlet
 from agent.processes import Process
 from agent.pulls import Pulls
 from agent.pushes import Pushes, sentence
-from agent.spool import spooled, trim
+from agent.settings import Settings
+from agent.settings import read as settings_of
+from agent.spool import Spools, spooled
 from agent.tunables import JOURNAL
 from protocol import events, names
 from protocol.commands import (
@@ -66,6 +68,8 @@ _STOPPED = Killed(15)
 #: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in
 #: s.
 _PROBE_WITHIN, _PROBE_SLACK = 30.0, 0.5
+#: How often old output is looked for, in seconds: its age is counted in days.
+_TIDY_EVERY = 3_600.0
 #: How often ARP's table is looked at for VMs that do not answer ping, in seconds.
 _ARP_EVERY = 2.0
 
@@ -85,6 +89,8 @@ class AgentWorker:
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._health = Health(directory.path, version)
         self._processes: dict[int, Process] = {}
+        self._spools = Spools(directory.spool, self._settings)
+        self._settings_wrong: list[str] = []
         #: Output on its way to the root, until the root has the outcome: what is lost on the way is sent again.
         self._outlets: dict[int, Outlet] = {}
         self._pushes = Pushes(shell, directory, self._disk, self._finish, self._placed)
@@ -98,6 +104,7 @@ class AgentWorker:
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
+        self._tidying: asyncio.TimerHandle | None = None
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -183,13 +190,11 @@ class AgentWorker:
         def finished(outcome: Outcome, output: Output) -> None:
             self._processes.pop(id_, None)
             self._finish(id_, outcome, output)
-            if output.spool:
-                self._disk.submit(trim, self._directory.spool)
 
         self._processes[id_] = Process(
             body,
             id_,
-            self._directory.spool,
+            self._spools,
             environment=self._environment,
             disk=self._disk,
             finished=finished,
@@ -407,6 +412,21 @@ class AgentWorker:
         if _holds_any(self._directory.path / "journal-nets"):
             self._loop.create_task(self._net_worker().repair()).add_done_callback(lambda task: task.exception())
         self._look()
+        self._tidy()
+
+    def _settings(self) -> Settings:
+        """What is set on this host; what is wrong there is logged once."""
+        settings, wrong = settings_of(self._directory.path / "agent.conf")
+        if wrong != self._settings_wrong:
+            self._settings_wrong = wrong
+            for line in wrong:
+                log.warning("agent.conf: %s", line)
+        return settings
+
+    def _tidy(self) -> None:
+        """Remove output that was kept for long enough."""
+        self._tidying = self._loop.call_later(_TIDY_EVERY, self._tidy)
+        self._spools.trim()
 
     def _look(self) -> None:
         self._watch = self._loop.call_later(EVERY, self._look)
@@ -453,8 +473,9 @@ class AgentWorker:
 
     async def close(self, leave: Leave | None) -> None:
         """Let go of everything, and take the VMs away where that was asked for."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._tidying):
+            if timer is not None:
+                timer.cancel()
         await self._pushes.close(keep=leave is None)
         await self._pulls.close()
         if leave is not None and leave.vms:

@@ -17,6 +17,8 @@ import pytest
 
 from agent.outlet import Outlet
 from agent.processes import Process
+from agent.settings import Settings
+from agent.spool import Spools
 from controller.replies import HELD_MOST
 from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
@@ -362,7 +364,7 @@ def test_what_became_of_a_command_does_not_wait_for_whoever_reads_its_output(tmp
             Process(
                 Run(argv=("sh", "-c", "head -c 100000 /dev/zero; exit 3"), output_limit=10, stream=True),
                 7,
-                tmp_path,
+                Spools(tmp_path, Settings),
                 environment=dict(os.environ),
                 disk=disk,
                 finished=lambda outcome, output: ended.set_result((outcome, output)),
