@@ -23,18 +23,15 @@ likes; each job has a connection of its own, and belongs to one thread at a time
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
 from controller import run_api
 from controller.asking import RunOptions, run_request
 from controller.later import Later
 from controller.results import (
     Fetched,
-    Followed,
     Happening,
     ImageAnswer,
     Late,
@@ -45,8 +42,9 @@ from controller.results import (
     VmReached,
     exit_status,
 )
+from controller.running import Connection, Job, Running
 from controller.selection import Chooser, Selection
-from controller.status import CtlError, ExitStatus
+from controller.status import CtlError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,15 +52,11 @@ if TYPE_CHECKING:
     from controller import api
     from controller.asking_files import PathLike, PullOptions, PushOptions
     from controller.console import ConsoleEnd
-    from controller.feeding import Feeder
     from controller.groups import Member
     from controller.on_record import Capacity, Vm
     from protocol.vms import Action, ImageAction, VmSpec
 else:
     api = Later("controller.api")
-
-#: One read from the client socket.
-_READ = 1 << 20
 
 __all__ = [
     "Connection",
@@ -82,8 +76,6 @@ __all__ = [
     "exit_status",
 ]
 
-#: What iterating over a job gives.
-H_co = TypeVar("H_co", covariant=True)
 _Reply = TypeVar("_Reply")
 
 
@@ -111,129 +103,6 @@ def _home() -> str:
 
 def _fleet(fleet: str | None) -> str:
     return fleet or os.environ.get("CANOPY_FLEET") or "default"
-
-
-class Running(Followed, Generic[H_co]):
-    """A running command: iterate over it for what happens.
-
-    Leaving it (`close`, or the end of a `with`) cancels what still runs, unless it was begun detached or is only
-    followed.
-    """
-
-    def __init__(self, accepted: api.Accepted, connection: Connection) -> None:
-        super().__init__(accepted.id, accepted.hosts, accepted.what)
-        self._connection = connection
-        self._feeder: Feeder | None = None
-
-    def __enter__(self) -> Running[H_co]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[H_co]:
-        """What happens, as it happens, until every target has its outcome; of a job that was asked for without waiting
-        what is on record."""
-        while not self.over:
-            # The service sends what was asked for, and nothing else: the type says what that is.
-            yield from cast(Iterator[H_co], self.take(self._connection.receive()))
-            if self._feeder is not None:
-                self._feeder.allow(self.input_room)
-        self.close()
-
-    def cancel(self) -> None:
-        """Ask all hosts to stop; go on iterating for their outcomes."""
-        if not self.over:
-            self._connection.send(run_api.Cancel())
-
-    def close(self) -> None:
-        """Leave it."""
-        if self._feeder is not None:
-            self._feeder.close()
-        self._connection.close()
-
-    def feed(self, source: BinaryIO) -> None:
-        """Send what can be read from `source` to the command, once: its standard input."""
-        # Threads cost a command that has no input a hundredth of a second.
-        import threading
-
-        from controller.feeding import Feeder
-
-        self._connection.sending = threading.RLock()  # a Ctrl-C may come in the middle of a send
-        self._feeder = Feeder(source, self._connection)
-
-    def results(self) -> list[Result]:
-        """All results, equal ones in one, in the order of their first hosts."""
-        return self.merged(cast(Iterator[Happening], iter(self)))
-
-
-#: A running command of any kind.
-Job: TypeAlias = Running[Happening]
-
-
-class Connection:
-    """One request's connection to the service."""
-
-    def __init__(self, path: str, unpack: Callable[[memoryview], api.Reply] | None = None) -> None:
-        """Connects. `unpack` reads what may be answered. Raises CtlError with NO_SERVICE where nobody listens."""
-        self._unpack = unpack or api.unpack_reply
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        #: What was received, and which part of it was not asked for yet.
-        self._buffer = memoryview(b"")
-        self._taken = self._read = 0
-        #: Input goes out from a thread of its own.
-        self.sending: AbstractContextManager[object] = nullcontext()
-        try:
-            self._socket.connect(path)
-        except OSError as error:
-            self._socket.close()
-            fleet = path.split("/")[-2]
-            raise CtlError(
-                f"no service runs for this fleet ({fleet}): start one with `ctl up`", ExitStatus.NO_SERVICE
-            ) from error
-
-    def send(self, request: api.Request) -> None:
-        """Send a request."""
-        try:
-            with self.sending:
-                self._socket.sendall(run_api.pack(request))
-        except OSError as error:
-            raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE) from error
-
-    def receive(self) -> api.Reply:
-        """The next reply. Raises CtlError where the service said Failed, or is gone."""
-        length = run_api.length_of(self._exactly(run_api.LENGTH_BYTES))
-        reply = self._unpack(self._exactly(length))
-        if isinstance(reply, run_api.Failed):
-            self.close()
-            raise CtlError(reply.why, ExitStatus(reply.status))
-        return reply
-
-    def _exactly(self, count: int) -> memoryview:
-        """The next so many bytes, until the next call."""
-        held = self._read - self._taken
-        if not held or self._taken + count > len(self._buffer):
-            # To its beginning: no more is copied of a stream, which can be a gigabyte, than a message's beginning.
-            room = self._buffer if count <= len(self._buffer) else memoryview(bytearray(max(count, _READ)))
-            room[:held] = self._buffer[self._taken : self._read]
-            self._buffer, self._taken, self._read = room, 0, held
-        while self._read < self._taken + count:
-            try:
-                got = self._socket.recv_into(self._buffer[self._read :])
-            except ConnectionError:  # it was killed with this request unread
-                got = 0
-            if not got:
-                self.close()
-                raise CtlError("the service went away: see its log, then `ctl up` again", ExitStatus.NO_SERVICE)
-            self._read += got
-        self._taken += count
-        return self._buffer[self._taken - count : self._taken]
-
-    def close(self) -> None:
-        """End the connection; a command that still runs on it is cancelled."""
-        self._socket.close()
 
 
 class Session:
