@@ -166,6 +166,76 @@ def mine(connection: Connection, name: str, owner: str, deployment: str | None) 
     return domain
 
 
+def movable(connection: Connection, name: str, owner: str, deployment: str) -> tuple[str, str]:
+    """The XML of a VM that runs, as it is and as it is kept, in a form for another host. Raises CannotAct, NotOurs."""
+    from agent.vmactions import CannotAct
+
+    libvirt = load_libvirt()
+    domain = mine(connection, name, owner, deployment)
+    if domain is None:
+        raise CannotAct("there is no such VM on this host")
+    power = power_of(domain)
+    if power not in (VmPower.RUNNING, VmPower.BLOCKED):
+        next_step = "start it first" if power in (VmPower.SHUTOFF, VmPower.CRASHED) else "resume it first"
+        raise CannotAct(f"it is {power.value}, and only a VM that runs is moved; {next_step}")
+    live = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+    return live, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_INACTIVE)
+
+
+def arrived(connection: Connection, name: str, owner: str, uuid: str) -> bool | None:
+    """Whether a VM that came from another host is here for good, which libvirt says by keeping its definition; None
+    where there is none of it."""
+    domain = _lookup(connection, name)
+    if domain is None or domain.UUIDString() != uuid:
+        return None
+    return bool(domain.isPersistent())
+
+
+def go_on(connection: Connection, name: str, owner: str, uuid: str) -> None:
+    """Let a VM that has arrived halted go on. Raises NotOurs where it has not."""
+    domain = mine(connection, name, owner, None)
+    if domain is None or domain.UUIDString() != uuid or not domain.isPersistent():
+        raise NotOurs(f"{name} has not arrived on this host")
+    if power_of(domain) is VmPower.PAUSED:
+        domain.resume()
+
+
+def let_go(connection: Connection, name: str, owner: str, uuid: str) -> bool:
+    """Whether a VM that was to leave is still here; it runs on then. Raises CannotAct while libvirt is at it still."""
+    from agent.vmactions import CannotAct
+
+    libvirt = load_libvirt()
+    domain = _lookup(connection, name)
+    if domain is None:
+        return False
+    if domain.UUIDString() != uuid or not domain.isActive():
+        return True
+    mine(connection, name, owner, None)
+    if domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+        raise CannotAct("libvirt still moves it, or is at something else with it")
+    state, reason = domain.state(0)
+    # Nobody but this host decides that it has gone, and so it runs nowhere else.
+    if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+        domain.resume()
+    return True
+
+
+def abort_job(connection: Connection, name: str) -> None:
+    """Have libvirt give up what it is doing with a VM."""
+    domain = _lookup(connection, name)
+    if domain is not None:
+        domain.abortJob()
+
+
+def job_bytes(connection: Connection, name: str) -> tuple[int, int]:
+    """How many bytes of a VM's memory and disk are over, and how many are left."""
+    libvirt = load_libvirt()
+    told = connection.lookupByName(name).jobStats(0)
+    fields = (libvirt.VIR_DOMAIN_JOB_DATA_PROCESSED, libvirt.VIR_DOMAIN_JOB_DATA_REMAINING)
+    done, left = (max(0, int(told.get(field, 0))) for field in fields)
+    return done, left
+
+
 def knows_kvm(connection: Connection, architecture: str) -> bool:
     """Whether libvirt itself would run a KVM domain."""
     try:

@@ -33,16 +33,25 @@ class RemoveLink(msgspec.Struct, frozen=True, kw_only=True, tag="remove link", f
     name: str
 
 
-Undo: TypeAlias = RemoveFiles | RemoveDomain | RemoveLink
+class LetGo(msgspec.Struct, frozen=True, kw_only=True, tag="let go", forbid_unknown_fields=True):
+    """Remove the files of the VM `name` where it has left this host; where it is here, let it run on."""
+
+    name: str
+    uuid: str
+
+
+Undo: TypeAlias = RemoveFiles | RemoveDomain | RemoveLink | LetGo
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that is about to be done. `undo` is what takes it back, in this order; nothing where that of an earlier
-    step does. `last` says that with it the whole is there, and what comes after is only to strike the journal out."""
+    step does. `last` says that with it the whole is there, and what comes after is only to strike the journal out.
+    `arrives`: of a VM that comes from another host; once it is here it is not taken back, for it may be gone there."""
 
     does: str
     undo: tuple[Undo, ...] = ()
     last: bool = False
+    arrives: bool = False
 
 
 def line(step: Step) -> bytes:

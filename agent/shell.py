@@ -13,10 +13,10 @@ from typing import Protocol
 
 from agent.bulk import Bulk, Store
 from agent.intake import allow_descriptors
-from agent.links import CONTROL, Downlink, Keyring, Uplink
+from agent.links import BULK, CONTROL, Downlink, Keyring, Uplink
 from protocol import codec, events
 from protocol.codec import MalformedMessage
-from protocol.commands import Body, Feed, Leave, Member, Push, Stream
+from protocol.commands import Body, Feed, Hop, Leave, Member, Push, Stream
 from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.messages import (
     DOWNWARDS,
@@ -85,6 +85,7 @@ class Shell:
         self.worker: Worker
         self.relay = relay
         self._keyring = keyring
+        self._address = address
         self._loop = asyncio.get_running_loop()
         self._queue: deque[events.Event] = deque()
         self._busy = False
@@ -301,6 +302,35 @@ class Shell:
     ) -> Downlink:
         """The root: be there for such links. See Downlink."""
         return Downlink(self._keyring, "canopy-bulk", address, port, heard=heard, lost=lost)
+
+    # --- moves of VMs -------------------------------------------------------------------------------------------------
+
+    def dial(self, host: Hop, *, heard: Callable[[list[Blob]], None], lost: Callable[[str], None]) -> Uplink:
+        """A link of its own to another host, which listens at `host.bulk_port` for it. See Uplink."""
+        return Uplink(self._background, host.address, host.bulk_port, host.key, heard=heard, lost=lost)
+
+    def await_host(
+        self, id_: int, host: Hop, port: int, *, heard: Callable[[list[bytes]], None], lost: Callable[[str], None]
+    ) -> Downlink:
+        """Listen at `port` for another host, and hear nobody else there, until `dismiss_host`. Raises OSError."""
+        self._background.admit_order(id_, {host.key: host.rank})
+
+        def from_it(rank: int, frames: list[bytes]) -> None:
+            if rank == host.rank:
+                heard(frames)
+            else:
+                link.drop(rank, penalty=False)
+
+        def it_is_lost(rank: int, why: str) -> None:
+            if rank == host.rank:
+                lost(why)
+
+        link = Downlink(self._background, BULK, self._address, port, heard=from_it, lost=it_is_lost)
+        return link
+
+    def dismiss_host(self, id_: int) -> None:
+        """The host is let in there no more."""
+        self._background.dismiss_order(id_)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

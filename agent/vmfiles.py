@@ -111,6 +111,11 @@ class VmFiles:
             if re.fullmatch(NAME_PATTERN, leftover.name) is None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
+    @property
+    def user(self) -> QemuUser | None:
+        """Whom QEMU runs as, where that is not the agent's own user; known once `open_up` was called."""
+        return self._user
+
     def names(self) -> list[str]:
         """The VMs that have a directory here, sorted."""
         try:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from agent import domains
 from agent.hypervisor import Connection, HypervisorError, Unavailable
-from agent.journal import RemoveDomain, RemoveFiles, Step, Undo
+from agent.journal import LetGo, RemoveDomain, RemoveFiles, Step, Undo
 from agent.ledger import Entry, Ledger, Pages
 from agent.vmfiles import VmFiles
 from agent.vmlocks import Locks, name_key
@@ -56,6 +56,8 @@ class Repairs:
         self._ledger = Ledger(directory / "journal", self.undo, pages)
         #: Calls to libvirt that were given up and may still do what was asked, by the VM's name.
         self._pending: dict[str, Future[Any]] = {}
+        #: VMs that came from other hosts and wait for word that they are gone there.
+        self._waiting: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -101,6 +103,10 @@ class Repairs:
                     await self._call(
                         lambda libvirt: domains.remove(libvirt, name, self._owner, None, uuid), REMOVE_SECONDS
                     )
+            case LetGo(name=name, uuid=uuid):
+                here = await self._call(lambda libvirt: domains.let_go(libvirt, name, self._owner, uuid), _ASK_SECONDS)
+                if not here:
+                    await asyncio.to_thread(self._files.remove, name)
             case _:
                 raise TypeError(f"the journal of a VM can't {undo}")
 
@@ -114,6 +120,8 @@ class Repairs:
         if steps is None:
             return
         entry = self._ledger.found(name, steps)
+        if steps and steps[0].arrives:
+            await self._look_for_arrival(name, steps)
         if steps and steps[-1].last and await self._is_whole(name, steps):
             await entry.end()
             return
@@ -121,6 +129,31 @@ class Repairs:
         if left:
             raise HalfDone(f"an earlier request left it half done, and that can't be taken back: {left}")
         _LOG.info("VM %s: took back: %s", name, ", ".join(step.does for step in steps))
+
+    async def arrival(self, name: str, uuid: str) -> Entry | None:
+        """The journal of a VM that came from another host, or is on its way; None where there is none. Its lock is
+        held."""
+        steps = await asyncio.to_thread(self._ledger.steps, name)
+        ours = any(isinstance(undo, RemoveDomain) and undo.uuid == uuid for step in steps or () for undo in step.undo)
+        if not steps or not steps[0].arrives or not ours:
+            return None
+        self._waiting.discard(name)
+        return self._ledger.found(name, steps)
+
+    def waits(self, name: str) -> bool:
+        """Whether a VM has arrived, and nobody has said yet that it is gone where it was."""
+        return name in self._waiting
+
+    async def _look_for_arrival(self, name: str, steps: Sequence[Step]) -> None:
+        """Raises HalfDone unless nothing of the VM is here, or will be."""
+        uuid = next((undo.uuid for step in steps for undo in step.undo if isinstance(undo, RemoveDomain)), "")
+        arrived = await self._call(lambda libvirt: domains.arrived(libvirt, name, self._owner, uuid), _ASK_SECONDS)
+        if arrived is None:
+            return
+        if not arrived:
+            raise HalfDone("it is on its way here from another host")
+        self._waiting.add(name)
+        raise HalfDone("it came from another host, and waits for word that it is gone there; move it again")
 
     async def _is_whole(self, name: str, steps: Sequence[Step]) -> bool:
         """Whether a creation had come to its end but for the journal: the VM may be in use since."""
@@ -150,6 +183,8 @@ class Repairs:
                     async with self._locks.alone(name_key(name)):
                         await self.settle(name)
                 except (HalfDone, HypervisorError, OSError) as error:
+                    if self.waits(name):
+                        continue  # nothing that is known here can mend that
                     left = True
                     _LOG.warning("VM %s: %s", name, error)
             if not left:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -36,6 +36,12 @@ from agent.vmrepair import OFF, HalfDone, Repairs
 from agent.vmwatch import VmWatch
 from agent.vmxml import Flavour, differences, domain_xml, spec_digest
 from protocol.vms import NAME_PATTERN, Action, SeenDomain, VmChange, VmPower, VmResult, VmSpec, VmState
+
+if TYPE_CHECKING:
+    from agent.departures import Departures
+    from agent.moveways import Links
+    from agent.receptions import Receptions
+    from protocol.commands import Awaiting, MoveVm, Moving, ReceiveVm, SettleMove
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
@@ -88,6 +94,7 @@ class VmWorker:
         self._locks = Locks()
         self._slots = asyncio.Semaphore(CREATIONS_AT_A_TIME)
         self._repairs = Repairs(Path(self._owner), self._files, self._locks, self._call, pages)
+        self._moves: tuple[Receptions, Departures] | None = None
 
     async def start(self) -> None:
         """Watch the VMs of an earlier run, where there are any, and take back what it left half done."""
@@ -97,6 +104,8 @@ class VmWorker:
 
     async def close(self) -> None:
         """Stop watching. VMs run on."""
+        if self._moves is not None:
+            await self._moves[0].close()
         await self._repairs.close()
         await self._watch.close()
 
@@ -180,6 +189,60 @@ class VmWorker:
             return str(error)
         await console.wait()
         return ""
+
+    async def receive(self, id_: int, body: ReceiveVm, links: Links, fleet: str) -> Awaiting:
+        """Make ready for a VM that comes from another host, and wait for it. Raises CannotAct where that can't be."""
+        try:
+            _check(body.deployment, body.spec)
+            return await self._ways()[0].receive(id_, body, links, fleet)
+        except _OWN_WORDS as error:
+            raise CannotAct(f"{body.spec.name}: {error}") from error
+        except OSError as error:
+            raise CannotAct(f"{body.spec.name}: {error.filename or 'its files'}: {error.strerror}") from error
+
+    async def move(self, body: MoveVm, links: Links, fleet: str, moving: Callable[[Moving], None]) -> VmResult:
+        """Move a VM to a host that awaits it; `moving` is told how far it is."""
+
+        async def work() -> VmResult:
+            return await self._ways()[1].move(body, links, fleet, moving)
+
+        result = await _outcome(body.name, work())
+        await self._watch.look()
+        return result
+
+    async def settle_move(self, body: SettleMove) -> VmResult:
+        """Say what became of a move here, or follow what the root says became of it."""
+
+        async def work() -> VmResult:
+            receptions, departures = self._ways()
+            if body.keep is None:
+                return await departures.settle(body.deployment, body.name, body.uuid)
+            return await receptions.settle(body.deployment, body.name, body.uuid, keep=body.keep)
+
+        result = await _outcome(body.name, work())
+        await self._watch.look()
+        return result
+
+    def _ways(self) -> tuple[Receptions, Departures]:
+        """Who takes VMs in and lets them go, made when first needed. Raises CannotAct where the driver can't."""
+        from agent.moveways import HostVms, only_libvirtd
+
+        only_libvirtd(self.uri)
+        if self._moves is None:
+            from agent.departures import Departures
+            from agent.receptions import Receptions
+
+            shared = HostVms(
+                uri=self.uri,
+                owner=self._owner,
+                files=self._files,
+                locks=self._locks,
+                repairs=self._repairs,
+                watch=self._watch,
+                call=self._call,
+            )
+            self._moves = Receptions(shared, self._prepare), Departures(shared)
+        return self._moves
 
     async def states(self) -> list[VmState]:
         """This agent's VMs as they are now, sorted by name."""
@@ -434,6 +497,10 @@ class _Refused(Exception):
     """One VM can't be had as asked; the text says why."""
 
 
+#: Errors that say in a sentence what is the matter with one VM.
+_OWN_WORDS = (_Refused, VmFileError, HypervisorError, domains.NotOurs, CannotAct, HalfDone)
+
+
 @dataclass(frozen=True)
 class _Making:
     """What the creations of one request share. `claimed` tells who else has an address, once it is known."""
@@ -464,7 +531,7 @@ def _as_planned(spec: VmSpec, domain: domains.Domain) -> VmResult | None:
 async def _outcome(name: str, work: Awaitable[VmResult]) -> VmResult:
     try:
         return await work
-    except (_Refused, VmFileError, HypervisorError, domains.NotOurs, CannotAct, HalfDone) as error:
+    except _OWN_WORDS as error:
         return VmResult(name=name, change=VmChange.FAILED, detail=str(error))
     except OSError as error:
         detail = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -38,12 +38,16 @@ from protocol.commands import (
     Images,
     Leave,
     ListVms,
+    MoveVm,
+    Moving,
     Offer,
     ProbeVms,
     Push,
+    ReceiveVm,
     Run,
     Send,
     SetNets,
+    SettleMove,
     TuneHost,
     VmAction,
 )
@@ -129,6 +133,10 @@ class AgentWorker:
                 self._task(id_, self._vm_work(id_, body, ttl))
             case ListVms():
                 self._task(id_, self._list_vms(id_))
+            case ReceiveVm():
+                self._task(id_, self._receive(id_, body))
+            case MoveVm() | SettleMove():
+                self._task(id_, self._move(id_, body))
             case Images():
                 self._task(id_, self._image_work(id_, body))
             case CheckHost():
@@ -300,6 +308,32 @@ class AgentWorker:
             self._finish(id_, FailedToStart(str(error)))
             return
         self._finish(id_, Exited(0), Output(out=msgspec.json.encode(found)))
+
+    async def _receive(self, id_: int, body: ReceiveVm) -> None:
+        from agent.vmactions import CannotAct
+
+        try:
+            awaiting = await self._vm_worker().receive(id_, body, self._shell, self._directory.welcome().fleet)
+        except CannotAct as error:
+            self._finish(id_, Refused(sentence(error)))
+            return
+        self._finish(id_, Exited(0), Output(out=msgspec.msgpack.encode(awaiting)))
+
+    async def _move(self, id_: int, body: MoveVm | SettleMove) -> None:
+        written = 0
+
+        def moving(how_far: Moving) -> None:
+            nonlocal written
+            data = msgspec.msgpack.encode(how_far)
+            self._shell.feed(events.Wrote(id_, 1, written, data))
+            written += len(data)
+
+        worker = self._vm_worker()
+        if isinstance(body, MoveVm):
+            result = await worker.move(body, self._shell, self._directory.welcome().fleet, moving)
+        else:
+            result = await worker.settle_move(body)
+        self._finish(id_, Exited(_exit_code([result])), Output(out=msgspec.msgpack.encode([result])))
 
     async def _probe(self, worker: VmWorker, body: ProbeVms, within: float) -> set[str]:
         """Those that answer, or have their addresses where that is enough."""

@@ -47,6 +47,7 @@ from controller.vm_api import (
     ImagesOn,
     InfraRecord,
     KnownImage,
+    MoveOn,
     NetList,
     NetStatus,
     ProbeOn,
@@ -54,6 +55,8 @@ from controller.vm_api import (
     Reserve,
     SendNames,
     Typed,
+    VmMove,
+    VmMoving,
     VmsDone,
     VmsReached,
     VmStatus,
@@ -90,6 +93,7 @@ __all__ = [
     "InputRoom",
     "KnownImage",
     "Late",
+    "MoveOn",
     "NetList",
     "NetStatus",
     "OnRecord",
@@ -101,6 +105,8 @@ __all__ = [
     "Settled",
     "Streamed",
     "Typed",
+    "VmMove",
+    "VmMoving",
     "VmStatus",
     "VmsDone",
     "VmsReached",
@@ -276,6 +282,7 @@ Request: TypeAlias = (
     | DestroyOn
     | ActOn
     | Disown
+    | MoveOn
     | GetInfra
     | GetImages
     | ImagesOn
@@ -445,6 +452,7 @@ Reply: TypeAlias = (
     | Settled
     | OnRecord
     | VmsDone
+    | VmMoving
     | VmsReached
     | InfraRecord
     | ImagesDone

@@ -11,7 +11,19 @@ from controller import api
 from controller.replies import Replies
 from controller.streaming import Sending, Streaming
 from protocol import ranks
-from protocol.commands import Body, CreateVms, DestroyVms, Images, Offer, ProbeVms, Send, VmAction
+from protocol.commands import (
+    Body,
+    CreateVms,
+    DestroyVms,
+    Images,
+    MoveVm,
+    Offer,
+    ProbeVms,
+    ReceiveVm,
+    Send,
+    SettleMove,
+    VmAction,
+)
 from protocol.outcomes import NO_OUTPUT, Exited, Fold
 from protocol.vms import ImageResult, VmResult
 
@@ -61,7 +73,7 @@ def as_images_done(name: Callable[[int], str]) -> Translate:
 
 
 def as_offered(fold: Fold) -> Iterable[api.Reply]:
-    """What hosts had for a pull: what they said of it is for the service alone."""
+    """What hosts had for a pull, or where they await a VM: what they said of it is for the service alone."""
     if isinstance(fold.outcome, Exited):
         fold = Fold(fold.ranks, fold.outcome)
     return as_folded(fold)
@@ -69,13 +81,13 @@ def as_offered(fold: Fold) -> Iterable[api.Reply]:
 
 def translation(body: Body, name: Callable[[int], str]) -> Translate:
     """How the outcomes of such a command are told to clients."""
-    if isinstance(body, CreateVms | DestroyVms | VmAction):
+    if isinstance(body, CreateVms | DestroyVms | VmAction | MoveVm | SettleMove):
         return as_vms_done(name)
     if isinstance(body, Images):
         return as_images_done(name)
     if isinstance(body, Send):
         return lambda _: ()
-    if isinstance(body, Offer):
+    if isinstance(body, Offer | ReceiveVm):
         return as_offered
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 

@@ -23,7 +23,8 @@ class Known:
 
     def __init__(self) -> None:
         self.health: dict[int, tuple[HostHealth, float]] = {}
-        self.vms: dict[tuple[str, str], Heard] = {}
+        #: By deployment and name, and then by who said it: a VM that moves is seen on two hosts.
+        self.vms: dict[tuple[str, str], dict[int, Heard]] = {}
         self.linked_at: dict[int, float] = {}
 
     def reports(self, reports: Iterable[Report], now: float) -> None:
@@ -32,9 +33,12 @@ class Known:
             if report.host is not None:
                 self.health[report.rank] = (report.host, now)
             if report.whole:
-                self.vms = {key: heard for key, heard in self.vms.items() if heard.rank != report.rank}
+                for heard in self.vms.values():
+                    heard.pop(report.rank, None)
+                self.vms = {key: heard for key, heard in self.vms.items() if heard}
             for state in report.vms:
-                self.vms[state.deployment, state.name] = Heard(state, report.rank, now)
+                said = self.vms.setdefault((state.deployment, state.name), {})
+                said[report.rank] = Heard(state, report.rank, now)
 
     def links(self, links: Iterable[Link], now: float) -> None:
         """Links changed."""

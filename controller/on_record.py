@@ -24,6 +24,16 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     spec: VmSpec | None = None
 
 
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM that moves from one host to another, by their names."""
+
+    deployment: str
+    name: str
+    uuid: str
+    source: str
+    target: str
+
+
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """A host as an infra.conf declares it: `cpu` in hundredths of a CPU, memory in MiB."""
 

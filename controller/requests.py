@@ -129,7 +129,8 @@ class Requests:
         return link.why if link.parent != self._node.members.by_rank[rank].parent else ""
 
     def _vm_status(self, vm: Vm, now: float) -> api.VmStatus:
-        heard = self._node.known.vms.get((vm.deployment, vm.name))
+        by_host = self._node.known.vms.get((vm.deployment, vm.name), {})
+        heard = next((one for rank, one in by_host.items() if self._node.members.name(rank) == vm.host), None)
         return api.VmStatus(
             name=vm.name,
             deployment=vm.deployment,

@@ -92,6 +92,14 @@ class VmAnswer(msgspec.Struct, frozen=True):
     results: tuple[VmResult, ...]
 
 
+class VmProgress(msgspec.Struct, frozen=True):
+    """How far a VM's move is, in bytes."""
+
+    name: str
+    done: int
+    left: int
+
+
 class VmReached(msgspec.Struct, frozen=True):
     """Which of one host's VMs answer ping."""
 
@@ -106,7 +114,7 @@ class ImageAnswer(msgspec.Struct, frozen=True):
     results: tuple[ImageResult, ...]
 
 
-Happening = Result | Late | Piece | Progress | Fetched | VmAnswer | VmReached | ImageAnswer
+Happening = Result | Late | Piece | Progress | Fetched | VmAnswer | VmProgress | VmReached | ImageAnswer
 
 
 class Followed:
@@ -155,6 +163,8 @@ class Followed:
                 return Fetched(size, {self.hosts[rank]: count for rank, count in done.items()})
             case api.VmsDone(host=host, results=results):
                 return VmAnswer(host, results)
+            case api.VmMoving(name=name, done=count, left=rest):
+                return VmProgress(name, count, rest)
             case api.VmsReached(host=host, names=names):
                 return VmReached(host, names)
             case api.ImagesDone(host=host, results=results):

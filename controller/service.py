@@ -20,6 +20,7 @@ from controller.console import open_console
 from controller.host_requests import HostRequests
 from controller.image_requests import ImageRequests
 from controller.jobs import Job
+from controller.moving import Mover
 from controller.names import Names
 from controller.nets import NetKeeper
 from controller.node import RootNode
@@ -44,6 +45,7 @@ class Service:
         self._hosts = HostRequests(node)
         self._vms = VmRequests(node)
         self.nets = NetKeeper(node)
+        self.mover = Mover(node)
         self.names = Names(node, directory, self._requests.push_file)
         self.ended = asyncio.Event()
 
@@ -153,6 +155,8 @@ class Service:
                 return vms.probe(request, uid)
             case api.DestroyOn():
                 return vms.destroy(request, uid)
+            case api.MoveOn():
+                return self.mover.move(request, uid)
             case api.Disown():
                 return vms.disown(request)
             case api.ActOn():
@@ -239,6 +243,7 @@ async def serve(directory: Path, listen: str, advertised: str | None) -> None:
     await asyncio.sleep(0)  # the reply to Shutdown is on its way
     service.names.close()
     service.nets.close()
+    service.mover.close()
     node.close()
 
 

@@ -39,6 +39,7 @@ from controller.results import (
     Progress,
     Result,
     VmAnswer,
+    VmProgress,
     VmReached,
     exit_status,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Running",
     "Session",
     "VmAnswer",
+    "VmProgress",
     "VmReached",
     "exit_status",
 ]
@@ -263,6 +265,28 @@ class Session:
                 timeout_ms=round(timeout * 1000),
             )
         )
+
+    def move_vms(
+        self,
+        moves: Iterable[tuple[str, str, str]],
+        *,
+        per_host: int = 1,
+        per_link: int = 4,
+        overcommit: bool = False,
+        timeout: float = 3600.0,
+    ) -> Running[VmAnswer | VmProgress]:
+        """Move VMs while they run, each given as its deployment, its name and the host that it goes to: of a host
+        `per_host` at a time, between two sites `per_link`, each within `timeout` seconds. Yields a VmAnswer for each
+        VM, and how far they are. Raises CtlError, with nothing begun, where one can't be moved as asked."""
+        wanted = tuple(api.VmMove(deployment=one, name=name, target=target) for one, name, target in moves)
+        request = api.MoveOn(
+            moves=wanted,
+            per_host=per_host,
+            per_link=per_link,
+            overcommit=overcommit,
+            timeout_ms=round(timeout * 1000),
+        )
+        return self._job(request)
 
     def disown_vms(self, deployment: str, names: Iterable[str]) -> None:
         """Forget VMs whose hosts are out of reach, which frees their addresses; the hosts remove them when they are

@@ -75,6 +75,26 @@ class ActOn(_Struct, frozen=True, kw_only=True, tag="act"):
     timeout_ms: int
 
 
+class VmMove(_Struct, frozen=True, kw_only=True):
+    """One VM that is to move, and the host that it goes to."""
+
+    deployment: str
+    name: str
+    target: str
+
+
+class MoveOn(_Struct, frozen=True, kw_only=True, tag="move"):
+    """Move VMs while they run: of a host at most `per_host` at a time, between two sites at most `per_link`, and none
+    to a host without room, unless `overcommit`. Answered by VmMoving for how far they are and VmsDone for each VM that
+    has ended, its host being the one that it is on then; Settled at the end."""
+
+    moves: tuple[VmMove, ...]
+    per_host: int
+    per_link: int
+    overcommit: bool
+    timeout_ms: int
+
+
 class Disown(_Struct, frozen=True, kw_only=True, tag="disown"):
     """Forget VMs of a deployment whose hosts are out of reach: their addresses are free at once, and the hosts remove
     them when they come back. Answered by Done."""
@@ -165,6 +185,15 @@ class VmsDone(_Struct, frozen=True, kw_only=True, tag="vms"):
 
     host: str
     results: tuple[VmResult, ...]
+
+
+class VmMoving(_Struct, frozen=True, kw_only=True, tag="moving"):
+    """How far a VM's move is, in bytes of memory and disk."""
+
+    deployment: str
+    name: str
+    done: int
+    left: int
 
 
 class VmsReached(_Struct, frozen=True, kw_only=True, tag="reached"):

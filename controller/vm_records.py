@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from controller.on_record import Capacity, Image, Vm
+from controller.on_record import Capacity, Image, Move, Vm
 from protocol.vms import VmSpec
 
 SCHEMA = """
@@ -24,6 +24,9 @@ create table if not exists capacities (
 create table if not exists images (
     digest text primary key, name text not null, size integer not null, format text not null,
     added_ms integer not null) strict;
+create table if not exists moves (
+    deployment text not null, name text not null, uuid text not null, source text not null, target text not null,
+    primary key (deployment, name)) strict;
 create table if not exists disowned (
     deployment text not null, name text not null, host text not null, primary key (deployment, name, host)) strict;
 """
@@ -99,6 +102,26 @@ class VmRecords:
     def move_vm(self, deployment: str, name: str, host: str) -> None:
         """A VM is on another host now."""
         self._db.execute("update vms set host = ? where deployment = ? and name = ?", (host, deployment, name))
+
+    def moves(self) -> list[Move]:
+        """VMs that move, or of which nobody knows yet on which of two hosts they are."""
+        rows = self._db.execute("select deployment, name, uuid, source, target from moves order by rowid")
+        return [Move(deployment=row[0], name=row[1], uuid=row[2], source=row[3], target=row[4]) for row in rows]
+
+    def put_move(self, move: Move) -> None:
+        """A VM is about to move."""
+        self._db.execute(
+            "insert or replace into moves values (?, ?, ?, ?, ?)",
+            (move.deployment, move.name, move.uuid, move.source, move.target),
+        )
+
+    def end_move(self, move: Move, *, moved: bool) -> None:
+        """It is known where a VM is that was to move."""
+        with self._db:
+            self._db.execute("begin immediate")
+            self._db.execute("delete from moves where deployment = ? and name = ?", (move.deployment, move.name))
+            if moved:
+                self.move_vm(move.deployment, move.name, move.target)
 
     def _vms_gone(self, gone: Iterable[tuple[str, str, str]]) -> None:
         keys = list(gone)

@@ -106,6 +106,14 @@ class VmRequests:
             placed.setdefault(mine[name], []).append(name)
         return placed
 
+    def _not_moving(self, deployment: str, placed: dict[str, list[str]]) -> None:
+        """Raises CtlError where one of these moves: nobody can say on which host it is to be asked for."""
+        named = {name for names in placed.values() for name in names}
+        moving = [move for move in self._node.state.moves() if move.deployment == deployment and move.name in named]
+        if moving:
+            which = [f"{move.name} from {move.source} to {move.target}" for move in moving]
+            raise CtlError(f"on the move: {some(which)}; wait until they have arrived, see `ctl jobs`")
+
     def probe(self, request: api.ProbeOn, uid: int) -> tuple[Job, dict[int, str]]:
         """Wait until VMs answer ping."""
         node = self._node
@@ -123,6 +131,7 @@ class VmRequests:
         """Remove VMs; what their hosts say is gone is forgotten, and its address is free."""
         node = self._node
         placed = self._placed(request.deployment, request.names)
+        self._not_moving(request.deployment, placed)
         hosts = node.members.ranks_of(placed)
         job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode(["destroy vms", request.deployment]).decode()
@@ -143,6 +152,7 @@ class VmRequests:
                     f"none of these VMs of {request.deployment} is on these hosts: see `ctl get map`",
                     ExitStatus.NO_TARGET,
                 )
+        self._not_moving(request.deployment, placed)
         hosts = node.members.ranks_of(placed)
         job = Job(as_vms_done(node.members.name))
         what = msgspec.json.encode([f"{request.action.value} vms", request.deployment]).decode()

@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 import msgspec
 
 from protocol.limits import MAX_BODY, MAX_CHUNK, MAX_HEADER, MAX_PARTS, VERSION_MAX, VERSION_MIN
-from protocol.messages import KINDS, TYPES, Chunk, Kind, Message
+from protocol.messages import KINDS, TYPES, Carry, Chunk, Kind, Message
 from protocol.stream import Blob
 
 
@@ -47,15 +47,15 @@ def encode(message: Message, blob: bytes | None = None, *, version: int = VERSIO
 @overload
 def encode(message: Message, blob: Blob, *, version: int = VERSION_MAX) -> list[Blob]: ...
 def encode(message: Message, blob: Blob | None = None, *, version: int = VERSION_MAX) -> list[bytes] | list[Blob]:
-    """The frames of a message, in the version that its link agreed on. Only a Chunk has a blob, and it must have one.
+    """The frames of a message, in the version that its link agreed on. Only Chunk and Carry have a blob, and must.
 
     Raises ValueError where the message is larger than a receiver would take: that is our mistake, never the peer's.
     """
     body = _encoder.encode(message)
     if len(body) > MAX_BODY:
         raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_BODY}")
-    if isinstance(message, Chunk) != (blob is not None):
-        raise ValueError("a blob goes with a Chunk and with nothing else")
+    if isinstance(message, Chunk | Carry) != (blob is not None):
+        raise ValueError("a blob goes with a Chunk or a Carry, and with nothing else")
     frames: list[Blob] = [_headers[version, KINDS[type(message)]], body]
     if blob is not None:
         frames.append(blob)
@@ -74,7 +74,7 @@ def _decoder(frame: Blob) -> msgspec.msgpack.Decoder[Message]:
 
 
 def decode(frames: Sequence[_Frame]) -> tuple[Message, _Frame | None]:
-    """The message of these frames, and the blob of a Chunk. Raises MalformedMessage."""
+    """The message of these frames, and the blob of a Chunk or a Carry. Raises MalformedMessage."""
     if not 2 <= len(frames) <= MAX_PARTS:
         raise MalformedMessage(f"a message has 2 or {MAX_PARTS} frames, not {len(frames)}")
     if len(frames[0]) > MAX_HEADER:
@@ -88,8 +88,8 @@ def decode(frames: Sequence[_Frame]) -> tuple[Message, _Frame | None]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(str(error)) from error
     has_blob = len(frames) == MAX_PARTS
-    if isinstance(message, Chunk) != has_blob:
-        raise MalformedMessage("a blob goes with a Chunk and with nothing else")
+    if isinstance(message, Chunk | Carry) != has_blob:
+        raise MalformedMessage("a blob goes with a Chunk or a Carry, and with nothing else")
     if not has_blob:
         return message, None
     if len(frames[2]) > MAX_CHUNK:

@@ -28,7 +28,7 @@ from protocol.limits import (
     STREAM_FIRST,
 )
 from protocol.nets import Net
-from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, VmSpec
+from protocol.vms import DIGEST_PATTERN, NAME_PATTERN, Action, ImageAction, Uuid, VmSpec
 from protocol.wishes import Wishes
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_COMMAND_TEXT)]
@@ -216,6 +216,51 @@ class Console(msgspec.Struct, frozen=True, kw_only=True, tag="console", forbid_u
     force: bool = False
 
 
+class ReceiveVm(msgspec.Struct, frozen=True, kw_only=True, tag="receive vm", forbid_unknown_fields=True):
+    """Make ready to take in a running VM from `source`, which connects at a port of this host's choice (its
+    `bulk_port` is not used). Answers with an Awaiting in the output, and waits MOVE_WITHIN for it."""
+
+    deployment: Name
+    spec: VmSpec
+    source: Hop
+
+
+class Awaiting(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A host is ready to take a VM in: where it listens, and its agent's directory, which is in the VM's paths."""
+
+    port: Port
+    directory: Annotated[str, msgspec.Meta(pattern="^/[\x20-\x7e]*$", max_length=MAX_PATH)]
+
+
+class MoveVm(msgspec.Struct, frozen=True, kw_only=True, tag="move vm", forbid_unknown_fields=True):
+    """Move a running VM with its disk to the host `to`, which awaits it (command `of`, in `directory`) at its
+    `bulk_port`. Answers with VmResults; how far it is comes as OUTPUT of stream 1: Moving, one after the other."""
+
+    deployment: Name
+    name: Name
+    to: Hop
+    of: Natural
+    directory: Annotated[str, msgspec.Meta(pattern="^/[\x20-\x7e]*$", max_length=MAX_PATH)]
+
+
+class Moving(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How far a move is, in bytes of memory and disk."""
+
+    done: Natural
+    left: Natural
+
+
+class SettleMove(msgspec.Struct, frozen=True, kw_only=True, tag="settle move", forbid_unknown_fields=True):
+    """Say what became of a move. At the host that had the VM (`keep` None): finish or take back what is left of it;
+    `unchanged` says that the VM is there, `absent` or `removed` that it has gone. At the other one `keep` says whether
+    the VM, which arrived and waits, is to go on there, or to be removed. Answers with VmResults; may come twice."""
+
+    deployment: Name
+    name: Name
+    uuid: Uuid
+    keep: bool | None = None
+
+
 class ProbeVms(msgspec.Struct, frozen=True, kw_only=True, tag="probe vms", forbid_unknown_fields=True):
     """Wait until the VMs answer ping at their addresses, or with `address` until they have these, until the command's
     deadline. A VM has its address when it answers ping, or when ARP finds it there.
@@ -352,6 +397,9 @@ Work: TypeAlias = (
     | VmAction
     | ListVms
     | Console
+    | ReceiveVm
+    | MoveVm
+    | SettleMove
     | ProbeVms
     | Images
     | CheckHost

@@ -194,3 +194,13 @@ MAX_WAITING_FOR_CLOCK = 64
 PLAN_GRACE = 30.0
 #: A peer that broke the rules is not let in again for this long.
 PENALTY = 10.0
+#: What a VM is moved in travels in pieces of at most this size: what CURVE does best at, in bytes.
+CARRY_MOST = 256 << 10
+#: What each end of a channel may have on its way and not written yet: it keeps a link of 10 Gbit/s and 3 ms busy.
+CARRY_WINDOW = 4 << 20
+#: Channels of one move over its whole life: libvirt opens one of each kind, and one more of memory for each thread.
+MOVE_CHANNELS = 64
+#: A VM's seed disk as it moves: a NoCloud disk is some 400 KiB, and its documents are bounded by MAX_PAYLOAD.
+SEED_MOST = 8 << 20
+#: How long a host that is ready to take a VM in waits for the one that has it, in seconds.
+MOVE_WITHIN = 60.0

@@ -22,6 +22,7 @@ from protocol.limits import (
     MAX_REASON,
     MAX_TEXT,
     MAX_VMS,
+    MOVE_CHANNELS,
     STREAM_PIECE,
 )
 from protocol.outcomes import Fold
@@ -55,6 +56,11 @@ class Kind(IntEnum):
     HAVE = 17
     CREDIT = 18
     TAKEN = 19
+    OPEN = 20
+    CARRY = 21
+    ROOM = 22
+    SHUT = 23
+    GONE = 24
 
 
 class Manner(IntEnum):
@@ -298,6 +304,56 @@ class Hold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     front: Annotated[int, msgspec.Meta(ge=0, le=MAX_CHUNKS)]
 
 
+class LeadsTo(IntEnum):
+    """What a channel of a move leads to at the host that takes the VM in. Append; never renumber."""
+
+    LIBVIRT = 0  # its libvirt, through a gate that lets pass what this move needs
+    MEMORY = 1  # where its QEMU awaits the VM's memory
+    DISK = 2  # where its QEMU awaits the VM's disk
+    SEED = 3  # the VM's seed disk, as a file
+
+
+#: A channel's number, for the whole life of a move.
+Channel = Annotated[int, msgspec.Meta(ge=0, lt=MOVE_CHANNELS)]
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """To the host that takes a VM in: a new channel of the move that its command `id` awaits."""
+
+    id: Natural
+    channel: Channel
+    to: LeadsTo
+
+
+class Carry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either way: the next bytes of a channel, which are the message's blob."""
+
+    id: Natural
+    channel: Channel
+
+
+class Room(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either way: so many bytes of the channel have been taken since it was opened."""
+
+    id: Natural
+    channel: Channel
+    taken: Natural
+
+
+class Shut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Either way: no more bytes of the channel come from here. `broken`: and none are taken any more."""
+
+    id: Natural
+    channel: Channel
+    broken: bool = False
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """To the host that takes a VM in: it is no longer where it was, and may go on there."""
+
+    id: Natural
+
+
 Message: TypeAlias = (
     Attach
     | Attached
@@ -318,6 +374,11 @@ Message: TypeAlias = (
     | Have
     | Credit
     | Taken
+    | Open
+    | Carry
+    | Room
+    | Shut
+    | Gone
 )
 
 TYPES: dict[Kind, type[Message]] = {
@@ -340,6 +401,11 @@ TYPES: dict[Kind, type[Message]] = {
     Kind.HAVE: Have,
     Kind.CREDIT: Credit,
     Kind.TAKEN: Taken,
+    Kind.OPEN: Open,
+    Kind.CARRY: Carry,
+    Kind.ROOM: Room,
+    Kind.SHUT: Shut,
+    Kind.GONE: Gone,
 }
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
@@ -353,3 +419,6 @@ BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold})
 #: On the link that a host opens for a pull chunks go the other way.
 PULL_UPWARDS: frozenset[type[Message]] = frozenset({Have, Chunk, NoChunk})
 PULL_DOWNWARDS: frozenset[type[Message]] = frozenset({Ask})
+#: On the link of a move, from the host that has the VM to the one that takes it in, and back.
+MOVE_UPWARDS: frozenset[type[Message]] = frozenset({Open, Carry, Room, Shut, Gone})
+MOVE_DOWNWARDS: frozenset[type[Message]] = frozenset({Carry, Room, Shut})

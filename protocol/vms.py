@@ -134,6 +134,7 @@ class VmChange(str, Enum):
     SUSPENDED = "suspended"
     RESUMED = "resumed"
     SNAPSHOT = "snapshot"  # one was taken
+    MOVED = "moved"  # to another host, where it goes on
     REMOVED = "removed"
     ABSENT = "absent"  # asked to remove or to act on, and was not there
     FAILED = "failed"

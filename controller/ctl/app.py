@@ -32,6 +32,7 @@ _MODULES = {
     "spawn": "spawn",
     "destroy": "spawn",
     "vm": "vm",
+    "migrate": "migrate",
     "image": "image",
     "console": "console",
     "net": "net",

@@ -35,26 +35,32 @@ from protocol.messages import (
     Attach,
     Attached,
     Beat,
+    Carry,
     Chunk,
     ClockAsk,
     ClockTell,
     Credit,
     Deliver,
+    Gone,
     Grant,
     Have,
     Hold,
     HostHealth,
     Kind,
+    LeadsTo,
     Link,
     Links,
     Manner,
     Message,
     NoChunk,
+    Open,
     Outcomes,
     Progress,
     Rejected,
     Report,
     Reports,
+    Room,
+    Shut,
     Streamed,
     Taken,
 )
@@ -110,6 +116,11 @@ EACH: list[tuple[Message, bytes | None]] = [
     (NoChunk(5, 0, "why", True), None),
     (Credit(5, (Grant(1, 100, 10, 20), Grant(2, None, 0, 0))), None),
     (Taken(5, 1, 100, True, False), None),
+    (Open(5, 0, LeadsTo.SEED), None),
+    (Carry(5, 63), b"bytes"),
+    (Room(5, 0, 100), None),
+    (Shut(5, 0, True), None),
+    (Gone(5), None),
 ]
 
 
@@ -145,8 +156,10 @@ def test_each_kind_goes_one_way_or_both_and_none_goes_nowhere() -> None:
     control = messages.UPWARDS | messages.DOWNWARDS
     bulk = messages.BULK_UPWARDS | messages.BULK_DOWNWARDS
     pull = messages.PULL_UPWARDS | messages.PULL_DOWNWARDS
-    assert control | bulk | pull == set(KINDS)
-    assert not control & (bulk | pull)
+    move = messages.MOVE_UPWARDS | messages.MOVE_DOWNWARDS
+    assert control | bulk | pull | move == set(KINDS)
+    assert not control & (bulk | pull | move)
+    assert not move & (bulk | pull)
     assert {Beat} == messages.UPWARDS & messages.DOWNWARDS
     assert not messages.BULK_UPWARDS & messages.BULK_DOWNWARDS
 
@@ -185,7 +198,7 @@ def test_what_a_receiver_would_refuse_for_its_size_is_not_sent() -> None:
         encode(Outcomes(1, (fold,) * 5))
 
 
-@pytest.mark.parametrize("kind", [0, 20, 99, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 25, 99, -1, 2**40])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(MalformedMessage, match="no kind"):
         decode(_frames(kind, []))
@@ -266,7 +279,7 @@ def test_an_unknown_manner_is_refused() -> None:
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81", b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\x81\xa1x"])
 def test_deep_nesting_and_false_lengths_are_malformed_and_no_crash(kind: Kind, opening: bytes) -> None:
     header = msgpack.packb([VERSION_MAX, int(kind)])
-    blob = [b""] if kind is Kind.CHUNK else []
+    blob = [b""] if kind in (Kind.CHUNK, Kind.CARRY) else []
     with pytest.raises(MalformedMessage):
         decode([header, opening * 100_000, *blob])
     with pytest.raises(MalformedMessage):

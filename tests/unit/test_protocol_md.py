@@ -29,6 +29,9 @@ def _table(first_heading: str) -> list[list[str]]:
 
 
 def _direction(type_: type) -> tuple[str, str]:
+    moves = type_ in messages.MOVE_UPWARDS, type_ in messages.MOVE_DOWNWARDS
+    if any(moves):
+        return "both" if all(moves) else "up" if moves[0] else "down", "move"
     up = type_ in messages.UPWARDS | messages.BULK_UPWARDS
     down = type_ in messages.DOWNWARDS | messages.BULK_DOWNWARDS
     bulk = type_ in messages.BULK_UPWARDS | messages.BULK_DOWNWARDS
