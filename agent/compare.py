@@ -258,6 +258,8 @@ def check_room(folder: int, listing: Listing, found: Comparison, there: int) -> 
 
 def missing_chunks(listing: Listing, places: Map, found: Comparison, chunk: int, count: int) -> bytearray:
     """For each of `count` chunks of data whether it has something that is not here (1)."""
+    if len(found.unit_of) == len(listing.entries):
+        return bytearray(b"\1") * count
     missing = bytearray(count)
     for index in found.unit_of:
         if listing.entries[index].data:

@@ -193,7 +193,7 @@ class Incoming:
             if entry.kind is Kind.DIRECTORY:
                 with suppress(FileExistsError):
                     os.mkdir(self._placer.staged(index), 0o700, dir_fd=staging)
-            elif entry.kind is Kind.FILE and entry.data > self._stream.chunk:
+            elif entry.size > self._stream.chunk and entry.data > self._stream.chunk:
                 fd = os.open(self._placer.staged(index), _MAKE, 0o600, dir_fd=staging)
                 try:
                     for offset, length in ((0, entry.size),) if entry.extents is None else entry.extents:
@@ -323,8 +323,8 @@ class Incoming:
 
             if hashlib.sha256(data).digest() != entry.digest:
                 raise OSError(errno.EIO, f"{shown(entry.path)} does not match its digest")
-        staging = self._staging.make()
-        path = self._placer.staged(index)
+        staging, placing = self._staging.make(), self._placer
+        path = placing.staged(index)
         mode = 0o600 if entry.mode is None else entry.mode & 0o777
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -334,7 +334,7 @@ class Incoming:
             fd = os.open(path, flags, mode, dir_fd=staging)
         try:
             _write(fd, data, 0)
-            self._placer.dress(fd, entry, mode & ~self._placer.umask)
+            placing.dress(fd, entry, mode & ~placing.umask)
         finally:
             os.close(fd)
         self._done[index] = 1

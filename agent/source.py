@@ -12,9 +12,10 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -36,6 +37,8 @@ _OPEN_MOST = 16
 #: Data of several files up to this size is copied as it is digested, so that it is opened and read once: a chunk of
 #: small files is hundreds of them.
 _COPIED_MOST = 64 << 20
+#: And in pieces of so many bytes: a write for each of many small files takes a sixth of the time in all.
+_COPIED_AT_ONCE = 256 << 10
 _NEVER = threading.Event()
 
 
@@ -211,7 +214,8 @@ def gather(
         if several and 0 < size <= _COPIED_MOST:
             copy = _unlinked(scratch)
         digester = _Digester(chunk)
-        _Reader(walk, wishes, fds, below, digester, copy, stopped, each=several).all()
+        with nullcontext() if copy is None else open(copy, "wb", buffering=_COPIED_AT_ONCE, closefd=False) as copied:
+            _Reader(walk, wishes, fds, below, digester, copied, stopped, each=several).all()
         _raise(walk.troubles)
         listing = Listing(tuple(walk.entries), walk.owners)
         packed = listings.pack(listing)
@@ -266,7 +270,7 @@ class _Reader:
     fds: dict[bytes, int]
     below: dict[bytes, Below]
     digester: _Digester
-    copy: int | None
+    copied: BinaryIO | None
     stopped: threading.Event
     #: Whether each file gets a digest of its own.
     each: bool
@@ -301,8 +305,8 @@ class _Reader:
                 if whole is not None:
                     whole.update(data)
                 self.digester.feed(data)
-                if self.copy is not None:
-                    _write_all(self.copy, data)
+                if self.copied is not None:
+                    self.copied.write(data)
             if whole is not None:
                 changes["digest"] = whole.digest()
             return msgspec.structs.replace(entry, **changes) if changes else entry
@@ -320,12 +324,6 @@ def _data(fd: int, entry: Entry) -> Iterator[bytes]:
                 raise BadSource("it became shorter while it was read")
             at += len(data)
             yield data
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def digest_of(fd: int, entry: Entry) -> bytes:

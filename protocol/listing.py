@@ -28,6 +28,8 @@ _NAME_MOST = 255
 #: Of what a message about a bad entry shows.
 _SHOWN = 200
 _LENGTH = 4
+#: Names that no file has.
+_ODD = frozenset((b"", b".", b".."))
 
 Place = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Raw = Annotated[bytes, msgspec.Meta(max_length=MAX_PATH)]
@@ -111,13 +113,15 @@ def check(listing: Listing) -> None:
     extents = 0
     for entry in listing.entries:
         path = entry.path
-        _check_path(path)
-        if path in kinds:
-            raise BadListing(f"{shown(path)} is listed twice")
-        above = parent_of(path)
-        if above and kinds.get(above) is not Kind.DIRECTORY:
+        above, slash, name = path.rpartition(b"/")
+        if name in _ODD or len(name) > _NAME_MOST or b"\0" in name:
+            _check_path(path)
+        if slash and kinds.get(above) is not Kind.DIRECTORY:  # else it was looked at itself
+            _check_path(path)
             what = "which is no directory" if above in kinds else "which is not listed before it"
             raise BadListing(f"{shown(path)} is below {shown(above)}, {what}")
+        if path in kinds:
+            raise BadListing(f"{shown(path)} is listed twice")
         if entry.owner is not None and entry.owner >= len(listing.owners):
             raise BadListing(f"{shown(path)} has an owner that is not listed")
         match entry.kind:
@@ -128,8 +132,9 @@ def check(listing: Listing) -> None:
                 if kinds.get(entry.target) is not Kind.FILE:
                     raise BadListing(f"{shown(path)} is another name of {shown(entry.target)}, no file before it")
             case Kind.FILE:
-                extents += len(entry.extents or ())
-                _check_extents(entry)
+                if entry.extents is not None:
+                    extents += len(entry.extents)
+                    _check_extents(entry)
             case Kind.DIRECTORY:
                 pass
         if entry.kind is not Kind.FILE and (entry.size or entry.extents is not None or entry.digest):
@@ -149,7 +154,7 @@ def _check_path(path: bytes) -> None:
     if b"\0" in path:
         raise BadListing(f"{shown(path)} has a NUL byte")
     for part in path.split(b"/"):
-        if part in (b"", b".", b".."):
+        if part in _ODD:
             raise BadListing(f"{shown(path)} has a part {shown(part)!r}")
         if len(part) > _NAME_MOST:
             raise BadListing(f"{shown(path)} has a part of {len(part)} bytes, and {_NAME_MOST} are the most")
@@ -211,12 +216,14 @@ class Map:
     def __init__(self, listing: Listing) -> None:
         self._entries = listing.entries
         #: Entries with data, and where in the stream's data each of them begins.
-        self._files = array("L", (index for index, entry in enumerate(listing.entries) if entry.data))
-        self._starts = array("Q")
+        self._files, self._starts = array("L"), array("Q")
         at = 0
-        for index in self._files:
-            self._starts.append(at)
-            at += listing.entries[index].data
+        for index, entry in enumerate(listing.entries):
+            data = entry.size if entry.extents is None else entry.data  # of what is no file, 0
+            if data:
+                self._files.append(index)
+                self._starts.append(at)
+                at += data
         #: How many bytes of data there are.
         self.size = at
 
