@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 
 CTL = Path(sys.executable).with_name("ctl")
+#: A console ends a moment after what was typed; on a machine that is busy with much else that can take its time.
+CONSOLE_S = 120.0
 
 
 class Ctl:
@@ -57,6 +59,18 @@ class Ctl:
     def json(self, command: str, *arguments: str) -> Any:
         """What a command prints with --json."""
         return json.loads(self(command, "--json", *arguments).stdout)
+
+    def typed(self, vm: str, text: str) -> str:
+        """What a VM's console shows after a line was typed there."""
+        done = subprocess.run(
+            [str(CTL), "console", vm, "--quiet", "--force"],
+            input=f"\r{text}\r".encode(),
+            capture_output=True,
+            timeout=CONSOLE_S,
+            check=True,
+            env=self.environment,
+        )
+        return done.stdout.decode(errors="replace")
 
     def _log(self) -> str:
         logs = sorted(self.home.glob("*/service.log"))

@@ -63,10 +63,12 @@ def test_from_bare_hosts_to_running_vms_and_back(hosts: TestHosts, ctl: Ctl, tmp
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "64M"], check=True)
     spawn = [*_spawn(hosts, infra), "--image", str(base)]
     _vms_boot_and_answer(hosts, ctl, spawn)
+    _a_vm_is_suspended_resumed_and_put_back_to_its_snapshot(hosts, ctl)
     for name in HOSTS:
         said = hosts.run(name, ["sh", "-c", f"cat {AGENTS}/*/vms/*/console.log"]).stdout
         assert said.count("disk vda of 64 MiB") == len(PLACES[name])
         assert _overlays(hosts, name) == len(PLACES[name])
+    _a_vm_is_suspended_resumed_and_put_back_to_its_snapshot(hosts, ctl)
     infra.write_text(_in_one_line(infra.read_text()))
     _a_rerun_changes_nothing(hosts, ctl, spawn)
     _a_killed_qemu_shows(hosts, ctl)
@@ -120,6 +122,32 @@ def _vms_boot_and_answer(hosts: TestHosts, ctl: Ctl, spawn: list[str]) -> None:
         assert {tuple(line.split()) for line in known.splitlines()[1:]} == {(vm["ip"], vm["name"]) for vm in vms}
     for vm in vms:  # from this machine, over the hosts' bridges
         subprocess.run(["ping", "-c", "1", "-W", "5", vm["ip"]], check=True, stdout=subprocess.DEVNULL)
+
+
+def _a_vm_is_suspended_resumed_and_put_back_to_its_snapshot(hosts: TestHosts, ctl: Ctl) -> None:
+    """With its console as the witness: what the guest's memory holds is where the guest lives."""
+    address = next(vm["ip"] for vm in ctl.json("get", "vms") if vm["name"] == "vm00")
+    ask = ["ping", "-c1", "-W2", address]
+
+    def power() -> str:
+        return str(next(vm["power"] for vm in _health_of_vms(ctl) if vm["name"] == "vm00"))
+
+    assert "42" in ctl.typed("vm00", "echo $((6 * 7))")
+    for _ in range(2):  # doing it twice is doing it once
+        ctl("vm", "suspend", "vm00")
+        wait_until(lambda: power() == "paused", BOOT_WITHIN_S, "the pause to show")
+        assert subprocess.run(ask, stdout=subprocess.DEVNULL, check=False).returncode == 1
+    ctl("vm", "resume", "vm00")
+    wait_until(lambda: power() == "running", BOOT_WITHIN_S, "the VM to run")
+    wait_until(lambda: subprocess.run(ask, stdout=subprocess.DEVNULL, check=False).returncode == 0, 60, "an answer")
+
+    assert "=1 unchanged" in ctl("vm", "resume", "vm00").stdout
+    ctl("vm", "snapshot", "vm00", "--name", "before")
+    assert "=1 unchanged" in ctl("vm", "snapshot", "vm00", "--name", "before").stdout
+    ctl.typed("vm00", "touch /after")
+    assert "No such file" not in ctl.typed("vm00", "ls /after")
+    hosts.run(HOSTS[0], ["virsh", "snapshot-revert", "vm00", "before"])
+    wait_until(lambda: "/after: No such file" in ctl.typed("vm00", "ls /after"), 60, "the guest as it was before")
 
 
 def _a_rerun_changes_nothing(hosts: TestHosts, ctl: Ctl, spawn: list[str]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from deploy.testhosts import HostSpec, TestHosts
 from tests.conftest import MakeTestHosts, need_test_hosts
 from tests.e2e.ctl import Ctl
 from tests.e2e.vm_host import BOOT_S
-from tests.net.localfleet import ROOT
 from tests.waiting import wait_until
 
 HOSTS = ("h1", "h2")
@@ -45,19 +41,6 @@ def infra(path: Path, places: dict[str, str]) -> str:
     lines += [f"{host} {' '.join(vm for vm in places if places[vm] == host)}" for host in sorted(set(places.values()))]
     path.write_text("\n".join([*lines, "#end of configuration", ""]))
     return str(path)
-
-
-def typed(ctl: Ctl, vm: str, text: str) -> str:
-    """What a VM's console shows after a line was typed there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "controller.cli", "console", vm, "--quiet", "--force"],
-        input=f"\r{text}\r".encode(),
-        capture_output=True,
-        timeout=BOOT_S,
-        check=True,
-        env={**os.environ, **ctl.environment, "PYTHONPATH": str(ROOT)},
-    )
-    return done.stdout.decode(errors="replace")
 
 
 def links(hosts: TestHosts, name: str) -> set[str]:
@@ -98,19 +81,19 @@ def test_vms_of_a_network_reach_each_other_by_name_and_no_other_network_does(
     # Each VM gets the names that its host has.
     names = hosts.run("h1", ["sh", "-c", "cat /var/lib/canopy/*/vms.hosts"]).stdout
     known = " ".join(f"{ip}\\t{name}\\n" for ip, name in (line.split() for line in names.splitlines()[1:]))
-    typed(ctl, "r1", f"mkdir -p /etc; printf '{known.replace(' ', '')}' >/etc/hosts")
-    wait_until(lambda: "1 packets received" in typed(ctl, "r1", "ping -c1 -W2 r2"), BOOT_S, "r2 to answer r1")
+    ctl.typed("r1", f"mkdir -p /etc; printf '{known.replace(' ', '')}' >/etc/hosts")
+    wait_until(lambda: "1 packets received" in ctl.typed("r1", "ping -c1 -W2 r2"), BOOT_S, "r2 to answer r1")
 
     # The other network is not there, not even for whoever gives himself an address of it; its VM answers others.
-    typed(ctl, "r1", "ip addr add 10.78.0.99/24 dev eth0")
-    assert "0 packets received" in typed(ctl, "r1", "ping -c1 -W1 b1")
+    ctl.typed("r1", "ip addr add 10.78.0.99/24 dev eth0")
+    assert "0 packets received" in ctl.typed("r1", "ping -c1 -W1 b1")
     hosts.run("h2", ["ping", "-c1", f"-W{BOOT_S:.0f}", addresses["b1"]])
 
     # A guest that has its address and answers no ping is not reachable.
     alone = infra(tmp_path / "blue.conf", {"b1": "h2"})
     again = ["spawn", alone, "--deployment", "lab", *spawn[2:], "--wait"]
     ctl(*again, "reachable")
-    typed(ctl, "b1", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all")
+    ctl.typed("b1", "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all")
     silent = ctl(*again, "reachable", "--timeout", "2", status=3)
     assert "b1" in silent.stderr
     ctl(*again, "address")
