@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -56,23 +58,52 @@ def open_files(daemon: Daemon) -> int | None:
 
 
 def restart(daemon: Daemon) -> str:
-    """Restart it by systemd, if it runs; VMs go on. Why that did not work, or nothing."""
+    """Restart it, if it runs; VMs go on. Why that did not work, or nothing."""
+    # The test of sd_booted(3) for whether systemd manages the machine.
+    if Path("/run/systemd/system").is_dir():
+        return _run(["systemctl", "try-restart", f"{daemon.name}.service"])
+    return "" if daemon.pid is None else _restart_by_hand(daemon.pid)
+
+
+def _restart_by_hand(pid: int) -> str:
+    """End a process, and start it again with the words that it was started with."""
+    try:
+        handle = os.pidfd_open(pid)
+        try:
+            words = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+            program = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+            ended = select.poll()
+            ended.register(handle, select.POLLIN)
+            if not ended.poll(_RESTART_WITHIN * 1000):
+                return f"it did not end within {_RESTART_WITHIN:.0f} s"
+        finally:
+            os.close(handle)
+    except OSError as error:
+        return f"process {pid}: {error.strerror}"
+    own = words[1:]
+    return _run([program, *own, *([] if {"-d", "--daemon"} & set(own) else ["--daemon"])])
+
+
+def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(
-            ["systemctl", "try-restart", f"{daemon.name}.service"],
+            command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            # No pipes: a daemon has them for as long as it lives.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if command[0] == "systemctl" else subprocess.DEVNULL,
             text=True,
             errors="replace",
             timeout=_RESTART_WITHIN,
             check=False,
         )
     except OSError as error:
-        return f"systemctl: {error.strerror}"
+        return f"{command[0]}: {error.strerror}"
     except subprocess.TimeoutExpired:
         return f"it took more than {_RESTART_WITHIN:.0f} s"
-    said = done.stderr.strip().splitlines()
-    return (said[-1] if said else f"systemctl exited with {done.returncode}") if done.returncode else ""
+    said = (done.stderr or "").strip().splitlines()
+    return (said[-1] if said else f"{command[0]} exited with {done.returncode}") if done.returncode else ""
 
 
 def _pid(root: Path, name: str) -> int | None:

@@ -26,6 +26,7 @@ _LITTLE_ROOM = 5 << 10
 #: What an answer may take for the two clocks to be compared at all, in seconds.
 _CLOCK_BLUR = 30.0
 _MIB_OF_GIB = 1 << 10
+FORWARD = "net.ipv4.ip_forward"
 _TUNE = "`ctl tune` says what it would change, `ctl tune --apply` changes it"
 _KVM_STEP = (
     "turn on virtualization in the firmware (nested, where the host is a VM), then modprobe kvm_intel or kvm_amd; "
@@ -66,10 +67,11 @@ def size_of(status: Status, *, more_vms: int = 0) -> Size:
     )
 
 
-def judge_all(seen: Mapping[str, Seen], size: Size, *, forward: bool) -> dict[str, list[Checked]]:
-    """What there is to say of each host, in the order in which one would mend it."""
+def judge_all(seen: Mapping[str, Seen], size: Size, *, forward: bool, routes: bool = False) -> dict[str, list[Checked]]:
+    """What there is to say of each host, in the order in which one would mend it. With `forward` hosts are to be
+    routers for VMs; `routes`: they are the gateway of a network of VMs."""
     usual = usual_mtu(each.facts.mtu for each in seen.values())
-    return {name: judge(each, size, usual, forward=forward) for name, each in seen.items()}
+    return {name: judge(each, size, usual, forward=forward, routes=routes) for name, each in seen.items()}
 
 
 def usual_mtu(mtus: Iterable[int | None]) -> int | None:
@@ -78,7 +80,7 @@ def usual_mtu(mtus: Iterable[int | None]) -> int | None:
     return max(counted, key=lambda mtu: (counted[mtu], mtu)) if counted else None
 
 
-def judge(seen: Seen, size: Size, mtu: int | None, *, forward: bool) -> list[Checked]:
+def judge(seen: Seen, size: Size, mtu: int | None, *, forward: bool, routes: bool = False) -> list[Checked]:
     """What there is to say of one host of a fleet of this size, where most have this MTU."""
     facts = seen.facts
     return [
@@ -88,6 +90,7 @@ def judge(seen: Seen, size: Size, mtu: int | None, *, forward: bool) -> list[Che
         *map(_room, facts.rooms),
         _mtu(facts, mtu),
         *_settings(facts, advice(size, forward=forward)),
+        *([_no_router()] if routes and not forward and facts.settings.get(FORWARD) == 0 else []),
         _agent_files(facts),
         *_modules(facts),
         _clock(seen),
@@ -223,6 +226,16 @@ def _settings(facts: HostFacts, wanted: Mapping[str, Advice]) -> list[Checked]:
         text = f"not this host's own, but of the machine that it is a part of: {', '.join(absent)}"
         found.append(Checked(check="limits", state="note", text=text))
     return found
+
+
+def _no_router() -> Checked:
+    """Whether a host is a router is for its people to say: it is so for every network that it has."""
+    return Checked(
+        check="limits",
+        state="note",
+        text=f"{FORWARD} is 0: VMs whose gateway this host is reach no further",
+        step="`ctl tune --apply --forward` makes it a router, if that is wanted",
+    )
 
 
 def _agent_files(facts: HostFacts) -> Checked:

@@ -218,8 +218,9 @@ class _Spawning:
         for host in slices:
             if host in self._slices and host not in told:
                 self._troubles.setdefault(host, "create VMs: it said nothing of them")
-        made = {result.name for results in told.values() for result in results if result.change not in NOT_RIGHT}
-        waited = [spec.name for specs in slices.values() for spec in specs if spec.name in made & self._starts]
+        right = {result.name for results in told.values() for result in results if result.change not in NOT_RIGHT}
+        right &= self._starts
+        waited = [spec.name for specs in slices.values() for spec in specs if spec.name in right]
         if self._wait is Wait.DEFINED or not waited:
             return
         self._not_running += self._wait_until_running(waited)

@@ -37,7 +37,7 @@ Forward = Annotated[
     bool,
     typer.Option(
         "--forward",
-        help="Hosts are to pass VMs' packets on to other networks; they are where a network of VMs isn't isolated.",
+        help="Hosts are to be routers for VMs (net.ipv4.ip_forward). Only with this is that ever turned on.",
     ),
 ]
 MoreVms = Annotated[
@@ -122,9 +122,9 @@ def check(
     with ctl.session() as session:
         chosen = session.choose(replace(selection, where=(*selection.where, *(hosts or ()))))
         size = meaning.size_of(session.status(), more_vms=vms)
-        forward = forward or _routes(session)
+        routes = _routes(session)
         seen, asked = _seen(ctl, session, chosen, quiet=quiet)
-    found = meaning.judge_all(seen, size, forward=forward)
+    found = meaning.judge_all(seen, size, forward=forward, routes=routes)
     if as_json:
         ctl.terminal.text(
             json_text([{**msgspec.to_builtins(one), "hosts": names} for one, names in meaning.folded(found)])
@@ -144,7 +144,7 @@ def check(
 Examples:
   ctl tune                              what would be changed, and where
   ctl tune --vms 10240 --apply          change it, for as many VMs as that
-  ctl tune --apply --only net.ipv4.ip_forward --forward
+  ctl tune --apply --forward            have hosts route for VMs as well, where they are their gateway
   ctl tune --undo                       put back what was there""",
 )
 @selecting()
@@ -170,7 +170,8 @@ def tune(
     """Raise kernel and libvirt limits of hosts that ctl check finds too low.
 
     Without --apply nothing is changed: the exit code is 0 where there is nothing to do, and 2 where there is. What a
-    setting was is written down on its host first, so --undo puts it back. Nothing is ever lowered.
+    setting was is written down on its host first, so --undo puts it back. Nothing is ever lowered, and no host becomes
+    a router (net.ipv4.ip_forward) without --forward.
     """
     if apply and undo:
         raise CtlError("--apply and --undo exclude each other: choose one", ExitStatus.USAGE)
@@ -186,7 +187,8 @@ def tune(
             job = session.tune({}, chosen, undo=True, restart_libvirt=restart_libvirt)
             raise typer.Exit(_show(ctl, _Asked(ctl, job, quiet=quiet), as_json=as_json))
         size = meaning.size_of(session.status(), more_vms=vms)
-        wanted = advice(size, forward=forward or _routes(session))
+        # Who names the setting has asked for it.
+        wanted = advice(size, forward=forward or meaning.FORWARD in (only or ()))
         wanted = {key: advised for key, advised in wanted.items() if key in keys}
         seen, asked = _seen(ctl, session, chosen, quiet=quiet)
         changes = {host: meaning.to_raise(each.facts, wanted) for host, each in seen.items()}

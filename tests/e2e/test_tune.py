@@ -101,6 +101,37 @@ def test_settings_are_raised_and_put_back_by_an_agent_that_was_killed_meanwhile(
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == here, "this machine's own is untouched"
 
 
+VM = """<domain type='qemu'><name>bystander</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='pc'>hvm</type></os></domain>"""
+
+
+def test_a_daemon_that_is_restarted_has_its_settings_and_its_vms_run_on(hosts: TestHosts, ctl: Ctl) -> None:
+    only = ("alpha", "--only", CLIENTS)
+    hosts.run("alpha", ["sh", "-c", f"cat >/root/vm.xml <<'END'\n{VM}\nEND\nvirsh create /root/vm.xml"])
+
+    def process(name: str) -> list[int]:
+        return [each.pid for each in hosts.processes("alpha") if each.argv and Path(each.argv[0]).name == name]
+
+    [daemon], [qemu] = process("libvirtd"), process("qemu-system-x86_64")
+    done = ctl("tune", *only, "--apply", "--restart-libvirt").stdout
+    assert f"{CLIENTS} 20 -> 64: alpha" in done
+    assert "has yet to begin anew" not in done
+    [anew] = process("libvirtd")
+    assert anew != daemon
+    wait_until(lambda: "bystander" in ctl("get", "vms", "--all", "-w", "alpha", status=None).stdout, 60, "the VM")
+    assert process("qemu-system-x86_64") == [qemu]
+    assert ctl("get", "vms", "--all", "-w", "alpha").stdout.splitlines()[-1].split()[-1] == "running"
+    clients = hosts.run("alpha", ["virt-admin", "-c", "libvirtd:///system", "srv-clients-info", "libvirtd"]).stdout
+    assert "nclients_max        : 64" in clients
+    assert not [each for each in found(ctl) if "has not read its configuration" in each["text"]]
+    assert f"{CLIENTS} 64 -> 20: alpha" in ctl("tune", "alpha", "--undo", "--restart-libvirt").stdout
+    assert process("libvirtd") not in ([anew], [])
+    assert process("qemu-system-x86_64") == [qemu]
+    # It answers once it has looked at what runs.
+    end = ["virsh", "destroy", "bystander"]
+    wait_until(lambda: hosts.run("alpha", end, check=False).returncode == 0, 60, "the VM's end")
+
+
 def test_a_host_that_is_left_for_good_is_left_as_it_was(hosts: TestHosts, ctl: Ctl) -> None:
     before = state(hosts, "beta")
     ctl("tune", "beta", "--apply", *OWN)

@@ -25,7 +25,7 @@ def whole_life(fleet: LocalFleet, vms: int, kernel: Path) -> dict[str, float]:
     took: dict[str, float] = {}
 
     report, took["spawn"] = spawned(session, text, kernel)
-    assert (report.troubles, report.not_running, report.unnamed) == ({}, (), {})
+    assert (report.troubles, report.not_running, report.unnamed) == ({}, (), {}), report
     assert by_change(report) == {VmChange.CREATED: everybody}
     addresses = session.deployment(DEPLOYMENT).addresses
     assert len(set(addresses.values())) == vms

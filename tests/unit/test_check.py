@@ -289,15 +289,25 @@ def test_check_ends_with_1_where_something_is_bad_and_with_3_where_a_host_is_los
     assert "h1: lost: no word from it" in done.err
 
 
-def test_hosts_that_are_the_gateway_of_a_network_are_to_forward(service: FakeService, ctl: Ctl) -> None:
+def test_a_host_becomes_a_router_only_where_somebody_asks_for_it(service: FakeService, ctl: Ctl) -> None:
     closed = msgspec.structs.replace(now(), settings={**ENOUGH, "net.ipv4.ip_forward": 0})
     service.replies(api.CheckOn, *said((0, closed)))
     net = api.NetStatus(name="lab", subnet="10.77.0.0/16", isolated=True, bridge="cn-lab", vni=1, vms=0)
     service.replies(api.GetNets, api.NetList(nets=(net,)))
     assert (ctl("check").status, ctl("tune").status) == (0, 0)
+    assert "ip_forward" not in ctl("check").out
     service.replies(api.GetNets, api.NetList(nets=(net, msgspec.structs.replace(net, isolated=False))))
-    assert "BAD  limits   h0: net.ipv4.ip_forward is 0\n" in ctl("check").out
-    assert "~ net.ipv4.ip_forward 0 -> 1: h0\n" in ctl("tune").out
+    advised = ctl("check")
+    assert advised.status == 0
+    assert "net.ipv4.ip_forward is 0: VMs whose gateway this host is reach no further" in advised.out
+    assert "`ctl tune --apply --forward` makes it a router" in advised.out
+    # A gateway alone is no reason to, also with --apply.
+    service.requests.clear()
+    assert (ctl("tune").status, ctl("tune", "--apply").status) == (0, 0)
+    assert service.asked(api.TuneOn) == []
+    for asked in (["--forward"], ["--only", "net.ipv4.ip_forward"]):
+        assert "~ net.ipv4.ip_forward 0 -> 1: h0\n" in ctl("tune", *asked).out
+    assert "BAD  limits   h0: net.ipv4.ip_forward is 0\n" in ctl("check", "--forward").out
 
 
 def test_check_tells_programs_the_same(service: FakeService, ctl: Ctl) -> None:
