@@ -364,7 +364,7 @@ class Requests:
         mask = ranks.union(hosts)
 
         async def gone() -> None:
-            node.tell_settled()
+            node.forgetting.tell_all()
             await node.wait_until(lambda: not mask & node.relay.reachable, _DEPART_WITHIN)
             left = [rank for rank in hosts if not ranks.holds(node.relay.reachable, rank)]
             node.members.remove(left)
