@@ -92,7 +92,7 @@ class Traces:
 
     def _link_is_there(self) -> bool:
         for link in Path("/sys/class/net").iterdir():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # another run's link may go while it is read
                 if (link / "ifindex").read_text() == self.link_index:
                     return True
         return False
