@@ -17,6 +17,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
+from agent import shellless
 from protocol.commands import Run
 
 #: Python ignores SIGPIPE and SIGXFSZ, and whoever started the agent perhaps others: none of it is to be inherited.
@@ -46,23 +47,30 @@ def execute(run: Run, environment: dict[str, str], pipes: tuple[int | None, int,
     and error; its pid. Raises Unable, OSError and ValueError."""
     environment = environment | run.env
     if run.script is None and run.cwd is None and not (run.user or run.nice or run.limits):
-        stdin, out, err = pipes
-        return os.posix_spawnp(
-            run.argv[0],
-            run.argv,
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-                if stdin is None
-                else (os.POSIX_SPAWN_DUP2, stdin, 0),
-                (os.POSIX_SPAWN_DUP2, out, 1),
-                (os.POSIX_SPAWN_DUP2, err, 2),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_ALL_SIGNALS,
-        )
+        found = shellless.words(run, environment)
+        if found is not None:
+            # Where it can't be begun, the shell says why, as it always does.
+            with suppress(OSError):
+                return _spawned(found, environment | {"PWD": os.getcwd()}, pipes)
+        return _spawned(run.argv, environment, pipes)
     return _forked(run, environment, pipes)
+
+
+def _spawned(argv: tuple[str, ...] | list[str], environment: dict[str, str], pipes: tuple[int | None, int, int]) -> int:
+    stdin, out, err = pipes
+    return os.posix_spawnp(
+        argv[0],
+        argv,
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0) if stdin is None else (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_DUP2, out, 1),
+            (os.POSIX_SPAWN_DUP2, err, 2),
+        ],
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_ALL_SIGNALS,
+    )
 
 
 def _forked(run: Run, environment: dict[str, str], pipes: tuple[int | None, int, int]) -> int:

@@ -98,8 +98,8 @@ def endpoint(address: str, port: int) -> str:
 
 
 class _Reader:
-    """Calls `drain` on the event loop while the socket has something to read. `drain` returns whether there may be
-    more."""
+    """Calls `drain` on the event loop while the socket has something to read. `drain` takes what there is until it is
+    no longer `readable`, or returns that there may be more."""
 
     def __init__(self, sock: zmq.Socket[bytes], drain: Callable[[], bool]) -> None:
         self._socket = sock
@@ -116,7 +116,8 @@ class _Reader:
             self.read()
 
     def readable(self) -> bool:
-        """Whether there is something to read. To ask is a third of what it costs to try in vain."""
+        """Whether there is something to read; said no, the descriptor tells of the next. To ask is a third of what it
+        costs to try in vain."""
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
     def look(self) -> None:
@@ -133,11 +134,8 @@ class _Reader:
     def read(self) -> None:
         """Read now, and go on later where there is more."""
         self._scheduled = False
-        if not self._closed:
-            if self._drain():
-                self.schedule()
-            else:
-                self.look()
+        if not self._closed and self._drain():
+            self.schedule()
 
     def close(self) -> None:
         """Stop calling."""
@@ -252,8 +250,8 @@ class Keyring:
 
     async def _answer_zap(self) -> None:
         try:
-            while int(self._auth.zap_socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                await self._auth.handle_zap_message(self._auth.zap_socket.recv_multipart(zmq.NOBLOCK))
+            while self._zap.readable():
+                await self._auth.handle_zap_message(self._auth.zap_socket.recv_multipart(_NOW))
         finally:
             self._zap_busy = False
         self._zap.look()
@@ -278,11 +276,8 @@ class _Monitor:
 
     def drain(self) -> bool:
         """Take in all events that there are. Called also before a message of an unknown connection is looked at."""
-        while not self._pair.closed:  # whoever is told may close the link
-            try:
-                event = parse_monitor_message(self._pair.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                break
+        while not self._pair.closed and self._reader.readable():  # whoever is told may close the link
+            event = parse_monitor_message(self._pair.recv_multipart(_NOW))
             self._told(zmq.Event(event["event"]), event["value"])
         return False
 
@@ -543,7 +538,10 @@ class Uplink:
         """Send to the parent. What a broken connection swallows, the protocol asks for again."""
         if not self._over:
             with suppress(zmq.Again):  # the connection has ended, and the news of it is on its way
-                self._socket.send_multipart(frames, _NOW)
+                *first, last = frames
+                for frame in first:
+                    self._socket.send(frame, _MORE)
+                self._socket.send(last, _NOW)
             self._reader.look()
 
     def _drain(self) -> bool:

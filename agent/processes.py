@@ -14,12 +14,14 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
+from pathlib import Path
 
 from agent import orphans
 from agent.executing import Unable, execute, given_input
 from agent.inlet import Inlet
 from agent.outlet import Outlet
 from agent.spool import Spools, spool_name
+from agent.watching import Watching
 from protocol.commands import Run
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 
@@ -38,12 +40,15 @@ class _Stream:
     What is streamed is in no spool: it is not read from the pipe before there is room for it on its way.
     """
 
-    def __init__(self, number: int, fd: int, limit: int, *, spools: Spools, id_: int, outlet: Outlet | None) -> None:
+    def __init__(
+        self, number: int, fd: int, limit: int, *, spools: Spools, id_: int, outlet: Outlet | None, watching: Watching
+    ) -> None:
         self._number = number
         self._fd = fd
         self._limit = limit
         self._spools = spools
-        self.spool = spools.folder / spool_name(id_, number)
+        self._id = id_
+        self._watching = watching
         self._outlet = outlet
         self._paused = False
         self._file: int | None = None
@@ -55,11 +60,16 @@ class _Stream:
         self.discarding = False
         self._done: Callable[[], None] = lambda: None
 
+    @property
+    def spool(self) -> Path:
+        """Where all of it is kept that is more than the budget: few commands need to know."""
+        return self._spools.folder / spool_name(self._id, self._number)
+
     def start(self, done: Callable[[], None]) -> None:
         """Read on the event loop; `done()` at the end of the pipe."""
         self._done = done
         os.set_blocking(self._fd, False)
-        asyncio.get_running_loop().add_reader(self._fd, self.read)
+        self._watching.add(self._fd, self.read)
 
     def read(self) -> None:
         """Take what there is, one pipe full at most, so that a flood leaves the event loop its turn."""
@@ -81,7 +91,7 @@ class _Stream:
             self._outlet.write(self._number, data)
             if self._outlet.full and not self.closed and not self._paused:
                 self._paused = True
-                asyncio.get_running_loop().remove_reader(self._fd)
+                self._watching.remove(self._fd)
             return
         if self._file is None and len(data) <= room:
             self.kept += data
@@ -112,7 +122,7 @@ class _Stream:
         """There is room again."""
         if self._paused and not self.closed:
             self._paused = False
-            asyncio.get_running_loop().add_reader(self._fd, self.read)
+            self._watching.add(self._fd, self.read)
 
     def drain(self) -> None:
         """Take what is in the pipe now, and not what is written meanwhile: that could be without end."""
@@ -140,7 +150,8 @@ class _Stream:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            asyncio.get_running_loop().remove_reader(self._fd)
+            if not self._paused:
+                self._watching.remove(self._fd)
             os.close(self._fd)
         self._close_spool()
 
@@ -165,6 +176,7 @@ class Process:
         finished: Callable[[Outcome, Output], None],
         outlet: Outlet | None,
         took: Callable[[int, bool, bool], None],
+        watching: Watching,
     ) -> None:
         """Starts it. `outlet` gets its output as it comes; `took` is Inlet's."""
         self._id, self._agent = id_, str(spools.folder.parent)
@@ -177,6 +189,7 @@ class Process:
         self._ended = False
         self._stopped = self._killed = False
         self._loop = asyncio.get_running_loop()
+        self._watching = watching
         self._pipes: list[int] = []
         try:
             feeding = self._start(run, orphans.mark(environment, id_, self._agent))
@@ -189,9 +202,9 @@ class Process:
         if feeding is not None:
             self.inlet = Inlet(feeding, took)
             self.inlet.announce()
-        self._loop.add_reader(self._pidfd, self._exited)
+        watching.add(self._pidfd, self._exited)
         self._streams = [
-            _Stream(number, fd, run.output_limit, spools=spools, id_=id_, outlet=outlet)
+            _Stream(number, fd, run.output_limit, spools=spools, id_=id_, outlet=outlet, watching=watching)
             for number, fd in zip((1, 2), self._pipes, strict=True)
         ]
         for stream in self._streams:
@@ -251,7 +264,7 @@ class Process:
             os.killpg(self.pid, number)
 
     def _exited(self) -> None:
-        self._loop.remove_reader(self._pidfd)
+        self._watching.remove(self._pidfd)
         os.close(self._pidfd)
         self._ended = True
         if self.inlet is not None:

@@ -146,6 +146,10 @@ class Shell:
                     self._versions[rank] = message.version
                 if not self._down.send(rank, codec.encode(message, version=self._version_of(rank))):
                     self._queue.append(events.ChildLost(rank, "connection closed"))
+            case events.Start(id_, body, ttl):
+                if isinstance(body, Push) and body.stream.inline is None:
+                    self._bulk.join(id_, body.stream)
+                self.worker.start(id_, body, ttl)
             case events.Connect(member):
                 self._connect(member)
             case events.Disconnect():
@@ -157,10 +161,6 @@ class Shell:
             case events.Admit(keys):
                 self._keyring.admit(dict(keys))
                 self._background.admit(dict(keys))
-            case events.Start(id_, body, ttl):
-                if isinstance(body, Push) and body.stream.inline is None:
-                    self._bulk.join(id_, body.stream)
-                self.worker.start(id_, body, ttl)
             case events.Stop(id_, hard):
                 self.worker.stop(id_, hard=hard)
             case events.Type(feed):

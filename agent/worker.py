@@ -26,6 +26,7 @@ from agent.settings import Settings
 from agent.settings import read as settings_of
 from agent.spool import Spools, spooled
 from agent.tunables import JOURNAL
+from agent.watching import Watching
 from protocol import events, names
 from protocol.commands import (
     Body,
@@ -92,6 +93,7 @@ class AgentWorker:
         self._loop = asyncio.get_running_loop()
         self._disk = ThreadPoolExecutor(max_workers=2, thread_name_prefix="disk")
         self._health = Health(directory.path, version)
+        self._watching = Watching()
         self._processes: dict[int, Process] = {}
         self._spools = Spools(directory.spool, self._settings)
         self._settings_wrong: list[str] = []
@@ -208,6 +210,7 @@ class AgentWorker:
             finished=finished,
             outlet=self._outlet(id_, body.first) if body.stream else None,
             took=lambda taken, is_open, anew: self._shell.feed(events.Took(id_, taken, is_open, anew)),
+            watching=self._watching,
         )
 
     def _outlet(self, id_: int, first: int) -> Outlet:
@@ -522,6 +525,7 @@ class AgentWorker:
         purge = leave is not None and leave.purge
         if self._carer is not None or (purge and (self._directory.path / JOURNAL).exists()):
             await self._care().close(undo=purge)
+        self._watching.close()
         self._disk.shutdown()
         self._keeper.close()
 

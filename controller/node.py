@@ -465,6 +465,7 @@ class RootNode:
         if fresh:
             begin = offset + len(data) - len(fresh)
             job.tell_client(api.Streamed(rank=rank, stream=stream, offset=begin, data=fresh))
+        streaming.passed_on()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 

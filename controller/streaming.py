@@ -51,15 +51,18 @@ class Streaming:
         self._then: Callable[[], None] | None = None
 
     def arrived(self, rank: int, stream: int, offset: int, data: bytes) -> bytes:
-        """A piece came; what of it the client is to get."""
+        """A piece came; what of it the client is to get. `passed_on` is to be called then."""
         if self._unread:
             self._grant(nobody_reads([rank]))
             return b""
         fresh = self._flow.arrived(rank, stream, offset, data)
         self._flush_soon()
+        return fresh
+
+    def passed_on(self) -> None:
+        """The client was told the piece: it may be the last that an outcome waited for."""
         if self._held:
             self._release(anyway=ranks.NONE)
-        return fresh
 
     def read(self, rank: int, count: int) -> None:
         """The client has taken so many bytes of a host's output."""

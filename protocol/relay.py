@@ -259,6 +259,12 @@ class Relay:
 
     def _take(self, event: Event, now: float) -> None:  # noqa: PLR0912  one case an event
         match event:
+            case FromParent(message):
+                self._from_parent(message, now)
+            case FromChild(rank, message):
+                self._from_child(rank, message, now)
+            case Finished():
+                self._finished(event, now)
             case Begin():
                 self._beat_at = now + BEAT_EVERY
                 self._effects.append(Admit(tuple((entry.key, entry.rank) for entry in self._plan.below)))
@@ -269,16 +275,10 @@ class Relay:
                     self._settling.begin(ranks.union(self._rights.planned), now)
             case Tick():
                 pass
-            case FromParent(message):
-                self._from_parent(message, now)
-            case FromChild(rank, message):
-                self._from_child(rank, message, now)
             case ParentLost(why):
                 self._parent_lost(why, now)
             case ChildLost(rank, why):
                 self._child_lost(rank, why, now)
-            case Finished():
-                self._finished(event, now)
             case Kept():
                 self._effects += [] if self._duty is None else self._duty.kept(event)
             case Loaded(id_):

@@ -19,6 +19,7 @@ from agent.outlet import Outlet
 from agent.processes import Process
 from agent.settings import Settings
 from agent.spool import Spools
+from agent.watching import Watching
 from controller.replies import HELD_MOST
 from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
@@ -356,7 +357,7 @@ def test_a_job_of_which_nobody_reads_the_stream_any_more_is_settled(fleet: Local
 
 def test_what_became_of_a_command_does_not_wait_for_whoever_reads_its_output(tmp_path: Path) -> None:
     async def run() -> tuple[Outcome, Output, bytes]:
-        loop = asyncio.get_running_loop()
+        loop, watching = asyncio.get_running_loop(), Watching()
         ended: asyncio.Future[tuple[Outcome, Output]] = loop.create_future()
         sent: list[bytes] = []
         outlet = Outlet(lambda _, __, data: sent.append(data), first=1_000)
@@ -370,10 +371,12 @@ def test_what_became_of_a_command_does_not_wait_for_whoever_reads_its_output(tmp
                 finished=lambda outcome, output: ended.set_result((outcome, output)),
                 outlet=outlet,
                 took=lambda *_: None,
+                watching=watching,
             )
             outcome, output = await asyncio.wait_for(ended, DEADLINE_S)
         assert len(b"".join(sent)) == 1_000
         outlet.granted(Grant(0, 200_000, 1_000, 0))
+        watching.close()
         return outcome, output, b"".join(sent)
 
     outcome, output, data = asyncio.run(run())
