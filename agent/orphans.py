@@ -11,13 +11,14 @@ command would pay for it, and an agent may not always make one. Two system calls
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+
+from nacl.bindings import crypto_generichash_blake2b_salt_personal
 
 NUMBER, AGENT = "CANOPY_JOB", "CANOPY_AGENT"
 #: A process that forks while it is looked for is found in the next round; one that forks for ever is not chased.
@@ -31,8 +32,9 @@ def mark(environment: Mapping[str, str], id_: int, agent: str) -> dict[str, str]
 
 def _ceiling(id_: int, agent: str) -> int:
     """The limit in microseconds by which processes of command `id_` of this agent are known."""
-    digest = hashlib.blake2b(f"{id_} {agent}".encode(), digest_size=7).digest()
-    return 1 << 62 | int.from_bytes(digest, "big")
+    # hashlib would bring libcrypto with it: see `outcomes`.
+    digest: bytes = crypto_generichash_blake2b_salt_personal(f"{id_} {agent}".encode(), digest_size=16)
+    return 1 << 62 | int.from_bytes(digest[:7], "big")
 
 
 @contextmanager

@@ -114,6 +114,11 @@ print(json.dumps(sorted(name.partition(".")[0] for name in sys.modules)))
     assert not loaded & (HEAVY_MODULES | {"controller", "deploy"})
 
 
+def test_an_agent_starts_without_openssl() -> None:
+    code = "import sys, agent.__main__; sys.exit(bool({'_hashlib', '_ssl'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=DEADLINE_S)
+
+
 def test_make_alone_lists_every_target() -> None:
     done = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=DEADLINE_S)
     listed = re.findall(r"^  make (\S+) +\S", done.stdout, re.MULTILINE)
