@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -26,8 +26,11 @@ from protocol.stream import Blob
 
 if TYPE_CHECKING:
     from agent.links import Uplink
+    from agent.packing import Packer
     from agent.shell import Shell
     from agent.source import Source
+
+_Read = TypeVar("_Read")
 
 #: What was offered stays open for so long, in seconds: the root fetches from 16 hosts at a time, and a pull of large
 #: files from many takes hours.
@@ -145,14 +148,14 @@ class Pulls:
         """A link to the root."""
         return self._shell.dial_root(port, heard=heard, lost=lost)
 
-    def read(self, source: Source, index: int, then: Callable[[bytes | None], None]) -> None:
-        """Read a chunk on a thread; `then` gets it, or None."""
+    def read(self, work: Callable[[], _Read], then: Callable[[_Read | None], None]) -> None:
+        """Read on a thread; `then` gets what was read, or None."""
 
-        def done(future: asyncio.Future[bytes]) -> None:
+        def done(future: asyncio.Future[_Read]) -> None:
             if not future.cancelled():
                 then(None if future.exception() else future.result())
 
-        self._loop.run_in_executor(self._executor(), source.read, index).add_done_callback(done)
+        self._loop.run_in_executor(self._executor(), work).add_done_callback(done)
 
     async def close(self) -> None:
         """End all of it."""
@@ -175,9 +178,14 @@ class _Giving:
     def __init__(self, pulls: Pulls, id_: int, send: Send, source: Source) -> None:
         self._pulls, self._id, self.of, self._source = pulls, id_, send.of, source
         self._count = -(-source.stream.size // source.stream.chunk)
+        self._packer: Packer | None = None
+        if source.stream.compress:
+            from agent.packing import Packer
+
+            self._packer = Packer()
         self._over = False
         self._link = pulls.dial(send.port, self._heard, self._lost)
-        # What compresses or orders a push is of no use here, and its inline bytes are asked for like others.
+        # What is small enough to be in a push's command is asked for here like the rest.
         stream = msgspec.structs.replace(source.stream, inline=None)
         self._link.send(codec.encode(Have(send.of, stream, source.inline_listing)))
 
@@ -197,15 +205,20 @@ class _Giving:
                 self._give(index)
 
     def _give(self, index: int) -> None:
-        def then(blob: bytes | None) -> None:
+        def read() -> tuple[bytes, bytes | None]:
+            blob = self._source.read(index)
+            return blob, None if self._packer is None else self._packer.pack(blob)
+
+        def then(chunk: tuple[bytes, bytes | None] | None) -> None:
             if self._over:
                 return
-            if blob is None:
+            if chunk is None:
                 self._link.send(codec.encode(NoChunk(self.of, index, "it can't be read any more", True)))
             else:
-                self._link.send(codec.encode(Chunk(self.of, index), blob))
+                blob, packed = chunk
+                self._link.send(codec.encode(Chunk(self.of, index, packed is not None), packed or blob))
 
-        self._pulls.read(self._source, index, then)
+        self._pulls.read(read, then)
 
     def _lost(self, why: str) -> None:
         # The root closes it when it has all, or wants no more; which of them, it knows itself.

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
+from agent.packing import BadFrame, Unavailable, unpack
 from agent.paths import BadDestination
 from agent.pushes import sentence
 from protocol import codec
@@ -13,7 +16,7 @@ from protocol.codec import MalformedMessage
 from protocol.commands import Offered, Stream
 from protocol.limits import ASK_WINDOW
 from protocol.messages import PULL_UPWARDS, Ask, Chunk, Have, NoChunk
-from protocol.stream import Blob, count_of, is_consistent, is_right
+from protocol.stream import Blob, chunk_size, count_of, is_consistent, is_right
 
 #: A host that was asked and gives nothing for so long, in seconds, is given up: a disk that wakes up takes 10.
 SILENT_S = 30.0
@@ -49,9 +52,11 @@ class Fetch:
         make: Callable[[Stream, bytes | None], Store],
         on_thread: Callable[[Callable[[], Any]], asyncio.Future[Any]],
         advanced: Callable[[int], None],
+        compress: bool = True,
     ) -> None:
         """`offered` is what the host must have. `make` makes the store, on a thread; `advanced(n)` is told how many
-        bytes are stored."""
+        bytes are stored. With `compress` chunks may come so."""
+        self._compress = compress
         self._offer, self._offered = offer, offered
         self._send, self._make, self._on_thread, self._advanced = send, make, on_thread, advanced
         self._loop = asyncio.get_running_loop()
@@ -95,8 +100,8 @@ class Fetch:
         match message:
             case Have(id=self._offer) if self._stream is None:
                 self._have(message)
-            case Chunk(id=self._offer, index=index, packed=False) if blob is not None and index in self._asked:
-                self._chunk(index, blob)
+            case Chunk(id=self._offer, index=index, packed=packed) if blob is not None and index in self._asked:
+                self._chunk(index, self._unpacked(index, blob) if packed else blob)
             case NoChunk(id=self._offer, index=index, why=why) if index in self._asked:
                 self.fail(Failed(why))
             case _:
@@ -107,6 +112,8 @@ class Fetch:
         if (stream.digest, stream.size) != (offered.digest, offered.size) or not is_consistent(stream):
             self.fail(Failed("it has something else than it offered"))
             return
+        if stream.compress and not self._compress:
+            stream = msgspec.structs.replace(stream, compress=False)
         self._stream = stream
 
         def made(store: Store) -> None:
@@ -168,10 +175,24 @@ class Fetch:
             self._timer.cancel()
             self._work(store.finish, lambda _: self.result.set_result(store))
 
-    def _chunk(self, index: int, blob: Blob) -> None:
+    def _unpacked(self, index: int, frame: Blob) -> Blob | None:
+        """The chunk in a frame; None where it may not come so, or the frame is bad: then it is over."""
+        stream = self._stream
+        assert stream is not None  # noqa: S101
+        try:
+            if stream.compress:
+                return unpack(frame, chunk_size(stream, index))
+            self.fail(Failed("it sent a compressed chunk, and none was to be"))
+        except (BadFrame, Unavailable) as error:
+            self.fail(Failed(f"chunk {index} can't be unpacked: {error}"))
+        return None
+
+    def _chunk(self, index: int, blob: Blob | None) -> None:
         stream, store = self._stream, self.store
         assert store is not None  # noqa: S101
         assert stream is not None  # noqa: S101
+        if blob is None:
+            return
         self._asked.discard(index)
         if not is_right(stream, index, blob):
             self.fail(Failed(f"chunk {index} does not match its digest: it changed while it was pulled"))

@@ -189,6 +189,7 @@ class _Pull:
             make=lambda stream, listing: self._store(rank, stream, listing),
             on_thread=self._on_thread,
             advanced=lambda done: self.job.say(api.Fetched(size=self._total, done={rank: done})),
+            compress=self._request.wishes.compress,
         )
         self._fetches[rank] = fetch
         self._sends.add(job)

@@ -38,6 +38,7 @@ def pull(
     ] = False,
     preserve: Annotated[bool, typer.Option("--preserve", help="Keep times, and as root owners.")] = False,
     xattrs: Annotated[bool, typer.Option("--xattrs", help="Keep extended attributes and access lists.")] = False,
+    compress: Annotated[bool, typer.Option("--compress/--no-compress", help="Compress where it pays.")] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -53,7 +54,7 @@ def pull(
     ctl = ctl_of(context)
     with ctl.session() as session:
         hosts = session.choose(selection)
-        job = session.pull(paths, directory, hosts, fold=fold, preserve=preserve, xattrs=xattrs)
+        job = session.pull(paths, directory, hosts, fold=fold, preserve=preserve, xattrs=xattrs, compress=compress)
         raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
 
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from agent.incoming import Incoming
+from agent.packing import Packer
 from agent.source import Source, gather
 from controller.fetching import Failed, Fetch, Unwritable
 from protocol import codec
@@ -28,7 +29,7 @@ OFFER = 7
 class Bench:
     """A fetch of what is at `top`, and a host that the test plays."""
 
-    def __init__(self, top: Path, out: Path, *, only: frozenset[bytes] | None = None) -> None:
+    def __init__(self, top: Path, out: Path, *, only: frozenset[bytes] | None = None, compress: bool = True) -> None:
         self.source: Source = gather([(b"top", str(top))], Wishes(times=False), out.parent)
         self.out, self.notes, self.only = out, out.parent / "notes", only
         self.notes.mkdir()
@@ -38,7 +39,13 @@ class Bench:
         stream = self.source.stream
         self.offered = Offered(stream.digest, self.source.listing_digest, stream.size, 1)
         self.fetch = Fetch(
-            OFFER, self.offered, send=self._sent, make=self._make, on_thread=self._now, advanced=lambda _: None
+            OFFER,
+            self.offered,
+            send=self._sent,
+            make=self._make,
+            on_thread=self._now,
+            advanced=lambda _: None,
+            compress=compress,
         )
 
     def _make(self, stream: Stream, listing: bytes | None) -> Incoming:
@@ -131,6 +138,37 @@ def failing(top: Path, part: Callable[[Bench], Any], error: type[Exception], why
     bench = play(top, whole, **options)
     assert list(bench.out.iterdir()) == []
     assert list(bench.notes.iterdir()) == []
+
+
+def test_chunks_may_come_packed(top: Path) -> None:
+    (top / "z").write_bytes(b"a line like all others\n" * 20_000)
+    packer, frames = Packer(), 0
+
+    async def part(bench: Bench) -> None:
+        nonlocal frames
+        await bench.have()
+        while bench.asked:
+            index = bench.asked.pop(0)
+            frame = packer.pack(bench.source.read(index))
+            frames += frame is not None
+            await bench.say(Chunk(OFFER, index, frame is not None), frame or bench.source.read(index))
+        assert bench.fetch.result.done()
+
+    bench = play(top, part)
+    assert frames > 3
+    assert (bench.out / "top" / "z").read_bytes() == (top / "z").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("frame", "compress", "why"),
+    [(b"no frame", True, "can't be unpacked"), (b"", True, "can't be unpacked"), (b"frame", False, "none was to be")],
+)
+def test_a_frame_that_is_bad_or_was_not_to_be_ends_it(top: Path, frame: bytes, compress: bool, why: str) -> None:
+    async def part(bench: Bench) -> None:
+        await bench.have()
+        await bench.say(Chunk(OFFER, 0, True), frame)
+
+    failing(top, part, Failed, why, compress=compress)
 
 
 def test_a_chunk_that_does_not_match_its_digest_ends_it(top: Path) -> None:
