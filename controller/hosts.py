@@ -39,6 +39,8 @@ def expand(text: str, groups: Callable[[], Any] | None = None) -> tuple[str, ...
         raise _wrong(text, "neither groups nor wildcards can be named here; list the hosts or ranges, as in h[0-63]")
     if not text:
         return ()
+    if "^/" in text or text.startswith("^"):  # as pdsh has it
+        raise _wrong(text, "hosts that stand in a file are given by --hostfile FILE")
     names = _expanded(text, groups if named else None) if named or re.search(_OPERATOR, text) else (text,)
     for name in names:
         if not re.fullmatch(_NAME, name):

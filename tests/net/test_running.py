@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agent.outlet import Outlet
@@ -55,6 +56,14 @@ def one(job: Job) -> Result:
     (result,) = job.results()
     assert result.hosts == HOSTS
     return result
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    """Whether it has ended and nobody has heard of it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def streamed(job: Job) -> tuple[dict[str, bytes], dict[str, bytes], dict[str, Result]]:
@@ -198,6 +207,7 @@ def test_a_cancel_ends_nothing_of_a_command_beside_it(fleet: LocalFleet, tmp_pat
     jobs["b"].cancel()
     assert one(jobs["b"]).outcome == Cancelled(ran=True)
     assert not any(map(is_running, pids["b"]))
+    assert not [child for host in HOSTS for child in psutil.Process(fleet.pid(host)).children() if is_zombie(child)]
 
 
 def test_a_command_has_the_time_that_it_was_given_to_clean_up(fleet: LocalFleet) -> None:
@@ -353,6 +363,20 @@ def test_a_job_of_which_nobody_reads_the_stream_any_more_is_settled(fleet: Local
     job.close()
     found = {host: result.outcome for result in fleet.session.job(job.id).results() for host in result.hosts}
     assert found == dict.fromkeys(HOSTS, Cancelled(ran=True))
+
+
+def test_a_flood_from_one_host_does_not_hold_up_the_outcomes_of_the_others(fleet: LocalFleet) -> None:
+    written = 0
+    found: set[str] = set()
+    with fleet.session.run("echo begun; test $CANOPY_HOST != h1 || exec yes", stream=True) as job:
+        for happening in job:
+            if isinstance(happening, Piece):
+                written += len(happening.data) if happening.host == "h1" else 0
+            elif isinstance(happening, Result):
+                found |= set(happening.hosts)
+            if found == {"h0", "h2", "h3"} and written > STREAM_WINDOW:
+                break
+    assert found == {"h0", "h2", "h3"}
 
 
 def test_what_became_of_a_command_does_not_wait_for_whoever_reads_its_output(tmp_path: Path) -> None:

@@ -228,6 +228,8 @@ def test_set_operators_mean_what_they_mean_for_sets(names: list[str], operators:
         ("@bad", "group @bad"),
         ("@sophia,h[3-1]", "3-1"),
         ("@sophia,h1;reboot", "is no host name"),
+        ("^hosts.txt", "--hostfile FILE"),
+        ("h1,^/etc/hosts.txt", "--hostfile FILE"),
     ],
 )
 def test_what_can_not_be_meant_is_an_error_that_helps(home: Path, where: str, why: str) -> None:
