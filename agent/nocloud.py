@@ -16,6 +16,8 @@ import msgspec
 from protocol.vms import VmSpec
 
 _LABEL = "cidata"
+#: What the VM's one interface is called, whatever the guest's system would call it.
+_INTERFACE = "eth0"
 #: What cloud-init takes for user data that asks for nothing.
 _NOTHING = b"#cloud-config\n{}\n"
 
@@ -27,7 +29,12 @@ class SeedError(Exception):
 def documents(spec: VmSpec, template: bytes | None, host: str) -> dict[str, bytes]:
     """The files of a VM's NoCloud disk, by name. `template` is its user data before the names are filled in, None for
     none; `host` is the name of its host. Pure. Raises SeedError."""
-    address: dict[str, object] = {"match": {"macaddress": spec.mac.lower()}, "addresses": [f"{spec.ip}/{spec.prefix}"]}
+    address: dict[str, object] = {
+        "match": {"macaddress": spec.mac.lower()},
+        # Without a name to set, the renderers for networkd and ifupdown take the key for the name that there is.
+        "set-name": _INTERFACE,
+        "addresses": [f"{spec.ip}/{spec.prefix}"],
+    }
     if spec.gateway is not None:
         address["routes"] = [{"to": "0.0.0.0/0", "via": spec.gateway}]
     meta: dict[str, object] = {"instance-id": spec.uuid, "local-hostname": spec.name}
@@ -35,7 +42,7 @@ def documents(spec: VmSpec, template: bytes | None, host: str) -> dict[str, byte
         meta["public-keys"] = list(spec.seed.ssh_keys)
     return {
         "meta-data": msgspec.json.encode(meta),
-        "network-config": msgspec.json.encode({"version": 2, "ethernets": {"canopy": address}}),
+        "network-config": msgspec.json.encode({"version": 2, "ethernets": {_INTERFACE: address}}),
         "user-data": _NOTHING if template is None else _filled(template, spec, host),
     }
 

@@ -23,8 +23,8 @@ DEBIAN_PACKAGES = ("apt", "cpio", "dpkg")
 #: What a host needs for VMs of any kind under its agent.
 HOST_DEBIAN_PACKAGES = ("libvirt-daemon-system", "python3-libvirt", "qemu-system-x86", "qemu-utils")
 
-# The network, disks, and the power button with the device that it shows up at.
-_MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "button", "evdev")
+# The network, disks, what a NoCloud disk is written in, and the power button with the device that it shows up at.
+_MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "isofs", "button", "evdev")
 _INIT = Path(__file__).with_name("init.sh")
 # The action that busybox's acpid looks up for the power button.
 _POWER_BUTTON = "#!/bin/busybox sh\nexec poweroff -f\n"
@@ -60,8 +60,8 @@ def build_guest(cache: Path | None = None) -> Guest:
         if shutil.which(program) is None:
             raise GuestError(f"{program} is not here; on Debian, apt-get install {' '.join(DEBIAN_PACKAGES)}")
     architecture = _run("dpkg", "--print-architecture").strip()
-    kernel = _package(_real_kernel(f"linux-image-cloud-{architecture}"), packages)
-    busybox = _package("busybox-static", packages)
+    kernel = package(_real_kernel(f"linux-image-cloud-{architecture}"), packages)
+    busybox = package("busybox-static", packages)
     recipe = [kernel.name, busybox.name, _INIT.read_text(), Path(__file__).read_text()]
     built = cache / hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
     if not built.exists():
@@ -150,7 +150,7 @@ def _real_kernel(package: str) -> str:
     return needs[1]
 
 
-def _package(name: str, into: Path) -> Path:
+def package(name: str, into: Path) -> Path:
     """The package file of the version that apt would install, downloaded unless it is there."""
     version = re.search(r"^Version: (\S+)", _described(name), re.MULTILINE)
     architecture = re.search(r"^Architecture: (\S+)", _described(name), re.MULTILINE)

@@ -46,6 +46,18 @@ for path in /sys/block/vd*; do
         say "${name:-?} disk ${path##*/} of $(($(cat "$path/size") / 2048)) MiB"
     fi
 done
+# A NoCloud disk, found as cloud-init finds it. Its files are JSON, each on one line.
+seed=$(findfs LABEL=cidata 2>/dev/null)
+if [ -n "$seed" ]; then
+    mkdir -p /seed /root/.ssh
+    mount -t iso9660 -o ro "$seed" /seed || say "could not mount $seed"
+    field() { sed -n "s/.*\"$2\":\[*\"\([^\"]*\)\".*/\1/p" "/seed/$1"; }
+    field meta-data public-keys >/root/.ssh/authorized_keys
+    hostname "$(field meta-data local-hostname)"
+    say "$(hostname) seed ${seed##*/}: $(field network-config addresses) of $(field network-config macaddress)," \
+        "instance $(field meta-data instance-id), key $(cat /root/.ssh/authorized_keys)," \
+        "user data $(tail -n 1 /seed/user-data)"
+fi
 acpid -d >/dev/null 2>&1 &
 say "${name:-?} ready at ${client:-no address}"
 

@@ -23,6 +23,7 @@ INFRA = Path(__file__).parents[2] / "deploy" / "infra.conf"
 HOSTS = ("suno-3.sophia.grid5000.fr", "suno-6.sophia.grid5000.fr", "suno-9.sophia.grid5000.fr")
 PLACES = dict(zip(HOSTS, (("vm00", "vm03"), ("vm01", "vm04"), ("vm02", "vm05")), strict=True))
 AGENTS = Path("/var/lib/canopy")
+KEY = "ssh-ed25519 AAAA somebody@somewhere"
 #: Two VMs at a time on two cores, in software: a boot takes some 5 s alone.
 BOOT_WITHIN_S = 200.0
 
@@ -61,11 +62,19 @@ def test_from_bare_hosts_to_running_vms_and_back(hosts: TestHosts, ctl: Ctl, tmp
     _push_reaches_every_host(hosts, ctl, tmp_path)
     base = tmp_path / "base.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "64M"], check=True)
+    (tmp_path / "key.pub").write_text(f"{KEY}\n")
+    (tmp_path / "user-data").write_text("#cloud-config\nfqdn: $name.lab on $host\n")
     spawn = [*_spawn(hosts, infra), "--image", str(base)]
+    spawn += ["--ssh-keys", str(tmp_path / "key.pub"), "--user-data", str(tmp_path / "user-data")]
     _vms_boot_and_answer(hosts, ctl, spawn)
     for name in HOSTS:
         said = hosts.run(name, ["sh", "-c", f"cat {AGENTS}/*/vms/*/console.log"]).stdout
         assert said.count("disk vda of 64 MiB") == len(PLACES[name])
+        for vm in (vm for vm in ctl.json("get", "vms") if vm["name"] in PLACES[name]):
+            # What the guest's own kernel finds on its NoCloud disk.
+            seed = f"canopy-guest {vm['name']} seed vdb: {vm['ip']}/{hosts.subnet.prefixlen} of {vm['mac'].lower()}, "
+            assert seed in said
+            assert f"key {KEY}, user data fqdn: {vm['name']}.lab on {name}" in said
         assert _overlays(hosts, name) == len(PLACES[name])
     _a_vm_is_suspended_resumed_and_put_back_to_its_snapshot(hosts, ctl)
     infra.write_text(_in_one_line(infra.read_text()))

@@ -39,8 +39,8 @@ def test_host_name_address_gateway_and_keys_are_told() -> None:
         "local-hostname": "vm1",
         "public-keys": [KEY],
     }
-    [network] = json.loads(files["network-config"])["ethernets"].values()
-    assert network == {
+    assert json.loads(files["network-config"])["ethernets"]["eth0"] == {
+        "set-name": "eth0",
         "match": {"macaddress": "00:16:3e:12:00:05"},
         "addresses": ["198.18.0.5/15"],
         "routes": [{"to": "0.0.0.0/0", "via": "198.18.0.1"}],
