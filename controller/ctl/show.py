@@ -17,7 +17,7 @@ from controller.ctl.following import Following
 from controller.ctl.options import Json, ctl_of, selecting
 from controller.foreign import Foreign, foreign
 from controller.progress import waiting_line
-from controller.render import json_text
+from controller.render import clean, json_text
 from controller.selection import EVERYBODY, Selection
 from controller.session import Session
 from controller.status import CtlError, ExitStatus
@@ -173,7 +173,7 @@ def _found(what: What, found: Status, others: Sequence[Foreign], *, wide: bool) 
             return (tables.wide if wide else tables.hosts)(found), found.hosts, [host.name for host in found.hosts]
         case What.VMS:
             every: list[VmStatus | Foreign] = [*found.vms, *others]
-            return (tables.wide_vms if wide else tables.vms)(found, others), every, [vm.name for vm in every]
+            return (tables.wide_vms if wide else tables.vms)(found, others), every, [clean(vm.name) for vm in every]
         case What.IPS:
             text = "".join(f"{vm.ip}\t{vm.name}\n" for vm in found.vms)
             return text, {vm.name: vm.ip for vm in found.vms}, [vm.ip for vm in found.vms]
