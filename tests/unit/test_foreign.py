@@ -47,7 +47,8 @@ def test_each_is_told_by_who_made_it_and_vms_on_record_are_not_among_them() -> N
 
 
 def test_hosts_that_agree_have_one_each_and_those_that_said_nothing_none() -> None:
-    found, wrong = foreign([said(domain("a"), hosts=("h1", "h0")), Result(("h2",), Lost("gone"), Output())], fake.status())
+    lost = Result(("h2",), Lost("gone"), Output())
+    found, wrong = foreign([said(domain("a"), hosts=("h1", "h0")), lost], fake.status())
     assert [(one.host, one.name) for one in found] == [("h0", "a"), ("h1", "a")]
     assert wrong == []
 
