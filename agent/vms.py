@@ -12,7 +12,7 @@ import logging
 import platform
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -467,6 +467,8 @@ class VmWorker:
             raise _Refused("a snapshot needs a name")
         async with self._locks.alone(name_key(name)):
             await self._repairs.settle(name)
+            if action is Action.START:
+                await self._need_free_address(name)
             change = await self._watch.hypervisor().risk(
                 lambda libvirt: act(libvirt, name, self._owner, deployment, action, hard=hard, label=label or ""),
                 SECONDS[action],
@@ -474,6 +476,14 @@ class VmWorker:
             if change is VmChange.STOPPED and not hard:
                 await self._wait_off(name, until)
         return VmResult(name=name, change=change)
+
+    async def _need_free_address(self, name: str) -> None:
+        """Raises _Refused where a VM of this agent's that is off has an address that somebody else has."""
+        await self._watch.look()
+        domain = self._watch.seen().get(name)
+        if domain is not None and domain.mark is not None and domain.mark.spec is not None:
+            spec = msgspec.structs.replace(domain.mark.spec, start=True)
+            _need_free(spec, await self._claimed([spec]))
 
     async def _wait_off(self, name: str, until: float) -> None:
         while True:
@@ -512,11 +522,15 @@ class _Making:
 
     async def free(self, spec: VmSpec) -> None:
         """Return once it is known that nobody else has the VM's address. Raises _Refused."""
-        who = (await asyncio.shield(self.claimed)).get(spec.ip)
-        if who is not None:
-            raise _Refused(
-                f"its address {spec.ip} is in use: {who}; take it away there, or have another (--subnet, --skip-ips)"
-            )
+        _need_free(spec, await asyncio.shield(self.claimed))
+
+
+def _need_free(spec: VmSpec, claimed: Mapping[str, str]) -> None:
+    who = claimed.get(spec.ip)
+    if who is not None:
+        raise _Refused(
+            f"its address {spec.ip} is in use: {who}; take it away there, or have another (--subnet, --skip-ips)"
+        )
 
 
 def _as_planned(spec: VmSpec, domain: domains.Domain) -> VmResult | None:

@@ -333,6 +333,8 @@ def test_an_address_that_somebody_else_answers_for_is_not_used_until_it_is_free(
         assert f"its address {daemonic.spec.ip} is in use: " in refused.detail
         assert f"answers for it on {BRIDGE}" in refused.detail
         assert left_asleep.change is VmChange.CREATED, "what does not run is in nobody's way"
+        [woken] = driver.ask("act", deployment=DEPLOYMENT, names=["vm2"], action="start", label=None)
+        assert (woken["change"], "is in use: " in woken["detail"]) == ("failed", True)
         assert hosts_own.change is VmChange.FAILED
         assert "this host has it itself" in hosts_own.detail
         assert daemonic.left == ["vms/vm2"]

@@ -9,13 +9,16 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent import domains, vmactions, vms
+from agent import domains, moveways, vmactions, vms
+from agent.console import Console
 from agent.hypervisor import Connection, Hypervisor
 from agent.vms import VmWorker
 from agent.vmxml import NAMESPACE
+from protocol.commands import Hop, MoveVm, ReceiveVm, SettleMove
 from protocol.vms import Action, DirectBoot, Disk, Network, VmChange, VmPower, VmResult, VmSpec, VmState
 
 pytest.importorskip("libvirt", reason="VMs need libvirt's Python binding: apt-get install python3-libvirt")
@@ -165,12 +168,29 @@ def test_another_specification_is_reported_field_by_field_and_changes_nothing(ho
     host.run(scenario)
 
 
+HOP = Hop(rank=1, address="127.0.0.1", bulk_port=1, key=bytes(32))
+MOVE = MoveVm(deployment=DEPLOYMENT, name="vm1", to=HOP, of=1, directory="/elsewhere")
+#: What is refused needs none.
+NO_LINKS: Any = None
+
+
+async def _alone(work: Awaitable[VmResult]) -> list[VmResult]:
+    return [await work]
+
+
 Asked = Callable[[VmWorker], Awaitable[list[VmResult]]]
 #: All that an agent can be asked to do to a VM by its name.
 ASKED: dict[str, Asked] = {
     "create": lambda worker: worker.create(DEPLOYMENT, [a_spec("vm1")]),
     "create asleep": lambda worker: worker.create(DEPLOYMENT, [a_spec("vm1", start=False)]),
     "create by its UUID": lambda worker: worker.create(DEPLOYMENT, [a_spec("vm1", uuid=FOREIGN_UUID)]),
+    "move": lambda worker: _alone(worker.move(MOVE, NO_LINKS, "fleet", lambda _: None)),
+    **{
+        f"settle a move, {keep}": lambda worker, keep=keep: _alone(  # type: ignore[misc]
+            worker.settle_move(SettleMove(deployment=DEPLOYMENT, name="vm1", uuid=FOREIGN_UUID, keep=keep))
+        )
+        for keep in (None, False, True)
+    },
     "destroy": lambda worker: worker.destroy(DEPLOYMENT, ["vm1"]),
     "destroy of no deployment": lambda worker: worker.destroy(None, ["vm1"]),
     **{
@@ -190,7 +210,11 @@ MARKS = {
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_domain_that_this_agent_did_not_make_is_never_touched(host: Host, mark: str) -> None:
+def test_a_domain_that_this_agent_did_not_make_is_never_touched(
+    host: Host, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Moves are refused by this driver as such, before anybody looks whose VM it is.
+    monkeypatch.setattr(moveways, "only_libvirtd", lambda _: None)
     document = FOREIGN.format(name="vm1", uuid=FOREIGN_UUID)
     host.has_domains(document.replace("<memory", f"<metadata>{MARKS[mark]}</metadata><memory", 1))
 
@@ -206,6 +230,10 @@ def test_a_domain_that_this_agent_did_not_make_is_never_touched(host: Host, mark
             assert result.change is (VmChange.ABSENT if "destroy" in asked else VmChange.FAILED), asked
             assert "left as it is" in result.detail, asked
             assert await hypervisor_of(worker).call(look, DEADLINE_S) == before, asked
+        said = await worker.console(DEPLOYMENT, "vm1", Console(lambda *_: None), force=True)
+        assert "left as it is" in said
+        with pytest.raises(Exception, match="vm1"):
+            await worker.receive(1, ReceiveVm(deployment=DEPLOYMENT, spec=a_spec("vm1"), source=HOP), NO_LINKS, "fleet")
         for everything in (None, DEPLOYMENT):
             assert await worker.destroy(everything) == []
         for action in Action:
