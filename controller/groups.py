@@ -169,7 +169,7 @@ class Groups(GroupResolver):  # type: ignore[misc]  # ClusterShell has no types
         return self._listed(namespace) if namespace else [*self._own, *self._listed(None), *self._sites()]
 
     def has_node_groups(self, namespace: str | None = None) -> bool:
-        """Whether a host's groups can be asked for: they are always found by way of the list."""
+        """Asked by NodeSet.regroup (ClusterShell): no, a host's groups are always found by way of the list."""
         return False
 
     # --- what a name stands for ---------------------------------------------------------------------------------------

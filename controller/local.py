@@ -14,7 +14,6 @@ from agent.version import VERSION
 from controller import api
 from controller.launch import disown, ensure_service, last_line, start_detached
 from controller.session import Session
-from controller.status import CtlError
 
 _LOOPBACK = "127.0.0.1"
 #: What an agent may take from its start to its place in the tree, in seconds, for each that is started beside it:
@@ -88,10 +87,3 @@ def wait_until_gone(session: Session, names: Sequence[str], within: float) -> li
         left = [name for name in left if is_running(host_directory(session, name))]
         time.sleep(0.02)
     return left
-
-
-def local_names(count: int) -> list[str]:
-    """Names for `count` local hosts: h0, h1, … Raises CtlError for none."""
-    if count < 1:
-        raise CtlError("a local fleet needs at least one host: `ctl up --local 3`")
-    return [f"h{number}" for number in range(count)]

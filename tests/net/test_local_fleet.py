@@ -516,9 +516,9 @@ def test_a_local_fleet_comes_up_and_goes_down_by_itself(tmp_path: Path) -> None:
     """`local_up` starts agents that outlive whoever asked for them."""
     script = """
 import sys
-from controller.local import local_names, local_up, wait_until_gone
+from controller.local import local_up, wait_until_gone
 from controller.session import Session
-names = local_names(3)
+names = ["h0", "h1", "h2"]
 if sys.argv[1] == "up":
     print(local_up("net", names, 2))
 else:
