@@ -192,7 +192,7 @@ def test_the_running_state_reads_back_equal_as_a_file(fleet: LocalFleet, ctl: Ct
     text = infra_text(fleet.names, 6).replace("vm00001 1 10 64", "vm00001 2 150 128 300")
     file.write_text(text.replace("h2 vm00002 vm00005", "h2 vm00002 (vm00005)"))
     options = ["--kernel", kernel, "--subnet", "198.18.0.0/24", "--deployment", "lab"]
-    ctl("spawn", str(file), *options)
+    ctl("spawn", str(file), *options, "--in-flight", "1")
     wait_for(fleet, {"vm00005": "shut off", "vm00000": "running"})
     now = tmp_path / "now.conf"
     now.write_text(ctl("get", "infra"))

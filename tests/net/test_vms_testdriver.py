@@ -458,6 +458,31 @@ def test_two_hundred_vms_are_made_and_removed_in_one_request(host: Host) -> None
     assert host.vms == []
 
 
+@pytest.mark.parametrize(("in_flight", "most"), [(1, 1), (2, 2), (None, vms.CREATIONS_AT_A_TIME), (12, 12)])
+def test_so_many_vms_are_made_at_a_time(
+    host: Host, in_flight: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flying: list[int] = [0, 0]
+    make = VmWorker._make
+
+    async def counted(worker: VmWorker, *given: Any) -> VmResult:
+        flying[0] += 1
+        flying[1] = max(flying)
+        try:
+            return await make(worker, *given)
+        finally:
+            flying[0] -= 1
+
+    monkeypatch.setattr(VmWorker, "_make", counted)
+
+    async def scenario(worker: VmWorker) -> None:
+        specs = [a_spec(f"vm{number}") for number in range(16)]
+        assert {one.change for one in await worker.create(DEPLOYMENT, specs, in_flight=in_flight)} == {VmChange.CREATED}
+
+    host.run(scenario)
+    assert flying == [0, most]
+
+
 def test_requests_for_one_vm_take_their_turn(host: Host) -> None:
     async def scenario(worker: VmWorker) -> None:
         twice = await asyncio.gather(*(worker.create(DEPLOYMENT, [a_spec()]) for _ in range(8)))

@@ -211,6 +211,15 @@ def test_vms_are_made_by_their_hosts_and_the_rerun_changes_nothing(hosts: Hosts,
     assert hosts.service.asked(api.CreateOn)[1] == created
 
 
+def test_hosts_are_told_how_many_to_make_at_a_time(hosts: Hosts, ctl: Ctl, spawn: list[str]) -> None:
+    assert ctl(*spawn).status == 0
+    assert ctl(*spawn, "--in-flight", "16").status == 0
+    assert [asked.in_flight for asked in hosts.service.asked(api.CreateOn)] == [None, 16]
+    for wrong in ("0", "257", "many"):
+        assert ctl(*spawn, "--in-flight", wrong).status == ExitStatus.USAGE
+    assert len(hosts.service.asked(api.CreateOn)) == 2
+
+
 def test_images_are_named_as_hosts_will_name_them(tmp_path: Path, hosts: Hosts, ctl: Ctl, spawn: list[str]) -> None:
     kernel = tmp_path / "vmlinuz"
     ctl(*spawn)
