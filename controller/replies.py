@@ -7,6 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from controller import api
 
 #: Bytes of outcomes that wait in memory for one client: one of the usual budget, so that who reads pays for no second
@@ -24,10 +26,21 @@ class Replies:
         self._next: deque[api.Reply | None] = deque()
         #: Bytes of outcomes that wait in memory.
         self.held = 0
+        #: How far a push or a pull is, where that waits.
+        self._progress: api.Advanced | api.Fetched | None = None
 
     def put(self, reply: api.Reply | None) -> None:
-        """A reply that is small, or is bounded otherwise."""
-        self._queue.put_nowait(((reply,), 0))
+        """A reply that is small, or is bounded otherwise. How far something is, is said once, as it is by then."""
+        if not isinstance(reply, api.Advanced | api.Fetched):
+            self._queue.put_nowait(((reply,), 0))
+            return
+        waits, self._progress = self._progress, _later(self._progress, reply)
+        if waits is None:
+            self._queue.put_nowait((self._take_progress, 0))
+
+    def _take_progress(self) -> Iterable[api.Reply]:
+        taken, self._progress = self._progress, None
+        return () if taken is None else (taken,)
 
     def put_outcome(self, replies: tuple[api.Reply, ...], size: int, again: _Again | None) -> None:
         """What came of an outcome with `size` bytes of output; `again` makes it anew from the record."""
@@ -48,3 +61,13 @@ class Replies:
             self.held -= size
             self._next.extend(found() if callable(found) else found)
         return self._next.popleft()
+
+
+def _later(before: api.Advanced | api.Fetched | None, after: api.Advanced | api.Fetched) -> api.Advanced | api.Fetched:
+    """What both say together."""
+    if before is None:
+        return after
+    done = before.done | after.done
+    if isinstance(before, api.Advanced) and isinstance(after, api.Advanced):
+        return replace(after, done=done, left=tuple(dict.fromkeys((*before.left, *after.left))))
+    return replace(after, done=done)

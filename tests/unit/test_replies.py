@@ -65,6 +65,23 @@ def test_a_client_that_reads_waits_for_no_disk_and_one_large_outcome_is_no_reaso
     asyncio.run(run())
 
 
+def test_how_far_a_push_is_waits_once_as_it_is_by_then() -> None:
+    async def run() -> None:
+        job = Job()
+        for size in range(1_000):
+            left = ((7, 3, "silent"),) if size % 2 else ()
+            job.say(api.Advanced(size=1_000, done={size % 5: size}, left=left))
+        job.say(api.Settled())
+        latest = {rank: 995 + rank for rank in range(5)}
+        assert await job.replies.get() == api.Advanced(size=1_000, done=latest, left=((7, 3, "silent"),))
+        assert await job.replies.get() == api.Settled()
+        job.say(api.Fetched(size=5, done={1: 2}))
+        job.say(api.Fetched(size=5, done={2: 3}))
+        assert await job.replies.get() == api.Fetched(size=5, done={1: 2, 2: 3})
+
+    asyncio.run(run())
+
+
 def test_what_is_on_record_no_more_is_said() -> None:
     async def run() -> None:
         job = Job()
