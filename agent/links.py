@@ -48,8 +48,8 @@ _TURN = 100
 #: And their bytes: pieces of output take a millisecond each until a client has them, and a flood of them must not hold
 #: up others' outcomes. Measured, while 16 hosts flooded, on a busy machine: another client's `true` took half as long.
 _TURN_BYTES = 256 << 10
-#: The same where each may be a chunk, which takes some tenths of a millisecond to verify and to give on. Measured beside
-#: eight, while chunks kept all cores busy: a broadcast took 37 to 52 ms instead of 56 to 89, and the push no longer.
+#: The same where each may be a chunk, which takes some tenths of a millisecond to verify and to give on. Measured while
+#: chunks kept all cores busy: a broadcast took 37 to 52 ms, with eight 56 to 89, and the push no longer.
 _BACKGROUND_TURN = 2
 #: A tenth of the share of a core that others get where there is not enough for all (sched(7)).
 _BACKGROUND_NICE = 10

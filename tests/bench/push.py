@@ -341,7 +341,7 @@ def inline(hosts: int, size: int) -> None:
     from protocol import limits
 
     del size
-    with fleet_of(min(32, hosts), rate=RATE_MBIT) as fleet:
+    with fleet_of(min(32, hosts), rate=RATE_MBIT, node_rate=RATE_MBIT) as fleet:
         for kib in (1, 4, 16, 32, 64, 65, 96, 128, 256):
             with random_file(kib << 10) as source:
                 took = sorted(max(fleet.push(source).values()) for _ in range(7))[3]
