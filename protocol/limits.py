@@ -91,8 +91,8 @@ ASK_AGAIN = 0.1
 UNSTORED_MOST = 4 << 20
 #: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an
 #: answer per host. A relay sends it to each child, but so much of a file, one chunk, passes through a chain no faster:
-#: host by host. Measured with links of 80 Mbit/s, the service's too, 16 hosts, in ms, by the tree and by the chain: 64 KiB
-#: 121 and 340, 96 KiB 185 and 257, 128 KiB 235 and 220, 256 KiB 497 and 254. More children move that to the left.
+#: host by host. Measured with links of 80 Mbit/s, the service's too, 16 hosts, in ms, by the tree and by the chain:
+#: 64 KiB 121 and 340, 96 KiB 185 and 257, 128 KiB 235 and 220, 256 KiB 497 and 254. More children bring that nearer.
 MAX_INLINE = 64 << 10
 #: Names in one push or pull. Each takes some 350 bytes of a host's memory while the push lasts: 16 MiB at the most, of
 #: the 32 that a push may take.
