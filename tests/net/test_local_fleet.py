@@ -478,7 +478,7 @@ def test_two_hundred_broadcasts_leave_no_descriptor_and_no_zombie(fleet: LocalFl
             fleet.session.run(argv).results()
         outcomes(fleet.session.run(f"sleep {LONG}", timeout=0.1))
         results = fleet.session.push(tmp_path / "file", f"{tmp_path}/copy", ["h5"]).results()
-        assert all(result.ok for result in results)
+        assert all(result.ok for result in results), (results, fleet.log("h5")[-1_000:])
 
     some(5)  # what is made once and kept, such as threads' descriptors, is there after this
     before = at_rest(fleet)

@@ -350,6 +350,9 @@ def test_many_clients_that_do_not_read_leave_the_service_and_the_relays_small(fl
     bound = dict.fromkeys(watched, 4 * (72 * 2 * HELD_MOST + 32 * 400_000 + STREAM_TOTAL) // 3 // 1024)
     assert {who: kib for who, kib in grown.items() if kib > bound[who]} == {}
     assert one(fleet.session.run("true")).ok
+    # Who reads gets all of it, though there is nothing left to grant.
+    out, _, _ = streamed(fleet.session.run("seq 1 20000", stream=True))
+    assert out == dict.fromkeys(HOSTS, b"".join(b"%d\n" % number for number in range(1, 20_001)))
     for job in floods:
         job.close()
     for job in gathered:
