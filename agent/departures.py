@@ -19,7 +19,18 @@ from agent.hypervisor import HypervisorError, Unavailable, load_libvirt
 from agent.journal import LetGo, Step
 from agent.lanes import Lane
 from agent.ledger import Entry
-from agent.moveways import CannotMove, HostVms, Links, Ways, flags_for, hand_to, make_folder, pair, ways
+from agent.moveways import (
+    CannotMove,
+    HostVms,
+    Links,
+    Ways,
+    flags_for,
+    hand_to,
+    make_folder,
+    only_libvirtd,
+    pair,
+    ways,
+)
 from agent.passage import Broken, Passage
 from agent.vmactions import CannotAct
 from agent.vmfiles import VmFiles
@@ -59,6 +70,7 @@ class Departures:
 
     async def move(self, body: MoveVm, links: Links, fleet: str, moving: Callable[[Moving], None]) -> VmResult:
         """Move a VM; `moving` is told how far it is. Raises CannotMove and others, and then it runs on here."""
+        only_libvirtd(self._uri)
         name = body.name
         async with self._locks.alone(name_key(name)):
             await self._repairs.settle(name)

@@ -211,7 +211,13 @@ def let_go(connection: Connection, name: str, owner: str, uuid: str) -> bool:
     if domain.UUIDString() != uuid or not domain.isActive():
         return True
     mine(connection, name, owner, None)
-    if domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+    try:
+        busy = domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+        busy = False  # a driver without jobs moves nothing
+    if busy:
         raise CannotAct("libvirt still moves it, or is at something else with it")
     state, reason = domain.state(0)
     # Nobody but this host decides that it has gone, and so it runs nowhere else.

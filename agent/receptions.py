@@ -27,6 +27,7 @@ from agent.moveways import (
     connect_libvirt,
     flags_for,
     make_folder,
+    only_libvirtd,
     pair,
     read_seed,
     ways,
@@ -57,7 +58,7 @@ class Receptions:
     """The VMs that this host is taking in."""
 
     def __init__(self, vms: HostVms, prepare: Callable[[], Awaitable[Flavour]]) -> None:
-        self._owner = vms.owner
+        self._uri, self._owner = vms.uri, vms.owner
         self._files, self._locks, self._repairs = vms.files, vms.locks, vms.repairs
         self._call = vms.call
         self._prepare = prepare
@@ -67,6 +68,7 @@ class Receptions:
 
     async def receive(self, id_: int, body: ReceiveVm, links: Links, fleet: str) -> Awaiting:
         """Make ready for a VM, and wait for it from then on. Raises CannotMove and others with what is in the way."""
+        only_libvirtd(self._uri)
         reception = _Reception(self, id_, body, links, ways(fleet, id_, body.spec.name))
         task = asyncio.get_running_loop().create_task(self._take_in(reception), name=f"take in {body.spec.name}")
         reception.task = task

@@ -224,10 +224,9 @@ class VmWorker:
         return result
 
     def _ways(self) -> tuple[Receptions, Departures]:
-        """Who takes VMs in and lets them go, made when first needed. Raises CannotAct where the driver can't."""
-        from agent.moveways import HostVms, only_libvirtd
+        """Who takes VMs in and lets them go, made when first needed."""
+        from agent.moveways import HostVms
 
-        only_libvirtd(self.uri)
         if self._moves is None:
             from agent.departures import Departures
             from agent.receptions import Receptions
