@@ -16,7 +16,7 @@ from typing import Any
 from agent import domains
 from agent.arrivals import rehomed
 from agent.hypervisor import HypervisorError, Unavailable, load_libvirt
-from agent.journal import LetGo, Step
+from agent.journal import LetGo, RemoveSockets, Step
 from agent.lanes import Lane
 from agent.ledger import Entry
 from agent.moveways import (
@@ -86,7 +86,12 @@ class Departures:
             departure = _Departure(body, links, ways(fleet, body.of, name), self._files)
             entry = self._repairs.begin(name)
             try:
-                await entry.note(Step(does="move it away", undo=(LetGo(name=name, uuid=spec.uuid),)))
+                await entry.note(
+                    Step(
+                        does="move it away",
+                        undo=(LetGo(name=name, uuid=spec.uuid), RemoveSockets(paths=departure.ways.paths)),
+                    )
+                )
                 await self._go(departure, spec, old, (rehomed(document, old, new, body.directory), kept, new), moving)
             except BaseException as error:
                 gone = await asyncio.shield(self._gave_up(name, spec, entry, error))

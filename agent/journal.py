@@ -40,7 +40,13 @@ class LetGo(msgspec.Struct, frozen=True, kw_only=True, tag="let go", forbid_unkn
     uuid: str
 
 
-Undo: TypeAlias = RemoveFiles | RemoveDomain | RemoveLink | LetGo
+class RemoveSockets(msgspec.Struct, frozen=True, kw_only=True, tag="remove sockets", forbid_unknown_fields=True):
+    """Remove these Unix sockets of a move, where they are there."""
+
+    paths: tuple[str, ...]
+
+
+Undo: TypeAlias = RemoveFiles | RemoveDomain | RemoveLink | LetGo | RemoveSockets
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

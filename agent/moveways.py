@@ -76,15 +76,25 @@ class Ways:
     memory: Path
     disk: Path
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All three."""
+        return str(self.libvirt), str(self.memory), str(self.disk)
+
     def remove(self) -> None:
         """Remove what is there of them."""
-        for path in (self.libvirt, self.memory, self.disk):
-            path.unlink(missing_ok=True)
+        for path in self.paths:
+            Path(path).unlink(missing_ok=True)
+
+
+def folder_of(fleet: str) -> Path:
+    """Where the sockets of a fleet's moves are, on each of its hosts."""
+    return _RUN / f"c{hashlib.sha256(fleet.encode()).hexdigest()[:6]}"
 
 
 def ways(fleet: str, of: int, name: str) -> Ways:
     """The sockets of the move that the command `of` of a fleet awaits. Raises CannotMove where the name is too long."""
-    folder = _RUN / f"c{hashlib.sha256(fleet.encode()).hexdigest()[:6]}"
+    folder = folder_of(fleet)
     number = ""
     while of:
         of, digit = divmod(of, len(_DIGITS))

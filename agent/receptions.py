@@ -16,7 +16,7 @@ from typing import Any
 from agent import domains
 from agent.arrivals import check_arrival
 from agent.hypervisor import HypervisorError
-from agent.journal import RemoveDomain, RemoveFiles, Step
+from agent.journal import RemoveDomain, RemoveFiles, RemoveSockets, Step
 from agent.lanes import finish
 from agent.ledger import Entry
 from agent.moveways import (
@@ -107,6 +107,8 @@ class Receptions:
 
     async def _go_on(self, name: str, uuid: str, entry: Entry) -> None:
         await finish(self._call(lambda libvirt: domains.go_on(libvirt, name, self._owner, uuid), _ASK_SECONDS))
+        for undo in (undo for step in entry.steps for undo in step.undo if isinstance(undo, RemoveSockets)):
+            await self._repairs.undo(undo)
         await entry.end()
 
     async def close(self) -> None:
@@ -154,7 +156,11 @@ class Receptions:
         return await asyncio.to_thread(self._files.layout, spec)
 
     async def _await(self, reception: _Reception, spec: VmSpec, layout: Layout, flavour: Flavour) -> None:
-        undo = (RemoveDomain(name=spec.name, uuid=spec.uuid), RemoveFiles(name=spec.name))
+        undo = (
+            RemoveDomain(name=spec.name, uuid=spec.uuid),
+            RemoveFiles(name=spec.name),
+            RemoveSockets(paths=reception.ways.paths),
+        )
         entry = self._repairs.begin(spec.name)
         try:
             await entry.note(Step(does="take it in", undo=undo, arrives=True))

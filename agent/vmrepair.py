@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from agent import domains
 from agent.hypervisor import Connection, HypervisorError, Unavailable
-from agent.journal import LetGo, RemoveDomain, RemoveFiles, Step, Undo
+from agent.journal import LetGo, RemoveDomain, RemoveFiles, RemoveSockets, Step, Undo
 from agent.ledger import Entry, Ledger, Pages
 from agent.vmfiles import VmFiles
 from agent.vmlocks import Locks, name_key
@@ -103,6 +103,9 @@ class Repairs:
                     await self._call(
                         lambda libvirt: domains.remove(libvirt, name, self._owner, None, uuid), REMOVE_SECONDS
                     )
+            case RemoveSockets(paths=paths):
+                for path in paths:
+                    await asyncio.to_thread(Path(path).unlink, missing_ok=True)
             case LetGo(name=name, uuid=uuid):
                 here = await self._call(lambda libvirt: domains.let_go(libvirt, name, self._owner, uuid), _ASK_SECONDS)
                 if not here:

@@ -523,6 +523,11 @@ class AgentWorker:
             with suppress(Exception):
                 await self._net_worker().bring_to(())
         purge = leave is not None and leave.purge
+        if purge and self._vms is not None:
+            from agent.moveways import folder_of
+
+            with suppress(OSError):
+                folder_of(self._directory.welcome().fleet).rmdir()
         if self._carer is not None or (purge and (self._directory.path / JOURNAL).exists()):
             await self._care().close(undo=purge)
         self._watching.close()
