@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent import domains
+from agent import domains, moveways
 from agent.arrivals import rehomed
 from agent.hypervisor import HypervisorError, Unavailable, load_libvirt
 from agent.journal import LetGo, RemoveSockets, Step
@@ -27,7 +27,6 @@ from agent.moveways import (
     flags_for,
     hand_to,
     make_folder,
-    only_libvirtd,
     pair,
     ways,
 )
@@ -70,7 +69,7 @@ class Departures:
 
     async def move(self, body: MoveVm, links: Links, fleet: str, moving: Callable[[Moving], None]) -> VmResult:
         """Move a VM; `moving` is told how far it is. Raises CannotMove and others, and then it runs on here."""
-        only_libvirtd(self._uri)
+        moveways.only_libvirtd(self._uri)
         name = body.name
         async with self._locks.alone(name_key(name)):
             await self._repairs.settle(name)

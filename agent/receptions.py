@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from agent import domains
+from agent import domains, moveways
 from agent.arrivals import check_arrival
 from agent.hypervisor import HypervisorError
 from agent.journal import RemoveDomain, RemoveFiles, RemoveSockets, Step
@@ -27,7 +27,6 @@ from agent.moveways import (
     connect_libvirt,
     flags_for,
     make_folder,
-    only_libvirtd,
     pair,
     read_seed,
     ways,
@@ -68,7 +67,7 @@ class Receptions:
 
     async def receive(self, id_: int, body: ReceiveVm, links: Links, fleet: str) -> Awaiting:
         """Make ready for a VM, and wait for it from then on. Raises CannotMove and others with what is in the way."""
-        only_libvirtd(self._uri)
+        moveways.only_libvirtd(self._uri)
         reception = _Reception(self, id_, body, links, ways(fleet, id_, body.spec.name))
         task = asyncio.get_running_loop().create_task(self._take_in(reception), name=f"take in {body.spec.name}")
         reception.task = task
