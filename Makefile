@@ -70,7 +70,7 @@ man: venv ## write ctl's manual page, from its --help, to build/ctl.1
 	$(PY) -m controller.ctl.manual > build/ctl.1
 
 .PHONY: bench-broadcast
-bench-broadcast: setup-bench ## compare ctl broadcast with pdsh, clush and TakTuk (root; ARGS="--hosts 64 --only race,seq,flood,slow,clients")
+bench-broadcast: setup-bench ## compare ctl broadcast with pdsh, clush and TakTuk (root; ARGS="--hosts 64 --only true,race,seq,flood,slow,clients")
 	$(PY) -m tests.bench.broadcast $(ARGS)
 
 .PHONY: bench-push
