@@ -51,8 +51,8 @@ class Peaks:
 
 
 class TreeMemory:
-    """The most memory that those took together whom this process starts while it is entered, and who descends from them,
-    in MiB: what they share counts for each of them, and who lives shorter than _SAMPLE_S is perhaps not seen."""
+    """The most memory that those took together whom this process starts while it is entered, with their descendants, in
+    MiB: what they share counts for each of them, and who lives shorter than _SAMPLE_S is perhaps not seen."""
 
     def __init__(self) -> None:
         self.most = 0.0
