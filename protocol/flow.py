@@ -54,7 +54,8 @@ class Outflow:
 
     def __init__(self, first: int = STREAM_FIRST) -> None:
         """`first` is what may be sent before anything is granted."""
-        self._streams = {number: _Kept() for number in STREAMS}
+        self._out, self._err = _Kept(), _Kept()
+        self._streams = dict(zip(STREAMS, (self._out, self._err), strict=True))
         self._limit = first
         #: The limit at which more was asked for.
         self._asked: int | None = None
@@ -69,7 +70,8 @@ class Outflow:
     @property
     def waiting(self) -> int:
         """Bytes that were not sent yet."""
-        return sum(kept.end - kept.sent for kept in self._streams.values())
+        out, err = self._out, self._err
+        return out.start + len(out.data) - out.sent + err.start + len(err.data) - err.sent
 
     @property
     def full(self) -> bool:
@@ -80,9 +82,8 @@ class Outflow:
     def _allowed(self) -> int:
         """How many bytes may be sent now. Whatever a relay grants, no more than STREAM_MOST is ever kept for the
         root."""
-        sent = sum(kept.sent for kept in self._streams.values())
-        unacknowledged = sum(kept.sent - kept.start for kept in self._streams.values())
-        return min(self._limit - sent, STREAM_MOST - unacknowledged)
+        sent = self._out.sent + self._err.sent
+        return min(self._limit - sent, STREAM_MOST - sent + self._out.start + self._err.start)
 
     def take(self) -> Iterator[tuple[int, int, bytes]]:
         """The pieces that may be sent now: stream, offset and bytes, and perhaps the question for more. Standard error
@@ -91,14 +92,11 @@ class Outflow:
             kept = self._streams[number]
             while kept.sent < kept.end and (allowed := self._allowed) > 0:
                 begin = kept.sent - kept.start
-                data = bytes(kept.data[begin : begin + min(allowed, STREAM_PIECE)])
+                with memoryview(kept.data) as held:
+                    data = bytes(held[begin : begin + min(allowed, STREAM_PIECE)])
                 yield number, kept.sent, data
                 kept.sent += len(data)
-        if (
-            self.waiting
-            and self._asked != self._limit
-            and sum(kept.sent for kept in self._streams.values()) >= self._limit
-        ):
+        if self.waiting and self._asked != self._limit and self._out.sent + self._err.sent >= self._limit:
             self._asked = self._limit
             yield STREAMS[0], sum(kept.end for kept in self._streams.values()), b""
 
@@ -158,7 +156,7 @@ class _Host:
 
     @property
     def arrived(self) -> int:
-        return sum(self.have.values())
+        return self.have[1] + self.have[2]
 
     @property
     def ahead(self) -> int:
@@ -177,8 +175,10 @@ class Inflow:
         self._window = window or Window()
         self._hosts = {rank: _Host(first) for rank in hosts}
         self._most = STREAM_WINDOW + STREAM_FIRST * len(self._hosts)
-        #: Hosts that are to be told of their limits.
+        #: Hosts that are to be told of their limits; and those that share what there is, kept since to count them at
+        #: each piece would make the root's work grow with the square of the hosts.
         self._due: set[int] = set()
+        self._busy: set[int] = set()
         #: Hosts that asked for more, in this order; and who was given what there was no room for, up to which limit.
         self._wants: dict[int, None] = {}
         self._helped: tuple[int, int] | None = None
@@ -231,7 +231,8 @@ class Inflow:
             self._widen(rank, host)
         elif host.read >= host.arrived:
             del self._hosts[rank]
-        self._serve()
+        if self._wants or self._helped is not None:
+            self._serve()
 
     @property
     def _room(self) -> int:
@@ -239,6 +240,8 @@ class Inflow:
 
     def _raise(self, rank: int, host: _Host, more: int) -> None:
         host.limit += more
+        if host.limit > STREAM_FIRST:
+            self._busy.add(rank)
         self._move(more)
         self._due.add(rank)
 
@@ -246,10 +249,8 @@ class Inflow:
         """A host that uses what it has gets twice as much, up to an equal share."""
         if host.ahead > host.window // 2:
             return
-        busy = sum(other.limit > STREAM_FIRST for other in self._hosts.values()) or 1
-        host.window = max(
-            STREAM_FIRST, min(2 * host.window, STREAM_MOST, STREAM_WINDOW // busy, self._room + host.ahead)
-        )
+        share = STREAM_WINDOW // max(1, len(self._busy))
+        host.window = max(STREAM_FIRST, min(2 * host.window, STREAM_MOST, share, self._room + host.ahead))
         more = min(host.window - host.ahead, self._room)
         if more >= STREAM_FIRST // 2:  # less is not worth a message: it asks when it has no more
             self._raise(rank, host, more)
@@ -302,6 +303,7 @@ class Inflow:
             return
         host.over = True
         self._due.discard(rank)
+        self._busy.discard(rank)
         self._wants.pop(rank, None)
         self._move(host.arrived - host.limit)
         host.limit = host.arrived
@@ -315,6 +317,7 @@ class Inflow:
         self._move(-self._ahead, -self.held)
         self._hosts.clear()
         self._wants.clear()
+        self._busy.clear()
 
     def grants(self) -> tuple[Grant, ...]:
         """What hosts are to be told since the last call."""
