@@ -140,22 +140,24 @@ def _a_vm_is_suspended_resumed_and_put_back_to_its_snapshot(hosts: TestHosts, ct
     def power() -> str:
         return str(next(vm["power"] for vm in _health_of_vms(ctl) if vm["name"] == "vm00"))
 
-    assert "42" in ctl.typed("vm00", "echo $((6 * 7))")
+    wait_until(lambda: "42" in ctl.typed("vm00", "echo $((6 * 7))"), BOOT_WITHIN_S, "the console to answer")
     for _ in range(2):  # doing it twice is doing it once
         ctl("vm", "suspend", "vm00")
         wait_until(lambda: power() == "paused", BOOT_WITHIN_S, "the pause to show")
         assert subprocess.run(ask, stdout=subprocess.DEVNULL, check=False).returncode == 1
     ctl("vm", "resume", "vm00")
     wait_until(lambda: power() == "running", BOOT_WITHIN_S, "the VM to run")
-    wait_until(lambda: subprocess.run(ask, stdout=subprocess.DEVNULL, check=False).returncode == 0, 60, "an answer")
+    wait_until(
+        lambda: subprocess.run(ask, stdout=subprocess.DEVNULL, check=False).returncode == 0, BOOT_WITHIN_S, "an answer"
+    )
 
     assert "=1 unchanged" in ctl("vm", "resume", "vm00").stdout
     ctl("vm", "snapshot", "vm00", "--name", "before")
     assert "=1 unchanged" in ctl("vm", "snapshot", "vm00", "--name", "before").stdout
     ctl.typed("vm00", "touch /after")
-    assert "No such file" not in ctl.typed("vm00", "ls /after")
+    wait_until(lambda: "is 42" in ctl.typed("vm00", "ls /after && echo is $((6 * 7))"), BOOT_WITHIN_S, "the file")
     hosts.run(HOSTS[0], ["virsh", "snapshot-revert", "vm00", "before"])
-    wait_until(lambda: "/after: No such file" in ctl.typed("vm00", "ls /after"), 60, "the guest as it was before")
+    wait_until(lambda: "/after: No such file" in ctl.typed("vm00", "ls /after"), BOOT_WITHIN_S, "the guest of before")
 
 
 def _a_rerun_changes_nothing(hosts: TestHosts, ctl: Ctl, spawn: list[str]) -> None:

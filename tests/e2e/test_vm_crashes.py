@@ -257,6 +257,11 @@ class Daemonic(Place):
         argv = [*command, str(AGENT), "qemu:///system", dies_at, victim]
         return Driver(self.hosts.popen("hv1", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
 
+    def bring_libvirtd_back(self) -> None:
+        self.hosts.run("hv1", ["libvirtd", "-d"])
+        ask = ["virsh", "-c", "qemu:///system", "list"]
+        wait_until(lambda: self.hosts.run("hv1", ask, check=False).returncode == 0, BOOT_S, "libvirtd to answer")
+
     def qemus(self) -> list[int]:
         return [each.pid for each in self.hosts.processes("hv1") if each.argv and Path(each.argv[0]).name == QEMU]
 
@@ -295,7 +300,7 @@ def test_a_libvirtd_killed_between_two_steps_of_a_creation_leaves_a_whole_vm_or_
     driver = daemonic.drive(step, "libvirtd")
     [result] = driver.create(daemonic.spec)
     assert result.change is change, result
-    daemonic.hosts.run("hv1", ["libvirtd", "-d"])
+    daemonic.bring_libvirtd_back()
     wait_until(lambda: daemonic.left == left, BOOT_S, f"the repair, not {daemonic.left}")
     driver.end()
     daemonic.converges(daemonic.drive())
@@ -306,7 +311,7 @@ def test_a_removal_during_which_libvirtd_is_killed_is_finished_when_it_is_back(d
     assert changes(driver.create(daemonic.spec)) == {"vm1": VmChange.CREATED}
     [result] = driver.ask("destroy", deployment=DEPLOYMENT)
     assert result["change"] == "failed", result
-    daemonic.hosts.run("hv1", ["libvirtd", "-d"])
+    daemonic.bring_libvirtd_back()
     wait_until(lambda: daemonic.left == [], BOOT_S, f"the removal, not {daemonic.left}")
     assert driver.ask("domains") == ["foreign"]
     driver.end()

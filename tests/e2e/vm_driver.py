@@ -47,6 +47,8 @@ class DeadlyPages(Pages):
     def _kill(self) -> None:
         if not self._victim:
             os.kill(os.getpid(), signal.SIGKILL)
+        # Whoever brings the victim back does so once this one has said what came of its end.
+        hypervisor._PATIENCE_SECONDS = 0.5
         for entry in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 if Path("/proc", entry, "comm").read_text().strip() == self._victim:
@@ -87,9 +89,6 @@ async def do(worker: VmWorker, request: dict[str, Any]) -> Any:
 
 async def main() -> None:
     step, victim = [*sys.argv[3:], "", ""][:2]
-    if victim:
-        # Whoever brings libvirtd back does so once this one has said what came of its end.
-        hypervisor._PATIENCE_SECONDS = 0.5
     worker = VmWorker(
         Path(sys.argv[1]),
         sys.argv[2],

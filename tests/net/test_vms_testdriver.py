@@ -468,6 +468,8 @@ def test_so_many_vms_are_made_at_a_time(
     async def counted(worker: VmWorker, *given: Any) -> VmResult:
         flying[0] += 1
         flying[1] = max(flying)
+        # Nobody ends before as many are in flight as may be.
+        await eventually(lambda: flying[1] >= most, f"{most} in flight")
         try:
             return await make(worker, *given)
         finally:
