@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.identity import HostDirectory, NotEnrolled, enrolment_text
-from agent.links import Keyring
+from agent.keyring import Keyring
 from agent.notify import Notifier
 from agent.outcomes import KeptOutcomes
 from agent.shell import Shell

@@ -12,7 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.links import BULK, Downlink, Keyring, Uplink
+from agent.keyring import BULK, Keyring
+from agent.links import Downlink, Uplink
 from protocol import codec
 from protocol import transfer_effects as transfer
 from protocol.codec import MalformedMessage

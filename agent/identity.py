@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.links import new_keys, to_text
+from agent.keyring import new_keys, to_text
 from agent.ports import free_ports, is_free
 from protocol.commands import Command, Plan
 from protocol.messages import Deliver

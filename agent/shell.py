@@ -13,7 +13,8 @@ from typing import Protocol
 
 from agent.bulk import Bulk, Store
 from agent.intake import allow_descriptors
-from agent.links import BULK, CONTROL, Downlink, Keyring, Uplink
+from agent.keyring import BULK, CONTROL, Keyring
+from agent.links import Downlink, Uplink
 from protocol import codec, events
 from protocol.codec import MalformedMessage
 from protocol.commands import Body, Feed, Hop, Leave, Member, Push, Stream

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from agent import probe
-from agent.links import from_text
+from agent.keyring import from_text
 from agent.seed_frames import Terms
 from agent.seed_session import NO_PYTHON, Command, printable, remote_command, why
 from controller import api, ssh

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.identity import HostDirectory, is_running, write_atomically
-from agent.links import to_text
+from agent.keyring import to_text
 from agent.version import VERSION
 from controller import api
 from controller.launch import disown, ensure_service, last_line, start_detached

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from agent.identity import Identity
-from agent.links import from_text
+from agent.keyring import from_text
 from controller import api
 from controller.state import Host, State
 from controller.status import CtlError, ExitStatus

@@ -15,7 +15,7 @@ from typing import TypeGuard
 import msgspec
 
 from agent.identity import HostDirectory, Identity, Welcome, write_atomically
-from agent.links import Keyring
+from agent.keyring import Keyring
 from agent.shell import Shell
 from agent.source import Source
 from controller import api

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.links import to_text
+from agent.keyring import to_text
 from agent.version import VERSION
 from controller import api, labels
 from controller.image_requests import ImageRequests

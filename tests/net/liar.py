@@ -22,7 +22,8 @@ from msgspec.structs import replace
 from zmq.utils.monitor import parse_monitor_message
 
 from agent.identity import HostDirectory, Identity, Welcome
-from agent.links import endpoint, new_keys, to_text
+from agent.keyring import new_keys, to_text
+from agent.links import endpoint
 from agent.ports import free_ports
 from protocol import codec, ranks
 from protocol.commands import Below, Body, Command, Hop, Member, Plan, Push

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from agent.identity import HostDirectory, write_atomically
-from agent.links import to_text
+from agent.keyring import to_text
 from controller import Session, api
 from controller.local import host_directory
 from controller.status import CtlError

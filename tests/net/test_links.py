@@ -9,7 +9,8 @@ from typing import Any
 
 import zmq
 
-from agent.links import Downlink, Keyring, Uplink, new_keys
+from agent.keyring import Keyring, new_keys
+from agent.links import Downlink, Uplink
 from agent.ports import free_ports
 
 ADDRESS = "127.0.0.1"

@@ -14,7 +14,7 @@ from backports import zstd
 
 from agent import packing
 from agent.bulk import Bulk
-from agent.links import Keyring, new_keys
+from agent.keyring import Keyring, new_keys
 from agent.packing import Packer, Unavailable
 from agent.ports import free_ports
 from protocol.commands import Hop, Stream

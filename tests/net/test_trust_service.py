@@ -19,7 +19,8 @@ import pytest
 import zmq
 
 from agent.identity import HostDirectory
-from agent.links import endpoint, to_text
+from agent.keyring import to_text
+from agent.links import endpoint
 from controller import api
 from controller.status import CtlError, ExitStatus
 from protocol import ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.identity import Identity
-from agent.links import new_keys, to_text
+from agent.keyring import new_keys, to_text
 from controller import api
 from controller.members import Members
 from controller.state import State
