@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from functools import cache
 
 import msgspec
 
@@ -45,7 +46,9 @@ def run_body(request: api.RunOn) -> Run:
     return Run(**fields | {"stream": request.stream and not request.detach})
 
 
+@cache
 def _types() -> dict[str, object]:
+    # Once: to read them takes longer than all else that the service does before a command leaves it.
     hints = typing.get_type_hints(Run, include_extras=True)
     return {name: hints[name] for name in _RULES}
 
