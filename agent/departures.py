@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ _SEED_SECONDS = 60.0
 class Departures:
     """The VMs that leave this host."""
 
-    def __init__(self, vms: HostVms) -> None:
+    def __init__(self, vms: HostVms, prepare: Callable[[], Awaitable[object]]) -> None:
+        """`prepare` finds out whom QEMU runs as, for whom the sockets are."""
+        self._prepare = prepare
         self._uri, self._owner = vms.uri, vms.owner
         self._files, self._locks, self._repairs = vms.files, vms.locks, vms.repairs
         self._watch, self._call = vms.watch, vms.call
@@ -70,6 +72,7 @@ class Departures:
     async def move(self, body: MoveVm, links: Links, fleet: str, moving: Callable[[Moving], None]) -> VmResult:
         """Move a VM; `moving` is told how far it is. Raises CannotMove and others, and then it runs on here."""
         moveways.only_libvirtd(self._uri)
+        await self._prepare()
         name = body.name
         async with self._locks.alone(name_key(name)):
             await self._repairs.settle(name)

@@ -240,7 +240,7 @@ class VmWorker:
                 watch=self._watch,
                 call=self._call,
             )
-            self._moves = Receptions(shared, self._prepare), Departures(shared)
+            self._moves = Receptions(shared, self._prepare), Departures(shared, self._prepare)
         return self._moves
 
     async def states(self) -> list[VmState]:
