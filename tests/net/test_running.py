@@ -336,18 +336,18 @@ def test_many_clients_that_do_not_read_leave_the_service_and_the_relays_small(fl
     assert fleet.service is not None
     watched = {host: fleet.pid(host) for host in HOSTS} | {"service": fleet.service.pid}
     before = {who: resident_kib(pid) for who, pid in watched.items()}
-    # 4 hosts with 400 kB of their own each: 51 MB together. And 40 floods, which may have 160 MB on their way alone.
+    # 4 hosts with 400 kB of their own each: 51 MB together. And 24 floods, which may have 96 MB on their way alone.
     gathered = [fleet.session.run("yes $CANOPY_HOST | head -c 400000", output_limit=MAX_OUTPUT) for _ in range(32)]
-    floods = [fleet.session.run("yes", stream=True) for _ in range(40)]
+    floods = [fleet.session.run("yes", stream=True) for _ in range(24)]
     wait_until(
-        lambda: not any(job.missing for job in fleet.session.jobs(72) if "400000" in job.what),
+        lambda: not any(job.missing for job in fleet.session.jobs(56) if "400000" in job.what),
         DEADLINE_S,
         "all that ends to be on record",
     )
     grown = {who: resident_kib(pid) - before[who] for who, pid in watched.items()}
     # For each client HELD_MOST and as much in its socket's buffer, for 32 one outcome more, and STREAM_TOTAL for all; a
     # third more is what an allocator may need. Hosts keep what is not acknowledged.
-    bound = dict.fromkeys(watched, 4 * (72 * 2 * HELD_MOST + 32 * 400_000 + STREAM_TOTAL) // 3 // 1024)
+    bound = dict.fromkeys(watched, 4 * (56 * 2 * HELD_MOST + 32 * 400_000 + STREAM_TOTAL) // 3 // 1024)
     assert {who: kib for who, kib in grown.items() if kib > bound[who]} == {}
     assert one(fleet.session.run("true")).ok
     # Who reads gets all of it, though there is nothing left to grant.
