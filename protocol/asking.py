@@ -10,7 +10,8 @@ A source is left
   knows a push before anybody does: one that it does not know is over;
 - when it is slow. Whether it is, only a trial can tell: the host asks the one behind its source how far that is, and
   where it is AHEAD bytes further, asks it for a few of the chunks that come next anyway. If these come in less than
-  half of the time that as many take from the source, the host stays with the one that it tried. In a chain that is slow
+  half of the time that as many take from the source, the host stays with the one that it tried. How fast a source is
+  tells what it gave in _SETTLED seconds; before its first chunk it had nothing to give. In a chain that is slow
   all along, or for a host that is itself the slow one, a trial gains nothing, so nobody moves.
 """
 
@@ -37,6 +38,8 @@ ROUND_AFTER = 0.5
 QUEUE = 0.03
 #: A trial that took longer than this has failed, and those after it wait this long at first and at most.
 TRIAL_MOST, TRIAL_FIRST, TRIAL_LATER = 1.0, 1.0, 16.0
+#: A source that gave its first chunk is judged by what it gives in so many seconds at least.
+_SETTLED = 2 * TICK
 #: A look at the time that comes this much too late says nothing of others: this process did not run.
 _PAUSED = 1.0
 
@@ -86,6 +89,8 @@ class Asking:
         self._trial_at = now + TICK
         self._trial_pause = TRIAL_FIRST
         self._arrived = 0
+        #: Whether the source has given a chunk.
+        self._flows = False
         self._samples: list[tuple[float, int]] = [(now, 0)]
         self._back_at = inf
         self._looked_back: tuple[Source, ...] = ()
@@ -175,6 +180,11 @@ class Asking:
         if source == self.source:
             self._unknown_since = None
             self._arrived += 1
+            if not self._flows:
+                # Until now it had nothing to give, which says nothing of how fast it gives.
+                self._flows = True
+                self._samples, self._looked_at = [(now, self._arrived)], now
+                self._trial_at = max(self._trial_at, now + _SETTLED)
         return []
 
     def was_wrong(self, source: Source, index: int, now: float) -> tuple[list[Effect], bool]:
@@ -309,6 +319,7 @@ class Asking:
         self._retry_at = None
         self._samples = [(now, self._arrived)]
         self._looked_at = now
+        self._flows = False
         self._lead = 0
 
     # --- time ---------------------------------------------------------------------------------------------------------

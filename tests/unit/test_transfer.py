@@ -175,18 +175,21 @@ def test_one_that_comes_back_and_is_ahead_is_asked_again() -> None:
 
 
 def _trial(seconds: float) -> list[Effect]:
-    """h2 has got two chunks in a quarter of a second, and is told that h0 has all; what h0 was asked for comes after
-    so many seconds more."""
+    """h2 gets two chunks in each quarter of a second, and is told that h0 has all; what h0 was asked for comes after so
+    many seconds more."""
     stream = push_of(bytes(CHUNKS << 16), 1 << 16)
     transfers = begun(2, stream=stream)
-    for index in range(2):
-        transfers.arrived(1, ID, index, bytes(1 << 16), 0.2)
-    assert AskOf(0, ID, ()) in transfers.advance(0.25)
-    ((tried, indices),) = asks(transfers.held(0, ID, CHUNKS, 0.26))
+    for quarter in range(3):
+        for index in (2 * quarter, 2 * quarter + 1):
+            transfers.arrived(1, ID, index, bytes(1 << 16), 0.25 * quarter + 0.2)
+        assert AskOf(0, ID, ()) in transfers.advance(0.25 * quarter + 0.25)
+        if not quarter:
+            assert not asks(transfers.held(0, ID, CHUNKS, 0.26)), "h1 has only just begun"
+    ((tried, indices),) = asks(transfers.held(0, ID, CHUNKS, 0.76))
     assert tried == 0
     effects: list[Effect] = []
     for index in indices:
-        effects += transfers.arrived(0, ID, index, bytes(1 << 16), 0.26 + seconds)
+        effects += transfers.arrived(0, ID, index, bytes(1 << 16), 0.76 + seconds)
     return effects
 
 
