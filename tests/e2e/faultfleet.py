@@ -236,11 +236,13 @@ class FaultFleet:
                     found[place] = int(entry)
         return found
 
-    def signal(self, number: signal.Signals, *names: str) -> None:
-        """Send a signal to these hosts' agents, all at once."""
+    def signal(self, number: signal.Signals, *names: str) -> float:
+        """Send a signal to these hosts' agents, all at once; when that was (seconds, monotonic)."""
         agents = self.agents()
+        at = time.monotonic()
         for pid in [agents[name] for name in names]:
             os.kill(pid, number)
+        return at
 
     def kill_service(self) -> None:
         """Kill -9; returns when it is gone, and its lock with it."""
