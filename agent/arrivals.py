@@ -63,6 +63,9 @@ def rehomed(document: str, old: Layout, new: Layout, owner: str) -> str:
         for key, value in element.attrib.items():
             if value in places:
                 element.set(key, places[value])
+    for label in root.findall("seclabel"):
+        # Each host confines its QEMUs by its own rules, and labels of another's mean nothing there.
+        root.remove(label)
     for disk in root.findall("devices/disk"):
         # What a disk is based on is read from the disk itself, which the other host has made.
         for chain in disk.findall("backingStore"):

@@ -66,6 +66,13 @@ def test_a_domain_put_into_the_words_of_the_other_host_is_taken_there() -> None:
     check(text)
 
 
+def test_labels_of_the_host_that_it_leaves_are_taken_off_and_taken_nowhere() -> None:
+    labelled = as_libvirt_has_it(OLD).replace("</domain>", '<seclabel type="none" model="dac"/></domain>')
+    check(rehomed(labelled, layout(OLD), layout(NEW), NEW))
+    with pytest.raises(ValueError, match="seclabel"):
+        check(as_libvirt_has_it(NEW).replace("</domain>", '<seclabel type="none" model="dac"/></domain>'))
+
+
 def test_hosts_whose_agents_have_the_same_directory_are_the_usual_case() -> None:
     check(rehomed(as_libvirt_has_it(NEW), layout(NEW), layout(NEW), NEW))
 
