@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.identity import Identity
@@ -12,6 +13,7 @@ from controller import api
 from controller.members import Members
 from controller.state import State
 from controller.status import CtlError, ExitStatus
+from protocol import ranks
 
 ROOT = Identity(public=b"r" * 32, secret=b"s" * 32, address="198.18.0.1", control_port=1, bulk_port=2)
 
@@ -61,6 +63,14 @@ def test_a_host_that_comes_again_keeps_its_rank_and_its_place(members: Members) 
         members.enrol(request(f"h{number}"), ())
     again = members.enrol(request("h2", address="198.18.0.77"), ())
     assert (again.rank, again.parent, again.address) == (2, 0, "198.18.0.77")
+
+
+def test_a_push_passes_from_site_to_site_once_and_through_who_is_away_last(members: Members) -> None:
+    for number, site in enumerate(("north", "south", "north", "east", "south", "north")):
+        members.enrol(msgspec.structs.replace(request(f"h{number}"), site=site), ())
+    away = ranks.only(0)
+    order = members.order([5, 4, 3, 2, 1, 0], ranks.union(range(6)) & ~away)
+    assert [hop.rank for hop in order] == [3, 2, 5, 1, 4, 0]
 
 
 def test_nobody_new_is_put_below_a_host_that_is_down(members: Members) -> None:
