@@ -232,19 +232,28 @@ def _seq(session: Session, hosts: int, rounds: int) -> None:
 
 
 def _flood(session: Session, hosts: int, mb: int) -> None:
-    # Text that nothing compresses and that differs by host; sixteen digits and a line's end for each eight bytes.
-    source = f"head -c {mb * 10**6 // 17 * 8} /dev/urandom | od -An -v -tx8 -w8"
+    # Text that nothing compresses and that differs by host, 77 characters for each 57 bytes; made before, since to make
+    # it takes longer than to bring it here.
+    made = session.run(f"head -c {mb * 10**6 // 77 * 57} /dev/urandom | base64 > /tmp/flood").results()
+    if sum(len(result.hosts) for result in made if result.ok) != hosts:
+        raise SystemExit(f"flood: {made}")
+    status = session.status()
+    watched = {"service": [status.pid], "agents": [agent.pid for agent in _agents(status.fleet)]}
     digest, count = hashlib.sha256(), 0
+    before = {who: cpu_by_thread(pids) for who, pids in watched.items()}
     with _Peak(session) as peak:
         began, cpu = time.perf_counter(), time.process_time()
-        for happening in session.run(source, stream=True):
+        for happening in session.run("cat /tmp/flood; rm /tmp/flood", stream=True):
             if isinstance(happening, Piece):
                 digest.update(happening.data)
                 count += len(happening.data)
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    spent = {who: sum(cpu_by_thread(pids).values()) - sum(before[who].values()) for who, pids in watched.items()}
     print(
         f"flood: {count / 1e6:.0f} MB of text from {hosts} hosts in {wall:.2f} s, {count / 1e6 / wall:.0f} MB/s; "
-        f"the client needs {cpu:.2f} s of CPU with its hashing; {peak}"
+        f"CPU s a GB: client with its hashing {cpu / count * 1e9:.2f}, "
+        + ", ".join(f"{who} {seconds / count * 1e9:.2f}" for who, seconds in spent.items())
+        + f"; {peak}"
     )
 
 
