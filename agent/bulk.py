@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent.keyring import BULK, Keyring
 from agent.links import Downlink, Uplink
+from agent.pressure import Pressure
 from protocol import codec
 from protocol import transfer_effects as transfer
 from protocol.codec import MalformedMessage
@@ -25,6 +26,16 @@ from protocol.transfer import Role, Transfers
 from protocol.transfer_effects import Source
 
 log = logging.getLogger("canopy")
+
+
+def _joined(blobs: Sequence[Blob]) -> Blob:
+    """Blobs as one: what they were cut out of where they are all of it, so that it need not be copied."""
+    first = blobs[0]
+    if isinstance(first, memoryview) and all(isinstance(blob, memoryview) and blob.obj is first.obj for blob in blobs):
+        whole = memoryview(first.obj)
+        if len(whole) == sum(map(len, blobs)):
+            return whole
+    return b"".join(blobs)
 
 
 class Store(Protocol):
@@ -59,11 +70,12 @@ class Bulk:
         store: Callable[[], Store],
         expel: Callable[[int, str], None],
         left: Callable[[int, int, str], None],
+        pressed: Callable[[float], bool] | None = None,
     ) -> None:
         """Listens at once. Raises OSError where it can't.
 
         `expel(rank, why)` cuts off a host that broke the rules; `left(id_, rank, why)` is told of each source that was
-        left.
+        left; `pressed(now)` says whether the processor is the limit here, by default as Pressure finds it.
         """
         self._keyring = keyring
         self._relay = relay
@@ -72,6 +84,7 @@ class Bulk:
         self._left = left
         self._loop = asyncio.get_running_loop()
         self._transfers = Transfers(relay.rank)
+        self._pressed = pressed or Pressure(self._loop.time()).look
         self._timer: asyncio.TimerHandle | None = None
         self._streams: dict[int, Stream] = {}
         #: Where the hosts of the orders are, by rank, and how many pushes name each.
@@ -101,6 +114,7 @@ class Bulk:
     def begin(self, id_: int, stream: Stream, role: Role, have: int) -> None:
         """Take part in a push."""
         self.join(id_, stream)
+        self._transfers.pressed = self._pressed(self._loop.time())
         self._perform(self._transfers.begin(id_, stream, role, have, self._loop.time()))
 
     def end(self, id_: int) -> None:
@@ -115,9 +129,10 @@ class Bulk:
         """This host can't keep what is pushed, and gives it on all the same."""
         self._perform(self._transfers.demote(id_, self._loop.time()))
 
-    def was_read(self, id_: int, index: int, blob: bytes | None, packed: bytes | None = None) -> None:
-        """A chunk was read, or could not be; `packed` is its frame where it is to travel as one."""
-        self._perform(self._transfers.was_read(id_, index, blob, self._loop.time(), packed=packed))
+    def was_read(self, id_: int, read: Sequence[tuple[int, bytes | None, bytes | None]]) -> None:
+        """Chunks were read: the index, the chunk, None where it could not be, and the frame that it is to travel as,
+        None where it travels as it is."""
+        self._perform(self._transfers.was_read(id_, read, self._loop.time()))
 
     def was_headed(self, id_: int, have: int) -> None:
         """The stream's head was looked at: the chunks in `have` (bit i: chunk i) are here already."""
@@ -188,11 +203,11 @@ class Bulk:
             return
         now = self._loop.time()
         match message:
-            case Chunk(id=id_, index=index, packed=True) if blob is not None:
+            case Chunk(id=id_, index=index, packed=True, count=1) if blob is not None:
                 plain, why = self._unpacked(id_, index, blob)
                 self._perform(self._transfers.arrived(source, id_, index, plain, now, packed=blob, why=why))
-            case Chunk(id=id_, index=index) if blob is not None:
-                self._perform(self._transfers.arrived(source, id_, index, blob, now))
+            case Chunk(id=id_, index=index, count=count) if blob is not None:
+                self._perform(self._transfers.arrived(source, id_, index, blob, now, count=count))
             case NoChunk(id=id_, index=index, why=why, final=final):
                 self._perform(self._transfers.declined(source, id_, index, why, now, final=final))
             case Hold(id=id_, front=front):
@@ -236,6 +251,8 @@ class Bulk:
                     self._ask(source, Ask(id_, indices))
                 case transfer.Give(peer, id_, index, blob, packed):
                     self._down.send(peer, codec.encode(Chunk(id_, index, packed), blob))
+                case transfer.GiveRun(peer, id_, index, blobs):
+                    self._down.send(peer, codec.encode(Chunk(id_, index, count=len(blobs)), _joined(blobs)))
                 case transfer.Decline(peer, id_, index, why, final):
                     self._down.send(peer, codec.encode(NoChunk(id_, index, why, final)))
                 case transfer.Hold(peer, id_, front):
@@ -273,6 +290,7 @@ class Bulk:
 
     def _advance(self) -> None:
         self._timer = None
+        self._transfers.pressed = self._pressed(self._loop.time())
         self._perform(self._transfers.advance(self._loop.time()))
         self._close_unused()
 

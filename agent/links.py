@@ -130,7 +130,7 @@ class Downlink:
             *first, last = frames
             for frame in (peer.route, *first):
                 self._socket.send(frame, MORE)
-            if isinstance(last, memoryview):
+            if isinstance(last, memoryview) and len(last) == memoryview(last.obj).nbytes:
                 # As it came: libzmq counts who has it, and copies nothing.
                 self._socket.send(last.obj, NOW, copy=False)
             else:

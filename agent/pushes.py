@@ -209,8 +209,8 @@ class Pushes:
             return [incoming.read_or_none(index) for index in batch]
 
         def was_read(batch: list[int], blobs: list[bytes | None] | None, _: BaseException | None) -> None:
-            for index, blob in zip(batch, blobs or [None] * len(batch), strict=True):
-                self._shell.was_read(id_, index, blob)
+            read = zip(batch, blobs or [None] * len(batch), strict=True)
+            self._shell.was_read(id_, [(index, blob, None) for index, blob in read])
 
         self._incoming[id_] = incoming
         lasts = incoming.stream.head - 1, count_of(incoming.stream) - 1
@@ -235,7 +235,7 @@ class Pushes:
         """A chunk from this host's own copy."""
         reading = self._reading.get(id_)
         if reading is None:
-            self._shell.was_read(id_, index, None)
+            self._shell.was_read(id_, [(index, None, None)])
         else:
             reading.add(index)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agent.bulk import Bulk, Store
@@ -278,9 +278,9 @@ class Shell:
         """This host can't keep what is pushed, and gives it on all the same."""
         self._bulk.demote(id_)
 
-    def was_read(self, id_: int, index: int, blob: bytes | None, packed: bytes | None = None) -> None:
-        """The worker read a chunk, or could not; `packed` is its frame where it is to travel as one."""
-        self._bulk.was_read(id_, index, blob, packed)
+    def was_read(self, id_: int, read: Sequence[tuple[int, bytes | None, bytes | None]]) -> None:
+        """The worker read chunks, or could not. See Bulk."""
+        self._bulk.was_read(id_, read)
 
     def was_headed(self, id_: int, have: int) -> None:
         """The worker looked at a stream's head: the chunks in `have` (bit i: chunk i) are here already."""

@@ -54,8 +54,8 @@ class RootWorker:
     def _was_read(
         self, id_: int, indices: list[int], read: list[tuple[bytes | None, bytes | None]] | None, _: object
     ) -> None:
-        for index, (blob, packed) in zip(indices, read or [(None, None)] * len(indices), strict=True):
-            self._shell.was_read(id_, index, blob, packed)
+        both = zip(indices, read or [(None, None)] * len(indices), strict=True)
+        self._shell.was_read(id_, [(index, blob, packed) for index, (blob, packed) in both])
 
     def start(self, id_: int, body: Body, ttl: float | None) -> None:
         """The root does no work of its own."""

@@ -328,8 +328,9 @@ class Asking:
         """When `advance` has something to do."""
         return self._look_at if self._retry_at is None else min(self._look_at, self._retry_at)
 
-    def advance(self, now: float) -> list[Effect]:
-        """What time alone brings."""
+    def advance(self, now: float, *, pressed: bool = False) -> list[Effect]:
+        """What time alone brings. Nobody is asked how far it is while this host's processor is the limit (`pressed`):
+        no trial would tell anything then, and the questions of many hosts are a good part of what that has to do."""
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
         if now < self._look_at:
@@ -343,8 +344,10 @@ class Asking:
             self._fail_trial(now)
         if self._owed.get(self.source) and now - self._heard[self.source] > BULK_SILENT:
             return self._leave(self.source, f"it was silent for {BULK_SILENT:.0f} s", now, BACK_AFTER)
-        effects: list[Effect] = [] if self.source is None else [AskOf(self.source, self._id, ())]
-        if self._at + 1 < len(self._candidates):
+        effects: list[Effect] = []
+        if self.source is not None and not pressed:
+            effects.append(AskOf(self.source, self._id, ()))
+        if self._at + 1 < len(self._candidates) and not pressed:
             effects.append(AskOf(self._upstream(), self._id, ()))
         if self._at and now >= self._back_at:
             self._back_at = now + 1.0

@@ -71,6 +71,8 @@ CHUNK = 64 << 10
 MAX_CHUNK = 2 << 20
 #: Digests in one manifest: 32,768 x 32 bytes is 1 MiB. With chunks of MAX_CHUNK that is a file of 64 GiB.
 MAX_CHUNKS = 32_768
+#: Chunks in one message where the processor is the limit, in bytes together: as many as one ASK names in mid-stream.
+RUN = 256 << 10
 #: What a host may have asked one source for and not received, in bytes: most has not come to the source yet, and a
 #: question that waits for a fifth of a second behind chunks at 80 Mbit/s holds nothing up. And the same in chunks.
 BULK_WINDOW = 2 << 20

@@ -272,11 +272,13 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The answer to Ask: the chunk itself is the message's blob. `packed`: as a Zstandard frame (RFC 8878)."""
+    """The answer to Ask: the chunk itself is the message's blob. `packed`: as a Zstandard frame (RFC 8878). `count`:
+    so many chunks, from `index` on, plain and one after the other."""
 
     id: Natural
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
     packed: bool = False
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNKS)] = 1
 
 
 class Have(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

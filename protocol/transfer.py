@@ -20,6 +20,7 @@ from protocol.asking import Asking, window_of
 from protocol.commands import Stream
 from protocol.giving import Giving
 from protocol.limits import CACHED_MOST, CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
+from protocol.runs import in_runs, parts, run_most
 from protocol.stream import Blob, chunk_size, count_of, is_right
 from protocol.transfer_effects import (
     Abuse,
@@ -119,6 +120,8 @@ class Transfers:
         """`me` is this host's rank, None for the root."""
         self._me = me
         self._transfers: dict[int, _Transfer] = {}
+        #: Whether this host's processor is the limit: what it gives goes in runs then (protocol.runs).
+        self.pressed = False
 
     # --- beginning and end --------------------------------------------------------------------------------------------
 
@@ -196,7 +199,10 @@ class Transfers:
             effects += self._find(transfer, index)
         if transfer.role is Role.CARRIER:
             effects += self._go_on(transfer, now)
-        return effects
+        return self._joined(transfer, effects)
+
+    def _joined(self, transfer: _Transfer, effects: list[Effect]) -> list[Effect]:
+        return in_runs(effects, run_most(transfer.stream)) if self.pressed else effects
 
     @staticmethod
     def _how_far(transfer: _Transfer) -> int:
@@ -223,13 +229,21 @@ class Transfers:
             effects += self._find(transfer, index)
         return effects
 
-    def was_read(
-        self, id_: int, index: int, blob: Blob | None, now: float, *, packed: Blob | None = None
-    ) -> list[Effect]:
-        """A Read has ended; None where the copy could not be read. `packed` is the blob as it is to travel."""
+    def was_read(self, id_: int, read: Sequence[tuple[int, Blob | None, Blob | None]], now: float) -> list[Effect]:
+        """Reads have ended: the index, the chunk, None where the copy could not be read, and the frame that it is to
+        travel as, None where it travels as it is."""
         transfer = self._transfers.get(id_)
-        if transfer is None or index not in transfer.reading:
+        if transfer is None:
             return []
+        effects: list[Effect] = []
+        for index, blob, packed in read:
+            if index in transfer.reading:
+                effects += self._was_read(transfer, index, blob, packed, now)
+        return self._joined(transfer, effects)
+
+    def _was_read(
+        self, transfer: _Transfer, index: int, blob: Blob | None, packed: Blob | None, now: float
+    ) -> list[Effect]:
         transfer.reading.discard(index)
         if blob is not None and is_right(transfer.stream, index, blob):
             wire = blob if packed is None else packed
@@ -237,7 +251,7 @@ class Transfers:
             return self._give(transfer, index, wire, packed is not None)
         if transfer.role is Role.SOURCE:
             why = "the file changed while it was pushed"
-            return [Decline(peer, id_, index, why, final=True) for peer in transfer.giving.take(index)]
+            return [Decline(peer, transfer.id, index, why, final=True) for peer in transfer.giving.take(index)]
         # Somebody wrote to this host's copy, or its disk fails: those behind get the chunk from before.
         if transfer.completed:
             transfer.role = Role.CARRIER
@@ -271,15 +285,36 @@ class Transfers:
         *,
         packed: Blob | None = None,
         why: str = "",
+        count: int = 1,
     ) -> list[Effect]:
-        """A chunk came, compressed as `packed`. One that was not asked for is not looked at.
+        """A chunk came, compressed as `packed`, or `count` of them. What was not asked for is not looked at.
 
         `blob` is None where this host can't unpack any, for the reason `why`: that is no fault of the source's.
         """
         transfer = self._transfers.get(id_)
-        if transfer is None or not transfer.asking.arrived(source, index, now):
+        if transfer is None:
             return []
+        if count == 1 or blob is None:
+            return self._arrived(transfer, source, index, blob, now, packed=packed, why=why)
+        effects: list[Effect] = []
+        for one, part in parts(transfer.stream, index, count, blob) or ((index, b""),):
+            effects += self._arrived(transfer, source, one, part, now)
+        return self._joined(transfer, effects)
+
+    def _arrived(
+        self,
+        transfer: _Transfer,
+        source: Source,
+        index: int,
+        blob: Blob | None,
+        now: float,
+        *,
+        packed: Blob | None = None,
+        why: str = "",
+    ) -> list[Effect]:
         asking = transfer.asking
+        if not asking.arrived(source, index, now):
+            return []
         if blob is None:
             return asking.took(source, index, now) + self._break(transfer, index, why)
         if not is_right(transfer.stream, index, blob):
@@ -296,7 +331,7 @@ class Transfers:
         if transfer.role is Role.TARGET:
             transfer.chunks[index] = _HELD
             transfer.unstored += 1
-            effects.append(Store(id_, index, blob))
+            effects.append(Store(transfer.id, index, blob))
         else:
             transfer.chunks[index] = _MISSING
             transfer.next = max(transfer.next, index + 1)
@@ -344,7 +379,9 @@ class Transfers:
         if transfer is None or not transfer.asks:
             return []
         effects: list[Effect] = []
-        if transfer.asking.held(source, front, self._how_far(transfer), now) and transfer.role is Role.TARGET:
+        trial = transfer.asking.held(source, front, self._how_far(transfer), now)
+        # Where this host's own processor is the limit, a trial would tell nothing of its source.
+        if trial and transfer.role is Role.TARGET and not self.pressed:
             effects = self._ask_next(transfer, transfer.asking.trial_size, now, trial=True)
         return effects + self._go_on(transfer, now)
 
@@ -451,7 +488,7 @@ class Transfers:
                 front = self._how_far(transfer)
                 effects += [Hold(peer, transfer.id, front) for peer in transfer.giving.quiet()]
             if self._is_waiting(transfer):
-                effects += transfer.asking.advance(now)
+                effects += transfer.asking.advance(now, pressed=self.pressed)
                 effects += self._go_on(transfer, now)
         return effects
 

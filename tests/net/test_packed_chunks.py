@@ -18,7 +18,7 @@ from agent.keyring import Keyring, new_keys
 from agent.packing import Packer, Unavailable
 from agent.ports import free_ports
 from protocol.commands import Hop, Stream
-from protocol.limits import CHUNK
+from protocol.limits import CHUNK, RUN
 from protocol.relay import Relay
 from protocol.stream import Blob, stream_of
 from protocol.transfer import Role
@@ -39,10 +39,13 @@ class Node:
     def __init__(self, rank: int | None, fleet: Fleet) -> None:
         self.fleet, self.rank = fleet, rank
         self.chunks: dict[int, bytes] = {}
+        self.read_by_now: list[tuple[int, bytes | None, bytes | None]] = []
         self.done = False
         self.why: str | None = None
         #: How many bytes of chunks came over its link.
         self.came = 0
+        #: The longest blob that did.
+        self.longest = 0
         self.keyring = Keyring(*fleet.keys[rank])
         root = SimpleNamespace(address=fleet.address, bulk_port=fleet.ports[None], key=fleet.keys[None][0])
         relay = cast(Relay, SimpleNamespace(rank=rank, root=root))
@@ -54,10 +57,12 @@ class Node:
             store=lambda: self,
             expel=lambda peer, why: fleet.expelled.append((peer, why)),
             left=lambda *_: None,
+            pressed=lambda _: fleet.pressed,
         )
         heard = self.bulk._heard
 
         def count(source: int | None, frames: list[Blob]) -> None:
+            self.longest = max(self.longest, len(frames[-1]))
             self.came += sum(map(len, frames))
             heard(source, frames)
 
@@ -67,7 +72,12 @@ class Node:
         blob, packed = self.fleet.data[index * CHUNK :][:CHUNK], None
         if self.rank is None:
             packed = self.fleet.pack(blob)
-        asyncio.get_running_loop().call_soon(self.bulk.was_read, id_, index, blob, packed)
+        self.read_by_now.append((index, blob, packed))
+        asyncio.get_running_loop().call_soon(self._was_read, id_)
+
+    def _was_read(self, id_: int) -> None:
+        read, self.read_by_now = self.read_by_now, []
+        self.bulk.was_read(id_, read)
 
     def store(self, id_: int, index: int, blob: Blob) -> None:
         self.chunks[index] = bytes(blob)
@@ -88,8 +98,8 @@ class Node:
 class Fleet:
     """A root and hosts in a row."""
 
-    def __init__(self, data: bytes, pack: Any, *, compress: bool = True) -> None:
-        self.data, self.pack, self.compress = data, pack, compress
+    def __init__(self, data: bytes, pack: Any, *, compress: bool = True, pressed: bool = False) -> None:
+        self.data, self.pack, self.compress, self.pressed = data, pack, compress, pressed
         self.address = own_address()
         ranks = (None, *range(HOSTS))
         self.keys = {rank: new_keys() for rank in ranks}
@@ -181,3 +191,11 @@ def test_a_host_without_the_library_says_what_to_do_and_blames_nobody(monkeypatc
     assert all(host.why for host in fleet.hosts)
     assert not any(host.chunks for host in fleet.hosts)
     assert fleet.expelled == []
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_chunks_go_in_runs_where_the_processor_is_the_limit_and_one_by_one_elsewhere(pressed: bool) -> None:
+    fleet = Fleet(NOISE, lambda _: None, pressed=pressed).push()
+    assert fleet.arrived()
+    assert all((host.longest > CHUNK) == pressed for host in fleet.hosts), [host.longest for host in fleet.hosts]
+    assert all(host.longest <= RUN for host in fleet.hosts)

@@ -91,7 +91,7 @@ class Bulk:
                     self._tree.finish_later(node, id_, _DISK, Exited(0), NO_OUTPUT)
                 case transfer.Broken(id_, why, _):
                     self._tree.finish_later(node, id_, _DISK, FailedToStart(why), NO_OUTPUT)
-                case transfer.Bypassed() | transfer.Abuse():
+                case transfer.Bypassed() | transfer.Abuse() | transfer.GiveRun():
                     raise AssertionError(f"{rank}: {effect}")
         self._tick_later(node)
 
@@ -110,7 +110,7 @@ class Bulk:
                 blob: bytes | None = data[index * chunk :][:chunk]
             else:
                 blob = self.stored[node.rank, id_].get(index)
-            self._perform(node.rank, self._of(node).was_read(id_, index, blob, self._tree.now))
+            self._perform(node.rank, self._of(node).was_read(id_, [(index, blob, None)], self._tree.now))
 
         self._tree.at(self._tree.now + _DISK, read)
 

@@ -97,6 +97,8 @@ class Chain:
         }
         self.alters: dict[Source, Callable[[int, Blob], Blob]] = {}
         self.asked: Counter[tuple[Source, int]] = Counter()
+        #: Messages of several chunks.
+        self.runs = 0
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -167,6 +169,10 @@ class Chain:
         root.alive, root.transfers, root.due = True, Transfers(None), inf
         self._begin(root, Role.SOURCE)
 
+    def press(self, rank: Source) -> None:
+        """Its processor is the limit from now on."""
+        self.hosts[rank].transfers.pressed = True
+
     def freeze(self, rank: Source) -> None:
         """SIGSTOP."""
         self.hosts[rank].frozen = []
@@ -234,9 +240,18 @@ class Chain:
 
     # --- a host -------------------------------------------------------------------------------------------------------
 
+    def _copy_of(self, host: Host, index: int) -> Blob:
+        return self.data[index * self.chunk :][: self.chunk] if host.rank is None else host.stored[index]
+
     def _do(self, host: Host, work: Callable[[Transfers], list[Effect]]) -> None:
+        reads: list[tuple[int, Blob | None, Blob | None]] = []
         for effect in work(host.transfers):
-            self._perform(host, effect)
+            if isinstance(effect, effects.Read):
+                reads.append((effect.index, self._copy_of(host, effect.index), None))
+            else:
+                self._perform(host, effect)
+        if reads:
+            self._on_disk(host, 0, lambda t: t.was_read(ID, reads, self.now))
         host.most_held = max(host.most_held, host.transfers.held_bytes())
         due = host.transfers.wakeup()
         if due is not None and due < host.due:
@@ -276,13 +291,20 @@ class Chain:
                 alter = self.alters.get(host.rank)
                 altered = blob if alter is None else alter(index, blob)
                 self._answer(host, peer, len(blob), lambda t: t.arrived(host.rank, id_, index, altered, self.now))
+            case effects.GiveRun(peer, id_, index, blobs):
+                alter = self.alters.get(host.rank)
+                run = b"".join(blob if alter is None else alter(index + i, blob) for i, blob in enumerate(blobs))
+                count = len(blobs)
+                self.runs += 1
+                self._answer(
+                    host, peer, len(run), lambda t: t.arrived(host.rank, id_, index, run, self.now, count=count)
+                )
             case effects.Decline(peer, id_, index, why, final):
                 self._answer(host, peer, 0, lambda t: t.declined(host.rank, id_, index, why, self.now, final=final))
             case effects.Hold(peer, id_, front):
                 self._answer(host, peer, 0, lambda t: t.held(host.rank, id_, front, self.now))
-            case effects.Read(id_, index):
-                blob = self.data[index * self.chunk :][: self.chunk] if host.rank is None else host.stored[index]
-                self._on_disk(host, 0, lambda t: t.was_read(id_, index, blob, self.now))
+            case effects.Read():
+                raise AssertionError("what is read is read together")
             case effects.Store(id_, index, blob):
                 self._on_disk(host, len(blob), lambda t: self._was_stored(host, t, index, bytes(blob)))
             case effects.Headed(id_):

@@ -197,6 +197,15 @@ def test_a_source_is_slow_where_the_one_before_it_gives_chunks_in_less_than_half
     assert Bypassed(ID, 1, "it is slow") in _trial(0.05)
 
 
+def test_nobody_is_tried_while_this_host_s_processor_is_the_limit() -> None:
+    transfers = begun(2, stream=push_of(bytes(CHUNKS << 16), 1 << 16))
+    transfers.pressed = True
+    for index in range(2):
+        transfers.arrived(1, ID, index, bytes(1 << 16), 0.2)
+    transfers.advance(0.25)
+    assert asks(transfers.held(0, ID, CHUNKS, 0.26)) == []
+
+
 def test_nobody_moves_where_that_gains_little() -> None:
     assert not only(_trial(0.4), Bypassed)
 
@@ -248,7 +257,7 @@ def test_many_small_frames_are_not_all_kept() -> None:
     transfers = begun(None, Role.SOURCE, push_of(bytes(256 * count), 256))
     for index in range(count):
         transfers.asked(1, ID, (index,), 0.0)
-        transfers.was_read(ID, index, bytes(256), 0.0, packed=b"z")
+        transfers.was_read(ID, [(index, bytes(256), b"z")], 0.0)
     assert transfers.held_bytes() == CACHED_MOST
     assert only(transfers.asked(2, ID, (0,), 0.0), Read) == [Read(ID, 0)]
     assert transfers.asked(2, ID, (count - 1,), 0.0) == [Give(2, ID, count - 1, b"z", True)]
@@ -317,7 +326,7 @@ def test_a_target_that_cannot_keep_it_gives_it_on_all_the_same() -> None:
 def test_a_copy_that_was_changed_after_it_was_complete_is_had_from_before() -> None:
     transfers = begun(1, have=(1 << CHUNKS) - 1)
     assert transfers.asked(2, ID, (4,), 0.0) == [Read(ID, 4)]
-    assert asks(transfers.was_read(ID, 4, b"altered" * 9, 0.0)) == [(0, (4,))]
+    assert asks(transfers.was_read(ID, [(4, b"altered" * 9, None)], 0.0)) == [(0, (4,))]
     assert only(transfers.arrived(0, ID, 4, blob(4), 0.0), Give) == [Give(2, ID, 4, blob(4), False)]
 
 
@@ -329,14 +338,14 @@ def test_a_chunk_that_memory_has_lost_is_read_from_disk_once_for_all_who_ask() -
     assert transfers.asked(1, ID, (5,), 0.0) == [Read(ID, 5)]
     assert transfers.asked(2, ID, (5,), 0.0) == []
     gives: list[Effect] = [Give(peer, ID, 5, blob(5), False) for peer in (1, 2)]
-    assert transfers.was_read(ID, 5, blob(5), 0.0) == gives
+    assert transfers.was_read(ID, [(5, blob(5), None)], 0.0) == gives
 
 
 def test_a_source_that_changed_under_the_push_says_so() -> None:
     transfers = begun(None, Role.SOURCE)
     transfers.asked(1, ID, (5,), 0.0)
     why = "the file changed while it was pushed"
-    assert transfers.was_read(ID, 5, b"?" * 256, 0.0) == [Decline(1, ID, 5, why, final=True)]
+    assert transfers.was_read(ID, [(5, b"?" * 256, None)], 0.0) == [Decline(1, ID, 5, why, final=True)]
 
 
 def test_who_asks_before_this_host_is_ready_waits_and_is_not_refused() -> None:
@@ -398,7 +407,7 @@ def test_memory_is_bounded_by_the_cache() -> None:
     transfers = begun(None, Role.SOURCE, push_of(bytes(big * count), big))
     for index in range(count):
         transfers.asked(1, ID, (index,), 0.0)
-        transfers.was_read(ID, index, bytes(big), 0.0)
+        transfers.was_read(ID, [(index, bytes(big), None)], 0.0)
     assert transfers.held_bytes() <= CHUNK_CACHE
     read_again = []
     for index in range(count):
@@ -415,7 +424,7 @@ def test_pushes_of_one_time_share_the_memory() -> None:
         transfers.begin(id_, stream, Role.SOURCE, 0, 0.0)
         for index in range(CHUNK_CACHE // big):
             transfers.asked(1, id_, (index,), 0.0)
-            transfers.was_read(id_, index, bytes(big), 0.0)
+            transfers.was_read(id_, [(index, bytes(big), None)], 0.0)
         assert CHUNK_CACHE // 2 <= transfers.held_bytes() <= CHUNK_CACHE
 
 
