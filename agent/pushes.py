@@ -29,7 +29,7 @@ _PROGRESS_EVERY = 0.5
 #: How often what interrupted pushes left is looked at, in seconds: it is kept for a day.
 _TRIM_EVERY = 3_600.0
 #: Chunks that are written at a time, and how long the first waits for them, in seconds.
-_WRITTEN_MOST, _WRITE_LINGER = 16, 0.02
+_WRITTEN_MOST, _WRITE_LINGER = 16, 0.1
 #: Chunks that are read at a time: the first goes out when the last is read.
 _READ_MOST = 8
 

@@ -9,8 +9,9 @@ A source is left
 - when it does not know the push after UNKNOWN_MOST, can't read its own copy, or sends BAD_MOST wrong chunks. The root
   knows a push before anybody does: one that it does not know is over;
 - when it is slow. Whether it is, only a trial can tell: the host asks the one behind its source how far that is, and
-  where it is AHEAD bytes further, asks it for a few of the chunks that come next anyway. If these come in less than
-  half of the time that as many take from the source, the host stays with the one that it tried. How fast a source is
+  where it is AHEAD bytes further, and gets half as much again in the same time or has all, asks it for a few of the
+  chunks that come next anyway. If these come in less than
+  a third of the time that as many take from the source, the host stays with the one that it tried. How fast a source is
   tells what it gave in _SETTLED seconds; before its first chunk it had nothing to give. In a chain that is slow
   all along, or for a host that is itself the slow one, a trial gains nothing, so nobody moves.
 """
@@ -40,6 +41,13 @@ QUEUE = 0.03
 TRIAL_MOST, TRIAL_FIRST, TRIAL_LATER = 1.0, 1.0, 16.0
 #: A source that gave its first chunk is judged by what it gives in so many seconds at least.
 _SETTLED = 2 * TICK
+#: So many looks, of the first, ask others how far they are; after them every second does.
+_EAGER = 4
+#: Two hosts' progress is compared over at least and at most so many seconds.
+_SEEN_LEAST, _SEEN_LONGEST = 0.2, 1.6
+#: How much faster another must be: two chunks of a trial may come at once, where a link was idle and saves that up
+#: (tc-tbf(8), burst), so half of the time says nothing.
+_FASTER = 3
 #: A look at the time that comes this much too late says nothing of others: this process did not run.
 _PAUSED = 1.0
 
@@ -85,6 +93,12 @@ class Asking:
         self._unknown_since: float | None = None
         self._retry_at: float | None = None
         self._looked_at, self._look_at = now, now + TICK
+        #: How far the one behind the source was, and this host: time and both, lately.
+        self._seen_of: Source | str = ""
+        self._seen: list[tuple[float, int, int]] = []
+        self._looks = 0
+        #: The root was faster in the last trial.
+        self._doubted = False
         self._trial: _Trial | None = None
         self._trial_at = now + TICK
         self._trial_pause = TRIAL_FIRST
@@ -215,8 +229,9 @@ class Asking:
                 return self._leave(source, "it does not know the push", now, BACK_AFTER), False
         return [], False
 
-    def held(self, source: Source, front: int, mine: int, now: float) -> bool:
-        """A source has the first `front` chunks, this host the first `mine`. Whether a trial is worth its while."""
+    def held(self, source: Source, front: int, mine: int, now: float, *, whole: bool) -> bool:
+        """A source has the first `front` chunks, which is all of them where `whole`, this host the first `mine`.
+        Whether a trial is worth its while."""
         self._heard[source] = now
         if source == self.source:
             self._unknown_since = None
@@ -224,9 +239,21 @@ class Asking:
         elif source in self._candidates[: self._at]:
             if front > mine and self._out.get(source, 0.0) != inf:
                 self._move(self._candidates.index(source), now)
-        elif source == self._upstream() and front - mine >= self._ahead:
-            return self._trial is None and now >= self._trial_at
+        elif source == self._upstream():
+            runs_away = self._runs_away(source, front, mine, now)
+            if front - mine >= self._ahead and (whole or runs_away):
+                return self._trial is None and now >= self._trial_at
         return False
+
+    def _runs_away(self, source: Source, front: int, mine: int, now: float) -> bool:
+        """Whether the one behind the source gets ahead by half of what this host gets, or more: all along a chain in
+        which everybody is as fast as its link, hosts fall behind a bit, and trials take of what others wait for."""
+        seen = [] if source != self._seen_of else [one for one in self._seen if now - one[0] < _SEEN_LONGEST]
+        self._seen_of, self._seen = source, [*seen, (now, front, mine)]
+        then, front_then, mine_then = self._seen[0]
+        if now - then < _SEEN_LEAST:
+            return False
+        return (front - front_then) >= 1.5 * (mine - mine_then) and front > front_then
 
     def own_fault(self, now: float) -> None:
         """This host's own disk keeps it from asking: no trial would tell anything of others now."""
@@ -265,14 +292,19 @@ class Asking:
         """All chunks of the trial are there."""
         self._trial = None
         rate = self._rate()
-        if (now - trial.began) * 2 * rate < trial.count and trial.source in self._candidates[self._at + 1 :]:
+        if (now - trial.began) * _FASTER * rate < trial.count and trial.source in self._candidates[self._at + 1 :]:
+            if trial.source is None and not self._doubted:
+                # The root always has all, so only trials tell anything: one may be luck.
+                self._doubted, self._trial_at = True, now
+                return []
+            self._doubted = False
             self._trial_at, self._trial_pause = now + TRIAL_FIRST, TRIAL_FIRST
             return self._leave(self.source, "it is slow", now, inf)
         self._fail_trial(now)
         return []
 
     def _fail_trial(self, now: float) -> None:
-        self._trial = None
+        self._trial, self._doubted = None, False
         self._trial_at = now + self._trial_pause
         self._trial_pause = min(4 * self._trial_pause, TRIAL_LATER)
 
@@ -345,10 +377,12 @@ class Asking:
         if self._owed.get(self.source) and now - self._heard[self.source] > BULK_SILENT:
             return self._leave(self.source, f"it was silent for {BULK_SILENT:.0f} s", now, BACK_AFTER)
         effects: list[Effect] = []
-        if self.source is not None and not pressed:
-            effects.append(AskOf(self.source, self._id, ()))
-        if self._at + 1 < len(self._candidates) and not pressed:
-            effects.append(AskOf(self._upstream(), self._id, ()))
+        self._looks += 1
+        if (self._looks <= _EAGER or self._looks % 2) and not pressed:
+            if self.source is not None:
+                effects.append(AskOf(self.source, self._id, ()))
+            if self._at + 1 < len(self._candidates):
+                effects.append(AskOf(self._upstream(), self._id, ()))
         if self._at and now >= self._back_at:
             self._back_at = now + 1.0
             back = next((c for c in self._candidates[: self._at] if self._out.get(c, 0.0) <= now), self)

@@ -379,7 +379,8 @@ class Transfers:
         if transfer is None or not transfer.asks:
             return []
         effects: list[Effect] = []
-        trial = transfer.asking.held(source, front, self._how_far(transfer), now)
+        whole = front >= transfer.count
+        trial = transfer.asking.held(source, front, self._how_far(transfer), now, whole=whole)
         # Where this host's own processor is the limit, a trial would tell nothing of its source.
         if trial and transfer.role is Role.TARGET and not self.pressed:
             effects = self._ask_next(transfer, transfer.asking.trial_size, now, trial=True)

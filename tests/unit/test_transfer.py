@@ -193,7 +193,7 @@ def _trial(seconds: float) -> list[Effect]:
     return effects
 
 
-def test_a_source_is_slow_where_the_one_before_it_gives_chunks_in_less_than_half_the_time() -> None:
+def test_a_source_is_slow_where_the_one_before_it_gives_chunks_in_less_than_a_third_of_the_time() -> None:
     assert Bypassed(ID, 1, "it is slow") in _trial(0.05)
 
 
@@ -204,6 +204,32 @@ def test_nobody_is_tried_while_this_host_s_processor_is_the_limit() -> None:
         transfers.arrived(1, ID, index, bytes(1 << 16), 0.2)
     transfers.advance(0.25)
     assert asks(transfers.held(0, ID, CHUNKS, 0.26)) == []
+
+
+def test_a_source_that_keeps_pace_is_not_tried_however_far_behind_it_is() -> None:
+    transfers = begun(2, stream=push_of(bytes(CHUNKS << 16), 1 << 16))
+    for quarter in range(4):
+        transfers.arrived(1, ID, quarter, bytes(1 << 16), 0.25 * quarter + 0.2)
+        transfers.advance(0.25 * quarter + 0.25)
+        assert not asks(transfers.held(0, ID, quarter + 20, 0.25 * quarter + 0.26))
+
+
+def test_that_the_root_is_faster_is_believed_the_second_time() -> None:
+    transfers = begun(1, stream=push_of(bytes(200 << 16), 1 << 16))
+    now = 0.0
+    left: list[Effect] = []
+    tried: list[tuple[int, ...]] = []
+    for index in range(200):
+        now += 0.25
+        transfers.arrived(0, ID, index, bytes(1 << 16), now - 0.05)
+        transfers.advance(now)
+        for _, indices in asks(transfers.held(None, ID, 200, now)):
+            tried.append(indices)
+            for one in indices:
+                left += only(transfers.arrived(None, ID, one, bytes(1 << 16), now + 0.01), Bypassed)
+        if left:
+            break
+    assert (left, len(tried)) == ([Bypassed(ID, 0, "it is slow")], 2)
 
 
 def test_nobody_moves_where_that_gains_little() -> None:
