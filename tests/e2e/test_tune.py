@@ -136,9 +136,13 @@ def test_a_daemon_that_is_restarted_has_its_settings_and_its_vms_run_on(hosts: T
     assert f"{CLIENTS} 64 -> 20: alpha" in ctl("tune", "alpha", "--undo", "--restart-libvirt").stdout
     one("libvirtd", but=anew)
     assert qemu in process("qemu-system-x86_64")
-    # It answers once it has looked at what runs.
-    end = ["virsh", "destroy", "bystander"]
-    wait_until(lambda: hosts.run("alpha", end, check=False).returncode == 0, 60, "the VM's end")
+
+    def ended() -> bool:
+        # Libvirt may still be looking for what runs, fail, and have ended it all the same: what counts is its process.
+        hosts.run("alpha", ["virsh", "destroy", "bystander"], check=False)
+        return not process("qemu-system-x86_64")
+
+    wait_until(ended, 60, "the VM's end")
 
 
 def test_a_host_that_is_left_for_good_is_left_as_it_was(hosts: TestHosts, ctl: Ctl) -> None:
