@@ -131,5 +131,4 @@ def test_what_can_be_packed_arrives_whole_packed_or_plain(fleet: LocalFleet, tmp
     push.end()
     assert {name: result.outcome for name, result in push.results.items()} == dict.fromkeys(NAMES, Exited(0))
     assert all(place(fleet, name, f"text-{compress}").read_bytes() == text + DATA[: 1 << 20] + text for name in NAMES)
-    # Under load a host may well be left as slow, never as one that alters what it gives on.
-    assert not [name for name in NAMES if "do not match their digests" in fleet.log(name)]
+    assert not push.bypassed
