@@ -7,7 +7,6 @@ mark, and whoever was not struck has run it to its end, in time.
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import signal
 import time
@@ -26,8 +25,7 @@ from tests.waiting import wait_until
 
 NAMES = [f"h{number}" for number in range(64)]
 FANOUT = 4
-#: As promised: how long the root may take to know of a dead process, and of a cut cable, and orphans to be back. The
-#: first and the last where no processes wait for a core (see `promised`).
+#: As promised: how long the root may take to know of a dead process, and of a cut cable, and orphans to be back.
 DEATH_S, CABLE_S, ORPHANS_S = 1.0, 10.0, 3.0
 #: What a broadcast may take here where nothing slows it down: two cores run 64 agents.
 TIMEOUT_S = 30.0
@@ -80,11 +78,6 @@ def time_until(condition: Callable[[], object], deadline_s: float, what: str, si
     return took
 
 
-def promised(seconds: float) -> float:
-    """What a promise of so many seconds is here and now: where n processes want a core, each has an n-th of it."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 def a_leaf(fleet: FaultFleet) -> str:
     """A host of the third level."""
     children = fleet.children()
@@ -130,8 +123,8 @@ def strike(fleet: FaultFleet, command: Broadcast, *struck: str) -> None:
     """Kill -9 these hosts' agents at once; then the root knows, orphans come back, and the next broadcast finds all."""
     survivors = set(NAMES) - set(struck)
     began = fleet.signal(signal.SIGKILL, *struck)
-    time_until(lambda: not fleet.in_tree() & set(struck), promised(DEATH_S), "death known", began)
-    time_until(lambda: fleet.in_tree() == survivors, promised(ORPHANS_S), "orphans back", began)
+    time_until(lambda: not fleet.in_tree() & set(struck), DEATH_S, "death known", began)
+    time_until(lambda: fleet.in_tree() == survivors, ORPHANS_S, "orphans back", began)
     all_survivors_answer(fleet, *struck)
     check(fleet, command, *struck)
 
