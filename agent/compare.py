@@ -17,8 +17,6 @@ from agent.source import digest_of
 from agent.walk import READ, BadSource, extents_of
 from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
 
-#: The room that a name takes beside its data, in bytes: an inode and its place in a directory.
-_NAME_BYTES = 512
 #: Changes that a dry run tells of one by one.
 _TOLD = 200
 
@@ -44,9 +42,11 @@ class Comparison:
 
     def said(self, listing: Listing) -> str:
         """What comes of it, in words that fold: `pushed`, `unchanged`, `pushed 3 of 10`."""
-        total = len(self.states) - sum(entry.kind is Kind.DIRECTORY for entry in listing.entries)
         if not self.units:
             return "unchanged"
+        if len(self.unit_of) == len(self.states):
+            return "pushed"
+        total = len(self.states) - sum(entry.kind is Kind.DIRECTORY for entry in listing.entries)
         changed = sum(listing.entries[index].kind is not Kind.DIRECTORY for index in self.unit_of)
         return "pushed" if changed == total else f"pushed {changed} of {total}"
 
@@ -59,6 +59,13 @@ class Comparison:
             return "nothing would change"
         more = len(lines) - _TOLD
         return "\n".join(lines[:_TOLD]) + (f"\nand {more} more" if more > 0 else "")
+
+
+def first_names(listing: Listing) -> dict[bytes, int]:
+    """The files that have other names in the listing (hard links), by the path of the first."""
+    same = Kind.SAME
+    targets = {entry.target for entry in listing.entries if entry.kind is same}
+    return {e.path: index for index, e in enumerate(listing.entries) if e.path in targets} if targets else {}
 
 
 def owner_ids(listing: Listing) -> tuple[tuple[int, int], ...]:
@@ -114,18 +121,20 @@ class Looker:
         """Raises BadDestination where something is in the way, OSError. Changes nothing."""
         self._found = Comparison(bytearray(len(self.listing.entries)))
         self._below = Below(self.folder)
-        targets = {entry.target for entry in self.listing.entries if entry.kind is Kind.SAME}
-        self._places = {e.path: index for index, e in enumerate(self.listing.entries) if e.path in targets}
+        self._places = first_names(self.listing)
         device = os.fstat(self.folder).st_dev
+        #: New directories, and the unit that each is part of. Most of a large push is below one.
         new: dict[bytes, int] = {}
         found, writable = self._found, b"\0"
+        directory, is_new = Kind.DIRECTORY, int(State.NEW)
         try:
             for index, entry in enumerate(self.listing.entries):
-                above = parent_of(entry.path)
-                if above in new:
-                    found.states[index], found.unit_of[index] = State.NEW, new[above]
-                    if entry.kind is Kind.DIRECTORY:
-                        new[entry.path] = new[above]
+                above = entry.path.rpartition(b"/")[0]
+                unit = new.get(above)
+                if unit is not None:
+                    found.states[index], found.unit_of[index] = is_new, unit
+                    if entry.kind is directory:
+                        new[entry.path] = unit
                     continue
                 state = found.states[index] = self._at(index, entry, above)
                 if state == State.RIGHT:
@@ -243,11 +252,13 @@ def check_room(folder: int, listing: Listing, found: Comparison, there: int) -> 
     on disk already, from an earlier attempt. Source: statvfs(3)."""
     room = os.statvfs(folder)
     block = room.f_frsize or 4096
-    names, need = 0, 0
+    entries, names = listing.entries, len(found.unit_of)
+    blocks = 0
     for index in found.unit_of:
-        names += 1
-        data = listing.entries[index].data
-        need += -(-data // block) * block
+        entry = entries[index]
+        data = entry.size if entry.extents is None else entry.data  # of what is no file, 0
+        blocks += -(-data // block)
+    need = blocks * block
     free = (room.f_bfree if os.geteuid() == 0 else room.f_bavail) * block
     if names and (need - there > free or free == 0):
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {need - there} bytes are needed and {free} are free")

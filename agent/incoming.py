@@ -14,20 +14,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from agent.compare import Comparison, Looker, State, check_room, has_content, has_holes, missing_chunks, owner_ids
-from agent.paths import BadDestination, Below, open_folder
+from agent.compare import Comparison, Looker, check_room, has_content, has_holes, missing_chunks, owner_ids
+from agent.paths import BadDestination, open_folder
 from agent.placing import Placing
+from agent.staged import Staged, write_all
 from agent.staging import LISTING, Staging, key_of
-from agent.walk import READ
 from protocol import listing as listings
 from protocol.commands import Stream
-from protocol.listing import BadListing, Entry, Kind, Map, parent_of, shown
+from protocol.listing import BadListing, Map
 from protocol.stream import Blob, chunk_size, count_of, is_right
 
-#: Files of several chunks that are held open, for writing and for reading.
-_OPEN_MOST = 16
-#: Pieces of one write; Linux takes 1,024 (writev(2), IOV_MAX).
-_IOV_MOST = 64
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -58,19 +54,14 @@ class Incoming:
         self._backup, self._by_time, self._exact, self.dry_run = backup, by_time, exact, dry_run
         self._only = only
         self._found: Comparison | None = None
-        self._placing: Placing | None = None
+        self._staged: Staged | None = None
         self._head: dict[int, bytes] = {}
         self._listing_fd: int | None = None
-        #: Entries whose staged file has everything; open files by entry.
-        self._done = bytearray()
-        self._fds: dict[int, int] = {}
         self._lock = threading.Lock()
         self._users = 0
         self._closing: bool | None = None
         self.finished = False
         self._folder = open_folder(folder)
-        self._below = Below(self._folder)
-        self._below_lock = threading.Lock()
         #: The chunks that are here already (bit i: chunk i); all of the head before anything else is known.
         self.have = 0
         try:
@@ -119,24 +110,10 @@ class Incoming:
         head_bytes = stream.head * stream.chunk
         if stream.size not in ({head_bytes} if self.dry_run else {head_bytes + self._map.size}):
             raise BadDestination("refused as a whole: the stream and its listing do not agree")
-        self._owners = owner_ids(self._listing)
-        self._done = bytearray(len(self._listing.entries))
-        looker = Looker(self._folder, self._listing, self._owners, self._is_right, self._by_time, self._exact)
+        owners = owner_ids(self._listing)
+        looker = Looker(self._folder, self._listing, owners, self._is_right, self._by_time, self._exact)
         self._found = found = looker.look()
-        self._placing = Placing(
-            self._folder,
-            self._listing,
-            self._owners,
-            found,
-            self._staging,
-            self._below,
-            self._below_lock,
-            self._done,
-            self.file,
-            backup=self._backup,
-            by_time=self._by_time,
-            exact=self._exact,
-        )
+        self._staged = Staged(self._folder, self._listing, self._map, owners, found=found, staging=self._staging)
         count = count_of(stream) - stream.head
         if self.dry_run:
             return (1 << count_of(stream)) - 1
@@ -163,7 +140,7 @@ class Incoming:
         if entry.data != self._map.size or not has_holes(entry, fd):
             return False
         return all(
-            is_right(stream, stream.head + i, b"".join(os.pread(fd, piece.length, piece.offset) for piece in pieces))
+            is_right(stream, stream.head + i, b"".join(os.pread(fd, length, offset) for _, offset, _, length in pieces))
             for i, pieces in (
                 (i, self._map.pieces(i * stream.chunk, stream.chunk)) for i in range(count_of(stream) - stream.head)
             )
@@ -177,30 +154,15 @@ class Incoming:
 
     def _prepare(self) -> None:
         """The staging directory, its own directories, and room for what is large."""
-        found, entries = self._required, self._listing.entries
+        found, staged = self._required, self._to_stage
         there = 0
         if self._staging.adopted:
             for index in found.unit_of:
                 with suppress(OSError):
-                    there += (
-                        os.stat(self._placer.staged(index), dir_fd=self._staging.fd, follow_symlinks=False).st_blocks
-                        * 512
-                    )
+                    info = os.stat(staged.name(index), dir_fd=self._staging.fd, follow_symlinks=False)
+                    there += info.st_blocks * 512
         check_room(self._folder, self._listing, found, there)
-        staging = self._staging.make()
-        for index in found.unit_of:
-            entry = entries[index]
-            if entry.kind is Kind.DIRECTORY:
-                with suppress(FileExistsError):
-                    os.mkdir(self._placer.staged(index), 0o700, dir_fd=staging)
-            elif entry.size > self._stream.chunk and entry.data > self._stream.chunk:
-                fd = os.open(self._placer.staged(index), _MAKE, 0o600, dir_fd=staging)
-                try:
-                    for offset, length in ((0, entry.size),) if entry.extents is None else entry.extents:
-                        os.posix_fallocate(fd, offset, length)  # a full disk is known now, not in the middle
-                    os.ftruncate(fd, entry.size)
-                finally:
-                    os.close(fd)
+        staged.prepare(self._stream.chunk)
 
     def _head_to_disk(self) -> None:
         """The head for those who ask for it, and for who comes back after an interruption; no longer in memory."""
@@ -208,7 +170,7 @@ class Incoming:
             staging = self._staging.make()
             fd = os.open(LISTING, _MAKE, 0o600, dir_fd=staging)
             try:
-                _write(fd, b"".join(self._head[index] for index in range(self._stream.head)), 0)
+                write_all(fd, b"".join(self._head[index] for index in range(self._stream.head)), 0)
             except BaseException:
                 os.close(fd)
                 raise
@@ -222,32 +184,25 @@ class Incoming:
         return self._found
 
     @property
-    def _placer(self) -> Placing:
-        if self._placing is None:
+    def _to_stage(self) -> Staged:
+        if self._staged is None:
             raise OSError(errno.EINVAL, "the listing has not been looked at")
-        return self._placing
+        return self._staged
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
     def write(self, chunks: Iterable[tuple[int, Blob]]) -> None:
-        """Store chunks, whose digests are right. Those that follow each other in one file are written at once."""
+        """Store chunks, whose digests are right."""
         with self._in_use():
-            stream, found = self._stream, self._found
-            run = _Run(self)
+            stream, staged = self._stream, self._staged
+            data = []
             for index, blob in chunks:
-                if found is None or index < stream.head:
+                if staged is None or index < stream.head:
                     self._keep_head(index, blob)
-                    continue
-                view = memoryview(blob)
-                for piece in self._map.pieces((index - stream.head) * stream.chunk, len(blob)):
-                    if found.states[piece.entry] != State.RIGHT and not self._done[piece.entry]:
-                        entry = self._listing.entries[piece.entry]
-                        data = view[piece.start : piece.start + piece.length]
-                        if piece.length == entry.size:
-                            self._whole(piece.entry, entry, data)
-                        else:
-                            run.add(piece.entry, piece.offset, data)
-            run.end()
+                else:
+                    data.append(((index - stream.head) * stream.chunk, blob))
+            if staged is not None:
+                staged.write(data)
 
     def _keep_head(self, index: int, blob: Blob) -> None:
         if index >= self._stream.head:
@@ -255,44 +210,9 @@ class Incoming:
         self._head[index] = bytes(blob)
 
     def take(self, folder: int) -> None:
-        """Instead of chunks: the files of the same listing that are in place below `folder`, a descriptor, each under
-        its other name (a hard link), or copied where that can't be."""
+        """Instead of chunks: the files of the same listing that are in place below `folder`, a descriptor."""
         with self._in_use():
-            found, entries, there = self._required, self._listing.entries, Below(folder)
-            staging = self._staging.make() if found.units else -1
-            try:
-                for index in found.unit_of:
-                    entry = entries[index]
-                    if entry.kind is not Kind.FILE:
-                        continue
-                    above = parent_of(entry.path)
-                    name, staged = entry.path[len(above) + 1 :] if above else entry.path, self._placer.staged(index)
-                    parent = there.directory(above)
-                    with suppress(FileNotFoundError):
-                        os.unlink(staged, dir_fd=staging)
-                    try:
-                        os.link(name, staged, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
-                        self._done[index] = 1
-                    except OSError as error:
-                        if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP):
-                            raise
-                        self._copy(index, entry, os.open(name, READ, dir_fd=parent))
-            finally:
-                there.close()
-
-    def _copy(self, index: int, entry: Entry, source: int) -> None:
-        try:
-            with self.file(index) as fd:
-                for offset, length in ((0, entry.size),) if entry.extents is None else entry.extents:
-                    at, end = offset, offset + length
-                    while at < end:
-                        data = os.pread(source, min(1 << 20, end - at), at)
-                        if not data:
-                            raise OSError(errno.EIO, f"{shown(entry.path)} became shorter")
-                        _write(fd, data, at)
-                        at += len(data)
-        finally:
-            os.close(source)
+            self._to_stage.take(folder)
 
     def read(self, index: int) -> bytes:
         """A chunk that is here. Raises OSError. Whoever reads it sees by its digest whether it is still right."""
@@ -303,11 +223,7 @@ class Incoming:
                 if self._listing_fd is not None:
                     return os.pread(self._listing_fd, size, index * stream.chunk)
                 return self._head.get(index, b"")
-            parts = []
-            for piece in self._map.pieces((index - stream.head) * stream.chunk, size):
-                with self.file(piece.entry, reading=True) as fd:
-                    parts.append(os.pread(fd, piece.length, piece.offset))
-            return b"".join(parts)
+            return self._to_stage.read((index - stream.head) * stream.chunk, size)
 
     def read_or_none(self, index: int) -> bytes | None:
         """The same, None where it can't be read."""
@@ -315,62 +231,6 @@ class Incoming:
             return self.read(index)
         except OSError:
             return None
-
-    def _whole(self, index: int, entry: Entry, data: memoryview) -> None:
-        """A file whose data is all there at once."""
-        if entry.digest:
-            import hashlib
-
-            if hashlib.sha256(data).digest() != entry.digest:
-                raise OSError(errno.EIO, f"{shown(entry.path)} does not match its digest")
-        staging, placing = self._staging.make(), self._placer
-        path = placing.staged(index)
-        mode = 0o600 if entry.mode is None else entry.mode & 0o777
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(path, flags, mode, dir_fd=staging)
-        except FileExistsError:  # left by an earlier push, and not right
-            os.unlink(path, dir_fd=staging)
-            fd = os.open(path, flags, mode, dir_fd=staging)
-        try:
-            _write(fd, data, 0)
-            placing.dress(fd, entry, mode & ~placing.umask)
-        finally:
-            os.close(fd)
-        self._done[index] = 1
-
-    @contextmanager
-    def file(self, index: int, *, reading: bool = False) -> Iterator[int]:
-        """A staged or placed file, open until the block ends."""
-        with self._lock:
-            fd = self._fds.get(index)
-            if fd is None:
-                fd = self._open_read(index) if reading else self._open_staged(index)
-                while len(self._fds) >= _OPEN_MOST:
-                    os.close(self._fds.pop(next(iter(self._fds))))
-                self._fds[index] = fd
-            fd = os.dup(fd)  # another thread may let go of the first
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _open_staged(self, index: int) -> int:
-        return os.open(self._placer.staged(index), _MAKE, 0o600, dir_fd=self._staging.make())
-
-    def _open_read(self, index: int) -> int:
-        if self._required.states[index] != State.RIGHT and self._staging.fd is not None:
-            with suppress(FileNotFoundError):  # it is in its place
-                return os.open(
-                    self._placer.staged(index), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging.fd
-                )
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with self._below_lock:
-            try:
-                parent, name = self._placer.place(index)
-                return os.open(name, flags, dir_fd=parent)
-            except BadDestination as error:
-                raise OSError(errno.ELOOP, str(error)) from error
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -380,7 +240,8 @@ class Incoming:
             if self.finished or self.dry_run:
                 self.finished = True
                 return
-            self._placer.finish()
+            placing = Placing(self._folder, self._to_stage, self._backup, self._by_time, self._exact)
+            placing.finish()
             self.finished = True
             self._staging.remove()
 
@@ -440,12 +301,12 @@ class Incoming:
         """Forget the listing, which may be megabytes; nothing but `close` is called any more."""
         self._listing = listings.NOTHING
         self._map = Map(self._listing)
-        self._found, self._placing, self._done = None, None, bytearray()
+        self._found = None
 
     def _release(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        if self._staged is not None:
+            self._staged.close()
+            self._staged = None
         if self._listing_fd is not None:
             os.close(self._listing_fd)
             self._listing_fd = None
@@ -455,43 +316,7 @@ class Incoming:
                 staging.close()
             else:
                 staging.remove()
-        self._below.close()
         os.close(self._folder)
-
-
-class _Run:
-    """Data that goes to one place in one file, in as few calls as there can be."""
-
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
-        self._entry, self._begin, self._end = -1, 0, 0
-        self._views: list[memoryview] = []
-
-    def add(self, entry: int, offset: int, data: memoryview) -> None:
-        if (entry, offset) != (self._entry, self._end) or len(self._views) >= _IOV_MOST:
-            self.end()
-            self._entry, self._begin = entry, offset
-        self._views.append(data)
-        self._end = offset + len(data)
-
-    def end(self) -> None:
-        if not self._views:
-            return
-        views, self._views = self._views, []
-        with self._incoming.file(self._entry) as fd:
-            written = os.pwritev(fd, views, self._begin)
-            for view in views:  # what one call left, as a disk that becomes full leaves it
-                if written < len(view):
-                    _write(fd, view[max(written, 0) :], self._begin + max(written, 0))
-                written -= len(view)
-                self._begin += len(view)
-
-
-def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def put(incoming: Incoming, stream: Stream, blobs: Iterable[bytes]) -> None:

@@ -12,77 +12,37 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
-from agent.compare import Comparison, State
-from agent.paths import BadDestination, Below
+from agent.compare import State, first_names
+from agent.paths import BadDestination
 from agent.source import digest_of
-from agent.staging import Staging
-from protocol.listing import Entry, Kind, Listing, parent_of, shown
+from agent.staged import Staged
+from protocol.listing import Entry, Kind, parent_of, shown
 
 #: Files that are synced one by one; more are synced with all else on their file system, which is one call.
 _SYNCED_EACH = 16
 
 
-def _umask() -> int:
-    """This process's umask; asking for it with umask(2) would set it (proc(5), status)."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next((int(line.split()[1], 8) for line in file if line.startswith("Umask:")), 0o777)
-
-
 @dataclass
 class Placing:
-    """One listing's things: how they are called where they are gathered, how they are dressed, and their way from there
-    to their places below `folder`, a descriptor that stays the caller's."""
+    """The way of one listing's things to their places below `folder`, a descriptor that stays the caller's."""
 
     folder: int
-    listing: Listing
-    owners: tuple[tuple[int, int], ...]
-    found: Comparison
-    staging: Staging
-    below: Below
-    below_lock: threading.Lock
-    #: Entries whose staged file has everything, and is dressed.
-    done: bytearray
-    #: A staged file, open until the block ends.
-    file: Callable[[int], AbstractContextManager[int]]
+    staged: Staged
     backup: str
     by_time: bool
     exact: bool
-    umask: int = field(default_factory=_umask)
 
-    def staged(self, index: int) -> bytes:
-        """Where an entry is in the staging directory."""
-        unit = self.found.unit_of[index]
-        entries = self.listing.entries
-        return b"%d" % unit + entries[index].path[len(entries[unit].path) :]
-
-    def dress(self, fd: int, entry: Entry, mode: int) -> None:
-        """Owner, attributes, mode and time of an open file that has `mode` now, in this order: a change of owner takes
-        set-user-ID bits away (chown(2))."""
-        if entry.owner is not None:
-            os.fchown(fd, *self.owners[entry.owner])
-            mode = -1
-        for name, value in entry.xattrs:
-            os.setxattr(fd, name, value)
-            mode = -1  # an access list changes it
-        if entry.mode is None:
-            entry_mode = 0o666 & ~self.umask if entry.kind is Kind.FILE else 0o777 & ~self.umask
-        else:
-            entry_mode = entry.mode
-        if mode != entry_mode:
-            os.fchmod(fd, entry_mode)
-        if entry.mtime_ns is not None:
-            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-
-    def place(self, index: int) -> tuple[int, bytes]:
-        """Where an entry goes: a directory and a name."""
-        path = self.listing.entries[index].path
-        above = parent_of(path)
-        return self.below.directory(above), path[len(above) + 1 :] if above else path
+    def __post_init__(self) -> None:
+        staged = self.staged
+        self.listing, self.owners, self.found, self.staging = (
+            staged.listing,
+            staged.owners,
+            staged.found,
+            staged.staging,
+        )
 
     def finish(self) -> None:
         """Put everything in its place. Raises OSError, BadDestination where something is in the way by now."""
@@ -90,9 +50,9 @@ class Placing:
         if found.units:
             self._complete()
             self._sync()
-        with self.below_lock:
+        with self.staged.below_lock:
             if found.units:
-                self.below.close()  # what was a directory when it was looked at may be a link now
+                self.staged.below.close()  # what was a directory when it was looked at may be a link now
                 for unit in found.units:
                     self._put(unit)
             for index in reversed(found.to_fix):
@@ -103,20 +63,22 @@ class Placing:
     def _complete(self) -> None:
         """Make what has no data, and check and dress what came in parts."""
         found, entries, staging = self.found, self.listing.entries, self.staging.make()
-        targets = {entry.target for entry in entries if entry.kind is Kind.SAME}
-        files = {entry.path: index for index, entry in enumerate(entries) if entry.path in targets}
+        files, done, directories = first_names(self.listing), self.staged.done, []
         for index in found.unit_of:
-            entry = entries[index]
-            if self.done[index] or entry.kind is Kind.DIRECTORY:
+            if done[index]:
                 continue
-            path = self.staged(index)
+            entry = entries[index]
+            if entry.kind is Kind.DIRECTORY:
+                directories.append(index)
+                continue
+            path = self.staged.name(index)
             if entry.kind is Kind.FILE:
-                with self.file(index) as fd:
+                with self.staged.file(index) as fd:
                     if os.fstat(fd).st_size != entry.size:
                         os.ftruncate(fd, entry.size)
                     if entry.digest and digest_of(fd, entry) != entry.digest:
                         raise OSError(errno.EIO, f"{shown(entry.path)} does not match its digest")
-                    self.dress(fd, entry, -1)
+                    self.staged.dress(fd, entry)
                 continue
             with suppress(FileNotFoundError):
                 os.unlink(path, dir_fd=staging)  # left by an earlier push
@@ -125,22 +87,21 @@ class Placing:
                 self._dress_link(path, staging, entry)
             else:
                 self._link(entry, files[entry.target], path, staging)
-        for index in reversed(list(found.unit_of)):
-            if entries[index].kind is Kind.DIRECTORY:
-                fd = os.open(self.staged(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
-                try:
-                    self.dress(fd, entries[index], -1)
-                finally:
-                    os.close(fd)
+        for index in reversed(directories):
+            fd = os.open(self.staged.name(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
+            try:
+                self.staged.dress(fd, entries[index])
+            finally:
+                os.close(fd)
 
     def _link(self, entry: Entry, first: int, path: bytes, staging: int) -> None:
         """Another name of a file that is staged, or in its place already."""
         if self.found.states[first] == State.RIGHT:
-            with self.below_lock:
-                parent, name = self.place(first)
+            with self.staged.below_lock:
+                parent, name = self.staged.place(first)
                 os.link(name, path, src_dir_fd=parent, dst_dir_fd=staging, follow_symlinks=False)
         else:
-            os.link(self.staged(first), path, src_dir_fd=staging, dst_dir_fd=staging, follow_symlinks=False)
+            os.link(self.staged.name(first), path, src_dir_fd=staging, dst_dir_fd=staging, follow_symlinks=False)
 
     def _dress_link(self, path: bytes, folder: int, entry: Entry) -> None:
         if entry.owner is not None:
@@ -156,7 +117,7 @@ class Placing:
             return
         for index in reversed(list(found.unit_of)):
             if self.listing.entries[index].kind in (Kind.FILE, Kind.DIRECTORY):
-                fd = os.open(self.staged(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
+                fd = os.open(self.staged.name(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
                 try:
                     os.fsync(fd)
                 finally:
@@ -169,11 +130,11 @@ class Placing:
             _syncfs(self.folder)
             return
         for folder in sorted(folders):
-            os.fsync(self.below.directory(folder))
+            os.fsync(self.staged.below.directory(folder))
 
     def _put(self, unit: int) -> None:
-        parent, name = self.place(unit)
-        staging, staged = self.staging.make(), self.staged(unit)
+        parent, name = self.staged.place(unit)
+        staging, staged = self.staging.make(), self.staged.name(unit)
         if self.backup and self.found.states[unit] == State.OTHER:
             kept = b"kept"
             with suppress(FileNotFoundError):
@@ -186,7 +147,7 @@ class Placing:
     def _fix(self, index: int) -> None:
         """Mode, time and owner of what has the right content."""
         entry = self.listing.entries[index]
-        parent, name = self.place(index)
+        parent, name = self.staged.place(index)
         if entry.kind is Kind.LINK:
             self._dress_link(name, parent, entry)
             return

@@ -38,6 +38,7 @@ class Walk:
 
     def __init__(self, wishes: Wishes) -> None:
         self._wishes = wishes
+        self._owned = bool(wishes.user or wishes.group or wishes.preserve)
         self.entries: list[Entry] = []
         self.troubles: list[str] = []
         self._seen: dict[tuple[int, int], bytes] = {}
@@ -104,7 +105,7 @@ class Walk:
     def _add(self, path: bytes, info: os.stat_result, folder: int | None, name: bytes) -> bool:
         """One name. Whether it is a directory."""
         wishes, mode = self._wishes, stat.S_IMODE(info.st_mode)
-        owner = self._owner(info)
+        owner = self._owner(info) if self._owned else None
         mtime = info.st_mtime_ns if wishes.preserve else None
         if stat.S_ISDIR(info.st_mode):
             self.entries.append(Entry(path, Kind.DIRECTORY, mode, mtime, owner=owner))

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 
@@ -46,6 +47,11 @@ class Kind(IntEnum):
     DIRECTORY = 1
     LINK = 2  # symbolic; made, never followed
     SAME = 3  # another name of a file earlier in the listing (a hard link)
+
+
+_FILE, _DIRECTORY = Kind.FILE, Kind.DIRECTORY  # found faster than a class's: a listing is gone through several times
+#: Lengths of a file's digest: none, or SHA-256.
+_DIGESTS = (0, 32)
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -109,43 +115,65 @@ def parent_of(path: bytes) -> bytes:
 
 def check(listing: Listing) -> None:
     """Raise BadListing unless every entry stays below the folder, whoever made the listing."""
-    kinds: dict[bytes, Kind] = {}
-    extents = 0
-    for entry in listing.entries:
-        path = entry.path
-        above, slash, name = path.rpartition(b"/")
-        if name in _ODD or len(name) > _NAME_MOST or b"\0" in name:
-            _check_path(path)
-        if slash and kinds.get(above) is not Kind.DIRECTORY:  # else it was looked at itself
-            _check_path(path)
-            what = "which is no directory" if above in kinds else "which is not listed before it"
-            raise BadListing(f"{shown(path)} is below {shown(above)}, {what}")
-        if path in kinds:
-            raise BadListing(f"{shown(path)} is listed twice")
-        if entry.owner is not None and entry.owner >= len(listing.owners):
-            raise BadListing(f"{shown(path)} has an owner that is not listed")
-        match entry.kind:
-            case Kind.LINK:
-                if not entry.target or b"\0" in entry.target:
-                    raise BadListing(f"{shown(path)} is a symbolic link to nowhere")
-            case Kind.SAME:
-                if kinds.get(entry.target) is not Kind.FILE:
-                    raise BadListing(f"{shown(path)} is another name of {shown(entry.target)}, no file before it")
-            case Kind.FILE:
-                if entry.extents is not None:
-                    extents += len(entry.extents)
-                    _check_extents(entry)
-            case Kind.DIRECTORY:
-                pass
-        if entry.kind is not Kind.FILE and (entry.size or entry.extents is not None or entry.digest):
-            raise BadListing(f"{shown(path)} is no file and has data")
-        if len(entry.digest) not in (0, 32):
-            raise BadListing(f"{shown(path)} has a digest of {len(entry.digest)} bytes")
+    entries = listing.entries
+    _check_paths([entry.path for entry in entries])
+    directories, inside = {b""}, b""
+    extents, owners = 0, len(listing.owners)
+    for entry in entries:
+        above = entry.path.rpartition(b"/")[0]
+        if above != inside:  # else it was seen with the entry before
+            if above not in directories:
+                before = (other.path for other in entries[: entries.index(entry)])
+                what = "which is no directory" if above in before else "which is not listed before it"
+                raise BadListing(f"{shown(entry.path)} is below {shown(above)}, {what}")
+            inside = above
+        if entry.owner is not None and entry.owner >= owners:
+            raise BadListing(f"{shown(entry.path)} has an owner that is not listed")
         if entry.xattrs and any("\0" in name or "." not in name for name, _ in entry.xattrs):
-            raise BadListing(f"{shown(path)} has an extended attribute whose name is none")
-        kinds[path] = entry.kind
+            raise BadListing(f"{shown(entry.path)} has an extended attribute whose name is none")
+        if entry.kind is _FILE:
+            if len(entry.digest) not in _DIGESTS:
+                raise BadListing(f"{shown(entry.path)} has a digest of {len(entry.digest)} bytes")
+            if entry.extents is not None:
+                extents += len(entry.extents)
+                _check_extents(entry)
+        else:
+            _check_no_file(entry)
+            if entry.kind is _DIRECTORY:
+                directories.add(entry.path)
     if extents > MAX_EXTENTS:
         raise BadListing(f"its sparse files have {extents} parts, and {MAX_EXTENTS} are the most")
+    _check_names(entries)
+
+
+def _check_paths(paths: list[bytes]) -> None:
+    """All at once, since there may be 50,000: each part is between two slashes, and between two paths is one NUL."""
+    joined = b"/" + b"/\0/".join(paths) + b"/"
+    odd = b"//" in joined or b"/./" in joined or b"/../" in joined or joined.count(b"\0") >= len(paths)
+    for path in paths:
+        if odd or len(path) > _NAME_MOST:
+            _check_path(path)
+    if len(set(paths)) < len(paths):
+        raise BadListing(f"{shown(Counter(paths).most_common(1)[0][0])} is listed twice")
+
+
+def _check_no_file(entry: Entry) -> None:
+    if entry.size or entry.extents is not None or entry.digest:
+        raise BadListing(f"{shown(entry.path)} is no file and has data")
+    if entry.kind is Kind.LINK and (not entry.target or b"\0" in entry.target):
+        raise BadListing(f"{shown(entry.path)} is a symbolic link to nowhere")
+
+
+def _check_names(entries: tuple[Entry, ...]) -> None:
+    """Further names are those of files before them."""
+    if Kind.SAME not in {entry.kind for entry in entries}:
+        return
+    files: set[bytes] = set()
+    for entry in entries:
+        if entry.kind is _FILE:
+            files.add(entry.path)
+        elif entry.kind is Kind.SAME and entry.target not in files:
+            raise BadListing(f"{shown(entry.path)} is another name of {shown(entry.target)}, no file before it")
 
 
 def _check_path(path: bytes) -> None:
@@ -201,13 +229,8 @@ def unpack(data: bytes) -> Listing:
     return listing
 
 
-class Piece(NamedTuple):
-    """A part of a chunk that lies in one file: `length` bytes at `start` of the chunk, at `offset` of entry `entry`."""
-
-    entry: int
-    offset: int
-    start: int
-    length: int
+#: A part of a chunk that lies in one file: the entry, where in its file, where in the chunk, how many bytes.
+Piece = tuple[int, int, int, int]
 
 
 class Map:
@@ -215,7 +238,7 @@ class Map:
 
     def __init__(self, listing: Listing) -> None:
         self._entries = listing.entries
-        #: Entries with data, and where in the stream's data each of them begins.
+        #: Entries with data, and where in the stream's data each of them begins; behind the last, where that ends.
         self._files, self._starts = array("L"), array("Q")
         at = 0
         for index, entry in enumerate(listing.entries):
@@ -224,24 +247,26 @@ class Map:
                 self._files.append(index)
                 self._starts.append(at)
                 at += data
+        self._starts.append(at)
         #: How many bytes of data there are.
         self.size = at
 
     def pieces(self, begin: int, length: int) -> Iterator[Piece]:
         """The parts that `length` bytes of data from `begin` on are made of, in order."""
+        files, starts, entries = self._files, self._starts, self._entries
         end = min(begin + length, self.size)
-        which = bisect_right(self._starts, begin) - 1
+        which = bisect_right(starts, begin) - 1
         at = begin
         while at < end:
-            index = self._files[which]
-            entry = self._entries[index]
-            inside, last = at - self._starts[which], min(end, self._starts[which] + entry.data)
-            if entry.extents is None:
-                yield Piece(index, inside, at - begin, last - at)
-            else:
-                yield from self._sparse(index, entry.extents, inside, at - begin, last - at)
-            at = last
+            index, start = files[which], starts[which]
             which += 1
+            last = min(end, starts[which])
+            extents = entries[index].extents
+            if extents is None:
+                yield index, at - start, at - begin, last - at
+            else:
+                yield from self._sparse(index, extents, at - start, at - begin, last - at)
+            at = last
 
     @staticmethod
     def _sparse(
@@ -252,11 +277,11 @@ class Map:
             if before + size > inside and length:
                 skipped = max(0, inside - before)
                 part = min(size - skipped, length)
-                yield Piece(index, offset + skipped, start, part)
+                yield index, offset + skipped, start, part
                 start, length, inside = start + part, length - part, inside + part
             before += size
 
     def span(self, index: int) -> tuple[int, int]:
         """Where in the stream's data entry `index`, which has some, begins and ends."""
-        start = self._starts[bisect_right(self._files, index) - 1]
-        return start, start + self._entries[index].data
+        which = bisect_right(self._files, index) - 1
+        return self._starts[which], self._starts[which + 1]

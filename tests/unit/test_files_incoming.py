@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,21 @@ def test_only_what_differs_changes_and_what_is_not_in_the_push_stays(tree: Path,
     own.unlink()
     assert picture(target / "tree") == picture(tree)
     assert (target / "tree/deep/large").stat().st_ino == kept
+
+
+def test_a_destination_with_a_default_access_list_leaves_modes_as_they_were(
+    tree: Path, target: Path, notes: Path
+) -> None:
+    entries = ((0x01, 7), (0x04, 5), (0x20, 0))  # acl(5): the owner all, the group to read, others nothing
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, may, 0xFFFFFFFF) for tag, may in entries)
+    try:
+        os.setxattr(target, "system.posix_acl_default", acl)
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error}")
+    (tree / "small").chmod(0o664)
+    bring([(b"tree", tree), (b"one", tree / "small")], target, notes)
+    assert picture(target / "tree") == picture(tree)
+    assert stat.S_IMODE((target / "one").stat().st_mode) == 0o664
 
 
 def test_files_and_directories_go_together(tree: Path, target: Path, notes: Path) -> None:

@@ -43,6 +43,10 @@ def test_a_listing_travels_and_may_have_zeros_behind_it() -> None:
         ([Entry(b"a", D), Entry(b"a//b", F)], "part ''"),
         ([Entry(b"a/", D)], "part ''"),
         ([Entry(b"a\0b", F)], "NUL"),
+        ([Entry(b"a", D), Entry(b"a/\0/b", F)], "NUL"),
+        ([Entry(b".", D)], "part '.'"),
+        ([Entry(b"a", D), Entry(b"a/..", D)], "part '..'"),
+        ([Entry(b"a" * 250, D), Entry(b"a" * 250 + b"/" + b"b" * 256, F)], "256 bytes"),
         ([Entry(b"x" * 256, F)], "256 bytes"),
         ([Entry(b"a", F), Entry(b"a", F)], "twice"),
         ([Entry(b"a", D), Entry(b"a", L, target=b"/etc")], "twice"),
@@ -138,10 +142,10 @@ def test_the_pieces_of_all_chunks_are_the_data_of_all_files_once(entries: list[E
     found = []
     for begin in range(0, max(places.size, 1), chunk):
         at = 0
-        for piece in places.pieces(begin, chunk):
-            assert piece.start == at
-            at += piece.length
-            found += [(piece.entry, piece.offset + i) for i in range(piece.length)]
+        for index, offset, start, length in places.pieces(begin, chunk):
+            assert start == at
+            at += length
+            found += [(index, offset + i) for i in range(length)]
         assert at == min(chunk, places.size - begin)
     assert found == wanted
     for index, entry in enumerate(entries):
