@@ -58,15 +58,16 @@ class Fleet:
         then: Callable[[], None] | None = None,
         *,
         until: Container[str] = (),
+        folder: str = "/tmp",
     ) -> dict[str, float]:
-        """Push to all; when each host was done, in seconds. `then` is called `at` seconds after the beginning.
+        """Push to all, into `folder`; when each host was done, in seconds. `then` is called `at` seconds after it began.
 
         A host whose outcome is no success is left out. Once all but those of `until` are done it is not waited for
         them.
         """
         with self._lock:
             self._pushed += 1
-            target = f"/tmp/pushed-{self._pushed}"
+            target = f"{folder}/pushed-{self._pushed}"
         timer = threading.Timer(at or 0.0, then) if then is not None else None
         began = time.perf_counter()
         if timer is not None:
@@ -120,7 +121,7 @@ class Fleet:
 
     def clean(self) -> None:
         """Remove what was pushed: the hosts' disks are this machine's memory."""
-        self.session.run("rm -rf /tmp/pushed-* /tmp/other-*").results()
+        self.session.run("rm -rf /tmp/pushed-* /run/pushed-* /tmp/other-*").results()
 
 
 @contextmanager
