@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from controller import api
+from controller.job_records import NOT_PULLED
 from controller.replies import Replies
 from controller.streaming import Sending, Streaming
 from protocol import ranks
@@ -72,11 +73,16 @@ def as_images_done(name: Callable[[int], str]) -> Translate:
     return translate
 
 
-def as_offered(fold: Fold) -> Iterable[api.Reply]:
-    """What hosts had for a pull, or where they await a VM: what they said of it is for the service alone."""
+def as_awaiting(fold: Fold) -> Iterable[api.Reply]:
+    """Where hosts await a VM: what they said of it is for the service alone."""
     if isinstance(fold.outcome, Exited):
         fold = Fold(fold.ranks, fold.outcome)
     return as_folded(fold)
+
+
+def as_not_pulled(fold: Fold) -> Iterable[api.Reply]:
+    """What hosts had for a pull that is over since its service ended."""
+    return as_folded(Fold(fold.ranks, NOT_PULLED) if isinstance(fold.outcome, Exited) else fold)
 
 
 def translation(body: Body, name: Callable[[int], str]) -> Translate:
@@ -87,8 +93,10 @@ def translation(body: Body, name: Callable[[int], str]) -> Translate:
         return as_images_done(name)
     if isinstance(body, Send):
         return lambda _: ()
-    if isinstance(body, Offer | ReceiveVm):
-        return as_offered
+    if isinstance(body, Offer):
+        return as_not_pulled
+    if isinstance(body, ReceiveVm):
+        return as_awaiting
     return as_vms_reached(name) if isinstance(body, ProbeVms) else as_folded
 
 

@@ -43,6 +43,8 @@ class Pulling:
 
     def __init__(self, node: RootNode, listen: str, notes: Path) -> None:
         self._node, self._listen, self._notes = node, listen, notes
+        #: The pulls that go on, by their numbers.
+        self.live: dict[int, Job] = {}
 
     def pull(self, request: api.PullFrom, hosts: dict[int, str], uid: int) -> Job:
         """Begin. Raises CtlError."""
@@ -55,7 +57,15 @@ class Pulling:
             raise CtlError(f"{odd[0]!r} can't be the name of a folder", ExitStatus.USAGE)
         self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._node.loop.run_in_executor(None, trim, self._notes)  # what a service that was killed left
-        return _Pull(self._node, request, hosts, listen=self._listen, notes=self._notes, uid=uid).job
+        job = _Pull(self._node, request, hosts, listen=self._listen, notes=self._notes, uid=uid).job
+        number = min(job.ids)
+        self.live[number] = job
+
+        async def over() -> None:
+            del self.live[number]
+
+        job.at_end = over
+        return job
 
 
 class _Pull:
@@ -90,8 +100,9 @@ class _Pull:
             try:
                 offered = msgspec.msgpack.decode(fold.output.out, type=Offered)
             except msgspec.DecodeError:
-                why = FailedToStart("it answered with something else than what it has")
-                return list(as_folded(Fold(fold.ranks, why)))
+                odd = Fold(fold.ranks, FailedToStart("it answered with something else than what it has"))
+                self._node.state.put_pulled(min(self.job.ids), odd)
+                return list(as_folded(odd))
             self._offered[offered] = self._offered.get(offered, ranks.NONE) | ranks.unpack(fold.ranks)
             return []
         return list(as_folded(fold))
@@ -127,7 +138,9 @@ class _Pull:
         for offered in list(self._offered):
             self._offered[offered] &= ~who
         if who:
-            self.job.folds([Fold(ranks.pack(who), outcome, Output(out=out.encode()))])
+            fold = Fold(ranks.pack(who), outcome, Output(out=out.encode()))
+            self._node.state.put_pulled(self._offer, fold)
+            self.job.folds([fold])
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 

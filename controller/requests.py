@@ -13,6 +13,7 @@ from agent.keyring import to_text
 from agent.version import VERSION
 from controller import api, labels
 from controller.image_requests import ImageRequests
+from controller.job_records import is_pull, outcomes_of, telling
 from controller.jobs import Job, as_late, translated, translation
 from controller.node import RootNode
 from controller.on_record import Vm
@@ -153,9 +154,9 @@ class Requests:
         state, now_ms = self._node.state, self._node.clock_ms(self._node.loop.time())
         records = state.commands_of(job)
         targets = ok = failed = lost = 0
-        for record in records:
+        for record in telling(records):
             targets += ranks.count(ranks.unpack(record.delivery.targets))
-            for fold in state.outcomes_of(record.id):
+            for fold in outcomes_of(state, record, goes_on=job in self._pulling.live):
                 count = ranks.count(ranks.unpack(fold.ranks))
                 if succeeded(fold.outcome):
                     ok += count
@@ -168,6 +169,8 @@ class Requests:
         roll = state.roll(job)
         if roll is not None:
             targets = ranks.count(ranks.unpack(roll.targets))
+            ends.append(None)
+        if job in self._pulling.live:
             ends.append(None)
         last = None if None in ends else max(end for end in ends if end is not None)
         return api.JobStatus(
@@ -192,8 +195,8 @@ class Requests:
             what = "no job has run yet" if number is None else f"there is no job {number}"
             raise CtlError(f"{what}: `ctl jobs` lists them", ExitStatus.NO_TARGET)
         failed = ranks.NONE
-        for record in records:
-            for fold in state.outcomes_of(record.id):
+        for record in telling(records):
+            for fold in outcomes_of(state, record, goes_on=number in self._pulling.live):
                 if not succeeded(fold.outcome):
                     failed |= ranks.unpack(fold.ranks)
         present = self._node.members.present
@@ -207,18 +210,22 @@ class Requests:
         records = node.state.commands_of(id_)
         if not records:
             raise CtlError(f"there is no job {id_}: `ctl jobs` lists them", ExitStatus.USAGE)
-        live = next((node.jobs[record.id] for record in records if record.id in node.jobs), None)
+        live = self._pulling.live.get(id_) or next((node.jobs[one.id] for one in records if one.id in node.jobs), None)
         listens = live is not None and request.wait
         queue = live.listen() if live and listens else Replies()
         roll = node.state.roll(id_)
         to_come = ranks.NONE if roll is None else ranks.unpack(roll.targets)
         hosts = {rank: node.members.name(rank) for rank in ranks.each(to_come)}
         past = Job()
-        for record in records:
+        for record in telling(records):
             delivery = record.delivery
+            hosts |= {rank: node.members.name(rank) for rank in ranks.each(ranks.unpack(delivery.targets))}
+            if is_pull(record):
+                folds = tuple(outcomes_of(node.state, record, goes_on=id_ in self._pulling.live))
+                queue.put(api.Folded(folds=folds))
+                continue
             body = open_command(delivery.payload, delivery.signature, node.signer.verify_key, node.fleet).body
             translate = translation(body, node.members.name)
-            hosts |= {rank: node.members.name(rank) for rank in ranks.each(ranks.unpack(delivery.targets))}
             for row in node.state.outcome_rows(record.id):
                 queue.put_recorded(translated(translate, partial(node.state.outcome, row)))
             late = node.state.late_of(record.id)
@@ -232,6 +239,8 @@ class Requests:
     def cancel(self, id_: int) -> api.Done:
         """Stop a job everywhere. Raises CtlError where it does not run."""
         running = {job for number, job in self._node.jobs.items() if min(job.ids) == id_ or number == id_}
+        if id_ in self._pulling.live:
+            running = {self._pulling.live[id_]}
         if not running:
             raise CtlError(f"job {id_} does not run: `ctl jobs` lists them", ExitStatus.USAGE)
         for job in running:

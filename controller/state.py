@@ -40,6 +40,8 @@ create table if not exists outcomes (command integer not null, fold blob not nul
 create index if not exists outcomes_of_command on outcomes (command);
 create table if not exists late (command integer not null, fold blob not null) strict;
 create index if not exists late_of_command on late (command);
+create table if not exists pulled (command integer not null, fold blob not null) strict;
+create index if not exists pulled_of_command on pulled (command);
 """
 _SCHEMA_VERSION = 2
 #: Command numbers are taken from the database in blocks, so that a command costs no write for its number.
@@ -355,6 +357,15 @@ class State(VmRecords):
         rows = self._db.execute("select fold from late where command = ? order by rowid", (id_,))
         return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
 
+    def put_pulled(self, id_: int, fold: Fold) -> None:
+        """What came of a pull at some hosts; `id_` is its Offer's."""
+        self._db.execute("insert into pulled values (?, ?)", (id_, msgspec.msgpack.encode(fold)))
+
+    def pulled(self, id_: int) -> list[Fold]:
+        """What came of a pull, in the order in which it came."""
+        rows = self._db.execute("select fold from pulled where command = ? order by rowid", (id_,))
+        return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
+
     def lost_on(self, rank: int, most: int) -> list[tuple[Record, Lost]]:
         """The latest commands, newest first, whose outcome on a host was lost. At most `most` are looked for among the
         latest _LOOKED_AT outcomes."""
@@ -383,3 +394,4 @@ class State(VmRecords):
             )
             self._db.execute("delete from outcomes where command not in (select id from commands)")
             self._db.execute("delete from late where command not in (select id from commands)")
+            self._db.execute("delete from pulled where command not in (select id from commands)")

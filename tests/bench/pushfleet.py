@@ -60,7 +60,7 @@ class Fleet:
         until: Container[str] = (),
         folder: str = "/tmp",
     ) -> dict[str, float]:
-        """Push to all, into `folder`; when each host was done, in seconds. `then` is called `at` seconds after it began.
+        """Push to all; when each host was done, in seconds. `then` is called `at` seconds after the beginning.
 
         A host whose outcome is no success is left out. Once all but those of `until` are done it is not waited for
         them.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from controller.session import Fetched, Result
 from controller.status import CtlError
 from protocol.limits import CHUNK
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Lost, Refused
-from tests.net.localfleet import LocalFleet, local_fleet
+from tests.net.localfleet import FLEET, LocalFleet, local_fleet
 from tests.waiting import wait_until
 
 DEADLINE_S = 30.0
@@ -193,7 +196,31 @@ def test_another_host_gives_what_the_first_does_not_live_to_give(fleet: LocalFle
     assert (tmp_path / "out" / "h2" / "source").read_bytes() == source.read_bytes()
 
 
-def test_a_pull_that_is_cancelled_leaves_nothing_half(fleet: LocalFleet, tmp_path: Path) -> None:
+def test_a_job_tells_what_its_pull_did_on_each_host(fleet: LocalFleet, tmp_path: Path) -> None:
+    for name, text in (("h0", "same"), ("h1", "same"), ("h2", "other")):
+        (fleet.directory(name).path / "mine").write_text(text)
+    (fleet.directory("h2").path / "mine").unlink()
+    job = fleet.session.pull("@/mine", tmp_path / "out")
+    told = {host: (result.outcome, result.stdout) for result in job.results() for host in result.hosts}
+    assert told["h0"] == told["h1"] == (Exited(0), b"pulled 4 B")
+    again = fleet.session.job(job.id)
+    assert {host: (result.outcome, result.stdout) for result in again.results() for host in result.hosts} == told
+    (status,) = fleet.session.jobs(1)
+    assert (status.id, status.targets, status.ok, status.failed, status.missing) == (job.id, 3, 2, 1, 0)
+    assert fleet.session.failed(job.id) == ("h2",)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ctl")), "--fleet", FLEET, "job", str(job.id), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shown = json.loads(done.stdout)
+    assert (done.returncode, shown["settled"], shown["missing"]) == (1, True, [])
+    assert [(one["nodeset"], one["stdout"]) for one in shown["results"]] == [("h[0-1]", "pulled 4 B"), ("h2", "")]
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_a_pull_that_is_cancelled_leaves_nothing_half(fleet: LocalFleet, tmp_path: Path, *, by_number: bool) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(200 * CHUNK))
     job = fleet.session.pull(str(source), tmp_path / "out", ["h1", "h2"])
@@ -204,7 +231,12 @@ def test_a_pull_that_is_cancelled_leaves_nothing_half(fleet: LocalFleet, tmp_pat
             if isinstance(happening, Fetched) and not frozen:
                 frozen = True
                 os.kill(fleet.pid("h1"), signal.SIGSTOP)
-                job.cancel()
+                (status,) = fleet.session.jobs(1)
+                assert (status.id, status.targets, status.missing, status.took_s) == (job.id, 2, 2, None)
+                if by_number:
+                    fleet.session.cancel_job(job.id)
+                else:
+                    job.cancel()
             elif isinstance(happening, Result):
                 results.append(happening)
     finally:
@@ -212,4 +244,6 @@ def test_a_pull_that_is_cancelled_leaves_nothing_half(fleet: LocalFleet, tmp_pat
     assert {host for result in results for host in result.hosts} == {"h1", "h2"}
     assert all(isinstance(result.outcome, Cancelled | Lost) for result in results), results
     assert not list((tmp_path / "out").rglob("source"))
+    recorded = {host for result in fleet.session.job(job.id).results() for host in result.hosts if not result.ok}
+    assert recorded == {"h1", "h2"}
     fleet.wait_until_home()

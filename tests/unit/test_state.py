@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from controller.job_records import NOT_PULLED, outcomes_of, telling
 from controller.on_record import Capacity, Vm
 from controller.state import Host, Record, State
 from protocol import ranks
 from protocol.messages import Deliver, Manner
-from protocol.outcomes import Exited, Fold, Lost, Outcome, Output
+from protocol.outcomes import Exited, Fold, Lost, Outcome, Output, Refused
 from protocol.vms import VmSpec
 
 
@@ -239,3 +240,23 @@ def test_only_the_first_late_answer_of_a_lost_host_is_kept_beside_it(state: Stat
     again.command_settles(1, 9)
     again.prune_jobs(0)
     assert again.late_of(1) == []
+
+
+def test_of_a_pull_the_record_says_what_came_of_it_at_each_host(state: State) -> None:
+    offer, send = (msgspec.structs.replace(record(id_, 7), what='["pull","/etc/hosts","out"]') for id_ in (7, 8))
+    assert telling([offer, send]) == [offer]
+    assert telling([record(1, 1), record(2, 1)]) == [record(1, 1), record(2, 1)]
+    refused = Fold(ranks.pack(0b1000), Refused("No such file"))
+    for each in (offer, send):
+        state.command_begins(each)
+    state.command_outcomes(7, [Fold(ranks.pack(0b0111), Exited(0), Output(out=b"what it has")), refused])
+    state.command_outcomes(8, [Fold(ranks.pack(0b0001), Exited(0))])
+    here = Fold(ranks.pack(0b0011), Exited(0), Output(out=b"pulled 1 KiB"))
+    state.put_pulled(7, here)
+    assert list(outcomes_of(state, offer, goes_on=True)) == [here, refused]
+    not_here = Fold(ranks.pack(0b0100), NOT_PULLED)
+    assert list(outcomes_of(state, offer, goes_on=False)) == [here, not_here, refused]
+    state.command_settles(7, 9)
+    state.command_settles(8, 9)
+    state.prune_jobs(0)
+    assert state.pulled(7) == []
