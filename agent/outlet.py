@@ -6,20 +6,30 @@ import asyncio
 from collections.abc import Callable
 
 from protocol.flow import Outflow
-from protocol.limits import STREAM_DELAY, STREAM_FIRST, STREAM_PIECE
+from protocol.limits import STREAM_DELAY, STREAM_FIRST
 from protocol.messages import Grant
 
 
 class Outlet:
     """Sends what an Outflow may send. `on_room` is called when there is room again, `on_empty` when all was sent."""
 
-    def __init__(self, send: Callable[[int, int, bytes], None], first: int = STREAM_FIRST) -> None:
-        """`send(stream, offset, data)` sends a piece; `first` bytes may go before anything is granted."""
+    def __init__(
+        self,
+        send: Callable[[int, int, bytes, int, bool], None],
+        first: int = STREAM_FIRST,
+        *,
+        outlets: Callable[[], int] = lambda: 1,
+    ) -> None:
+        """`send(stream, offset, data, has, fast)` sends a piece; `first` bytes may go before anything is granted;
+        `outlets` says how many there are on this host."""
         self._flow = Outflow(first)
+        self._outlets = outlets
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._over = False
+        #: The command has ended: what there is need not wait for more.
+        self._ended = False
         self.on_room: Callable[[], None] = lambda: None
         self.on_empty: Callable[[], None] = lambda: None
 
@@ -27,6 +37,11 @@ class Outlet:
     def full(self) -> bool:
         """Whether nothing more is to be written for now."""
         return self._flow.full
+
+    @property
+    def ahead(self) -> int:
+        """How much is to be written at a time, at most."""
+        return self._flow.ahead
 
     @property
     def empty(self) -> bool:
@@ -42,21 +57,34 @@ class Outlet:
         """The command wrote."""
         if self._over:
             return
+        self._flow.share(self._outlets())
         self._flow.write(stream, data)
-        if self._flow.waiting >= STREAM_PIECE:
-            self.flush()
-        elif self._timer is None and not self._flow.unread:
+        # Beyond a piece, not at it: what is left then says that there is more to come.
+        if self._flow.waiting > self._flow.piece:
+            self._push(fast=not self._ended)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._timer is None and self._flow.sendable:
             self._timer = self._loop.call_later(STREAM_DELAY, self.flush)
+
+    def end(self) -> None:
+        """The command has ended: send what may be sent, now and whenever more may."""
+        self._ended = True
+        self.flush()
 
     def flush(self) -> None:
         """Send what may be sent, without waiting for more."""
+        self._push(fast=False)
+
+    def _push(self, *, fast: bool) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._over:
             return
         was_full = self._flow.full
-        for piece in self._flow.take():
+        for piece in self._flow.take(fast=fast):
             self._send(*piece)
         if was_full and not self._flow.full:
             self.on_room()
@@ -67,9 +95,10 @@ class Outlet:
         """The root's word: go on."""
         was_full = self._flow.full
         self._flow.granted(grant)
-        self.flush()
+        self._push(fast=not self._ended)
         if was_full and not self._flow.full:
             self.on_room()
+        self._wait()
 
     def rewind(self) -> None:
         """The way up is a new one: send again what may be lost."""

@@ -27,6 +27,9 @@ from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome,
 
 #: One read from a pipe: Linux's default pipe capacity (pipe(7)).
 _READ = 64 << 10
+#: And that of the pipe of a command that has filled it once, which is read that much at a time: each time that the
+#: agent wakes up costs more than the 64 KiB that it would get.
+_WIDE = 256 << 10
 #: A command that has written more than a pipe holds is given so long (s) to fill it again where little was in it: a
 #: flood took eleven times as many reads without. 64 KiB a millisecond are 65 MB/s.
 _REST = 0.001
@@ -54,6 +57,7 @@ class _Stream:
         self._watching = watching
         self._outlet = outlet
         self._paused = self._watched = False
+        self._most = _READ
         self._file: int | None = None
         self.kept = bytearray()
         self.total = 0
@@ -92,7 +96,7 @@ class _Stream:
     def read(self) -> None:
         """Take what there is, one pipe full at most, so that a flood leaves the event loop its turn."""
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, self._most if self._outlet is None else min(self._most, self._outlet.ahead))
         except BlockingIOError:
             return
         if not data:
@@ -101,8 +105,17 @@ class _Stream:
             return
         if not self.discarding:
             self._keep(data)
-        if len(data) < _READ // 4 and self.total > _READ and self._watched:
-            self._rest()
+        if self.total > _READ and self._watched:
+            if self._most < _WIDE:
+                self._widen()
+            if len(data) < _READ // 4:
+                self._rest()
+
+    def _widen(self) -> None:
+        """Have the pipe hold more, where this user may have so much in pipes."""
+        self._most = _WIDE
+        with suppress(OSError):
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _WIDE)
 
     def _keep(self, data: bytes) -> None:
         self.total += len(data)
@@ -292,7 +305,7 @@ class Process:
         for stream in self._streams:
             stream.drain()
         if self._outlet is not None:
-            self._outlet.flush()
+            self._outlet.end()
         if not self._over:
             self._perhaps_done()
         # Where it was stopped, what it left has the same time to end as it had itself, until the certain signal.

@@ -108,7 +108,7 @@ async def spooled(
             os.close(fd)
     if not totals:
         return Refused(f"the output of job {of} is not kept here, or no longer"), NO_OUTPUT
-    outlet.flush()
+    outlet.end()
     await _until(outlet, lambda: outlet.empty)
     return Exited(0), Output(out_total=totals.get(1, 0), err_total=totals.get(2, 0))
 

@@ -214,10 +214,10 @@ class AgentWorker:
         )
 
     def _outlet(self, id_: int, first: int) -> Outlet:
-        def send(stream: int, offset: int, data: bytes) -> None:
-            self._shell.feed(events.Wrote(id_, stream, offset, data))
+        def send(stream: int, offset: int, data: bytes, has: int, fast: bool) -> None:
+            self._shell.feed(events.Wrote(id_, stream, offset, data, has, fast))
 
-        return self._outlets.setdefault(id_, Outlet(send, first))
+        return self._outlets.setdefault(id_, Outlet(send, first, outlets=lambda: len(self._outlets)))
 
     def granted(self, id_: int, grant: Grant) -> None:
         """More of a command's output may go up."""

@@ -334,8 +334,8 @@ class RootNode:
                 self._answered_late(id_, folds)
             case events.TellSettled(id_):
                 self._settled(id_, now)
-            case events.TellStream(id_, rank, stream, offset, data):
-                self._streamed(id_, rank, stream, offset, data)
+            case events.TellStream():
+                self._streamed(effect)
             case events.TellTaken(id_, rank, taken, is_open, anew):
                 if id_ in self._inputs:
                     self._inputs[id_].taken(rank, taken, is_open=is_open, anew=anew)
@@ -452,8 +452,9 @@ class RootNode:
         self.forgetting.soon()
         job.settled(id_)
 
-    def _streamed(self, id_: int, rank: int, stream: int, offset: int, data: bytes) -> None:
+    def _streamed(self, piece: events.TellStream) -> None:
         """A piece of a command's output came."""
+        id_, rank, stream, offset, data = piece.id, piece.rank, piece.stream, piece.offset, piece.data
         if id_ not in self._outputs:
             if id_ in self.jobs:  # a console's, which has a window of its own
                 self.jobs[id_].say(api.Streamed(rank=rank, stream=stream, offset=offset, data=data))
@@ -461,7 +462,7 @@ class RootNode:
                 self.shell.feed(events.Grants(id_, nobody_reads([rank])))
             return
         job, streaming = self._outputs[id_]
-        fresh = streaming.arrived(rank, stream, offset, data)
+        fresh = streaming.arrived(rank, stream, offset, data, piece.has, fast=piece.fast)
         if fresh:
             begin = offset + len(data) - len(fresh)
             job.tell_client(api.Streamed(rank=rank, stream=stream, offset=begin, data=fresh))

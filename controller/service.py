@@ -30,8 +30,9 @@ from controller.vm_requests import VmRequests
 
 log = logging.getLogger("canopy")
 
-#: What may wait in this process for a client to read it, in bytes.
-_UNREAD = 256 << 10
+#: What may wait in this process for a client to read it, in bytes, before one more reply: a piece of output is four
+#: times as much.
+_UNREAD = 64 << 10
 _UCRED = struct.Struct("3i")
 
 

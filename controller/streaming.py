@@ -50,12 +50,12 @@ class Streaming:
         #: Called when nothing is waited for any more.
         self._then: Callable[[], None] | None = None
 
-    def arrived(self, rank: int, stream: int, offset: int, data: bytes) -> bytes:
+    def arrived(self, rank: int, stream: int, offset: int, data: bytes, has: int = 0, *, fast: bool = False) -> bytes:
         """A piece came; what of it the client is to get. `passed_on` is to be called then."""
         if self._unread:
             self._grant(nobody_reads([rank]))
             return b""
-        fresh = self._flow.arrived(rank, stream, offset, data)
+        fresh = self._flow.arrived(rank, stream, offset, data, has, fast=fast)
         self._flush_soon()
         return fresh
 

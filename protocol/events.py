@@ -81,12 +81,14 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """Local work wrote something, and its command asked for a stream."""
+    """Local work wrote something, and its command asked for a stream; `has` and `fast` are Streamed's."""
 
     id: int
     stream: int
     offset: int
     data: bytes
+    has: int = 0
+    fast: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,13 +341,15 @@ class TellSettled:
 
 @dataclass(frozen=True, slots=True)
 class TellStream:
-    """Root only: a piece of a command's output."""
+    """Root only: a piece of a command's output; `has` and `fast` are Streamed's."""
 
     id: int
     rank: int
     stream: int
     offset: int
     data: bytes
+    has: int
+    fast: bool
 
 
 @dataclass(frozen=True, slots=True)

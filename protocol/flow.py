@@ -2,8 +2,9 @@
 
 Output: a host sends what its limit allows, and keeps what the root has not said that it has. It sends that again
 whenever it is attached anew, so that no relay need keep anything; the root takes what comes next and leaves out what it
-has. Limits grow as the client reads. A host that has more than it may send asks, by an empty piece whose offset is how
-much it has. Input: the other way round, and every host says how much it has taken.
+has. Limits grow as the client reads. Each piece says how much its host would have sent if it might, so that few need to
+ask; where many want more than there is, they take turns, for a message a turn costs least. Input: the other way round,
+and every host says how much it has taken.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from protocol.messages import Grant
 
 #: Standard output and standard error, by number.
 STREAMS = (1, 2)
-#: What a host reads from a command's pipes ahead of what it may send.
-_AHEAD = 2 * STREAM_PIECE
+#: What a host reads from a command's pipes ahead of what it may send: the next piece while one is on its way. And what
+#: it reads so for all its commands together, beyond the least for each.
+_AHEAD, _AHEAD_LEAST, _AHEAD_ALL = 2 * STREAM_PIECE, 64 << 10, 4 << 20
+#: What a host that writes without end is granted at the least: one piece, one message and one grant.
+_TURN = STREAM_PIECE
 
 
 class _Kept:
@@ -59,6 +63,8 @@ class Outflow:
         self._limit = first
         #: The limit at which more was asked for.
         self._asked: int | None = None
+        #: What may wait here to be sent, in bytes, before nothing more is read from the command.
+        self.ahead = _AHEAD
         #: Nobody reads it: what is written is of no use.
         self.unread = False
 
@@ -76,7 +82,16 @@ class Outflow:
     @property
     def full(self) -> bool:
         """Whether nothing more is to be read from the command: its pipe fills up, and it waits."""
-        return self.waiting >= _AHEAD
+        return self.waiting >= self.ahead
+
+    @property
+    def piece(self) -> int:
+        """How many bytes a command that writes without end sends at a time."""
+        return min(STREAM_PIECE, self.ahead // 2)
+
+    def share(self, outflows: int) -> None:
+        """There are so many of these on this host."""
+        self.ahead = max(_AHEAD_LEAST, min(_AHEAD, _AHEAD_ALL // max(1, outflows)))
 
     @property
     def _allowed(self) -> int:
@@ -85,20 +100,39 @@ class Outflow:
         sent = self._out.sent + self._err.sent
         return min(self._limit - sent, STREAM_MOST - sent + self._out.start + self._err.start)
 
-    def take(self) -> Iterator[tuple[int, int, bytes]]:
-        """The pieces that may be sent now: stream, offset and bytes, and perhaps the question for more. Standard error
-        goes first, since it is short and says why."""
+    @property
+    def sendable(self) -> bool:
+        """Whether something waits that may be sent, or asked for."""
+        return self.waiting > 0 and (self._allowed > 0 or self._would_ask)
+
+    @property
+    def _would_ask(self) -> bool:
+        return self._asked != self._limit and self._out.sent + self._err.sent >= self._limit
+
+    def take(self, *, fast: bool = False) -> Iterator[tuple[int, int, bytes, int, bool]]:
+        """The pieces that may be sent now: stream, offset, bytes, how many bytes of both streams there are, and `fast`;
+        and perhaps the question for more, which is an empty piece. Standard error goes first, since it is short and
+        says why.
+
+        With `fast` only what fills a piece, or all that may be sent: the command writes faster than that can wait.
+        """
+        has = self._out.end + self._err.end
         for number in reversed(STREAMS):
             kept = self._streams[number]
             while kept.sent < kept.end and (allowed := self._allowed) > 0:
+                size = min(allowed, self.piece if fast else STREAM_PIECE, kept.end - kept.sent)
+                if fast and size < min(allowed, self.piece):
+                    break
                 begin = kept.sent - kept.start
                 with memoryview(kept.data) as held:
-                    data = bytes(held[begin : begin + min(allowed, STREAM_PIECE)])
-                yield number, kept.sent, data
-                kept.sent += len(data)
-        if self.waiting and self._asked != self._limit and self._out.sent + self._err.sent >= self._limit:
+                    data = bytes(held[begin : begin + size])
+                offset, kept.sent = kept.sent, kept.sent + size
+                if has > self._limit == self._out.sent + self._err.sent:
+                    self._asked = self._limit
+                yield number, offset, data, has, fast
+        if self.waiting and self._would_ask:
             self._asked = self._limit
-            yield STREAMS[0], sum(kept.end for kept in self._streams.values()), b""
+            yield STREAMS[0], self._out.sent, b"", has, fast
 
     def granted(self, grant: Grant) -> None:
         """The root's word."""
@@ -146,9 +180,9 @@ class _Host:
         self.limit = first
         #: Bytes that the client has read.
         self.read = 0
-        self.window = STREAM_FIRST
-        #: What it asked for: it has so many bytes in all.
-        self.wanted = 0
+        #: How many bytes there are, sent or not, and whether more follow at once.
+        self.has = 0
+        self.fast = False
         #: What the outcome says that there is in all.
         self.totals: dict[int, int] | None = None
         #: Nothing more is taken from it.
@@ -163,6 +197,11 @@ class _Host:
         return self.limit - self.read
 
     @property
+    def hungry(self) -> bool:
+        """Whether it would send more than it may, or will."""
+        return self.fast or self.has > self.limit
+
+    @property
     def complete(self) -> bool:
         return self.totals is not None and all(self.have[number] >= total for number, total in self.totals.items())
 
@@ -175,11 +214,12 @@ class Inflow:
         self._window = window or Window()
         self._hosts = {rank: _Host(first) for rank in hosts}
         self._most = STREAM_WINDOW + STREAM_FIRST * len(self._hosts)
-        #: Hosts that are to be told of their limits; and those that share what there is, kept since to count them at
-        #: each piece would make the root's work grow with the square of the hosts.
+        #: Hosts that are to be told of their limits; and those that want more than they may send, kept since to count
+        #: them at each piece would make the root's work grow with the square of the hosts.
         self._due: set[int] = set()
         self._busy: set[int] = set()
-        #: Hosts that asked for more, in this order; and who was given what there was no room for, up to which limit.
+        #: Whose turn it is to be given more, in this order; and who was given what there was no room for, up to which
+        #: limit.
         self._wants: dict[int, None] = {}
         self._helped: tuple[int, int] | None = None
         self._ahead = self.held = 0
@@ -191,17 +231,17 @@ class Inflow:
         self._window.ahead += ahead
         self._window.held += held
 
-    def arrived(self, rank: int, stream: int, offset: int, data: bytes) -> bytes:
-        """A piece came; what of it is new and next. What no host may send is thrown away."""
+    def arrived(self, rank: int, stream: int, offset: int, data: bytes, has: int = 0, *, fast: bool = False) -> bytes:
+        """A piece came; what of it is new and next. What no host may send is thrown away. `has` and `fast` are
+        Streamed's."""
         host = self._hosts.get(rank)
         if host is None or host.over:
             return b""
-        if not data:
-            self._asked(rank, host, offset)
-            return b""
+        host.has, host.fast = max(host.has, has), fast
+        self._count(rank, host)
         have = host.have[stream]
-        if offset < have:
-            # It was sent again, by a host that may have missed what it was told.
+        if not data or offset < have:
+            # It asks, or sends again what it sent: it may have missed what it was told.
             self._due.add(rank)
         fresh = data[have - offset :] if offset <= have < offset + len(data) else b""
         # For each stream alone: sent again, the limit may be shared out otherwise than the first time.
@@ -209,16 +249,11 @@ class Inflow:
             return b""
         host.have[stream] += len(fresh)
         self._move(0, len(fresh))
+        if self._uses_up(host):
+            self._wants[rank] = None
+            if not self.held:  # else the client is behind, and it is served when that has read
+                self._serve()
         return fresh
-
-    def _asked(self, rank: int, host: _Host, wanted: int) -> None:
-        host.wanted = wanted
-        if wanted <= host.limit:
-            self._due.add(rank)  # it may have missed what it was told
-            return
-        self._wants[rank] = None
-        if not self.held:  # else the client is behind, and it is served when that has read
-            self._serve()
 
     def read(self, rank: int, count: int) -> None:
         """The client has read so many bytes of this host's."""
@@ -227,10 +262,11 @@ class Inflow:
             return
         host.read += count
         self._move(-count, -count)
-        if not host.over:
-            self._widen(rank, host)
-        elif host.read >= host.arrived:
-            del self._hosts[rank]
+        if host.over:
+            if host.read >= host.arrived:
+                del self._hosts[rank]
+        elif self._uses_up(host):
+            self._wants[rank] = None
         if self._wants or self._helped is not None:
             self._serve()
 
@@ -239,25 +275,31 @@ class Inflow:
         return min(self._most - self._ahead, self._window.free)
 
     def _raise(self, rank: int, host: _Host, more: int) -> None:
+        del self._wants[rank]
         host.limit += more
-        if host.limit > STREAM_FIRST:
-            self._busy.add(rank)
+        self._count(rank, host)
         self._move(more)
         self._due.add(rank)
 
-    def _widen(self, rank: int, host: _Host) -> None:
-        """A host that uses what it has gets twice as much, up to an equal share."""
-        if host.ahead > host.window // 2:
-            return
-        share = STREAM_WINDOW // max(1, len(self._busy))
-        host.window = max(STREAM_FIRST, min(2 * host.window, STREAM_MOST, share, self._room + host.ahead))
-        more = min(host.window - host.ahead, self._room)
-        if more >= STREAM_FIRST // 2:  # less is not worth a message: it asks when it has no more
-            self._raise(rank, host, more)
+    def _count(self, rank: int, host: _Host) -> None:
+        if host.hungry:
+            self._busy.add(rank)
+        else:
+            self._busy.discard(rank)
+
+    @property
+    def _share(self) -> int:
+        """What a host may have ahead of the client: an equal share, but not less than a message is worth."""
+        return max(_TURN, min(STREAM_MOST, STREAM_WINDOW // max(1, len(self._busy))))
+
+    def _uses_up(self, host: _Host) -> bool:
+        """Whether it is to be given more: it wants it, and half of its share or less is left of what it was given."""
+        return host.hungry and host.ahead <= self._share // 2
 
     def _serve(self) -> None:
-        """Give those who asked what there is room for; where there is none, one after the other a little each, once the
-        client has read all that came: so no command waits for another's client."""
+        """Give those whose turn it is what there is room for, one after the other. Where there is none, a little of
+        what they have, one at a time, once the client has read all that came: so no command waits for another's
+        client."""
         if self._helped is not None:
             rank, limit = self._helped
             if rank not in self._hosts or self._hosts[rank].arrived >= limit:
@@ -265,22 +307,35 @@ class Inflow:
         while self._wants:
             rank = next(iter(self._wants))
             host = self._hosts.get(rank)
-            need = 0 if host is None else min(host.wanted - host.limit, STREAM_FIRST, STREAM_MOST - host.ahead)
-            if host is None or need <= 0:
+            if host is None or not self._uses_up(host):
                 del self._wants[rank]
                 continue
-            if self._room < need:
-                if self.held or self._helped is not None:
+            room = self._room
+            more = self._share - host.ahead if host.fast else max(host.has - host.limit, STREAM_FIRST)
+            if room < min(more, _TURN):
+                if not self.held:
+                    self._help(room)
+                return
+            self._raise(rank, host, min(more, self._share - host.ahead, room))
+
+    def _help(self, room: int) -> None:
+        """Those who have what there is may never use it: whoever has something now is given as much as that."""
+        if self._helped is None:
+            for rank in self._wants:
+                host = self._hosts.get(rank)
+                if host is not None and host.has > host.limit:
+                    more = min(host.has - host.limit, max(STREAM_FIRST, room))
+                    self._raise(rank, host, more)
+                    self._helped = rank, host.limit
                     return
-                self._helped = rank, host.limit + need
-            del self._wants[rank]
-            self._raise(rank, host, need)
 
     def ended(self, rank: int, out: int, err: int) -> None:
         """The host's outcome came, and says how much it wrote."""
         host = self._hosts.get(rank)
         if host is not None:
             host.totals = {1: out, 2: err}
+            host.has, host.fast = out + err, False
+            self._count(rank, host)
 
     def complete(self, rank: int) -> bool:
         """Whether all that the host wrote has come."""

@@ -145,13 +145,18 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class Streamed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Child to parent: what `id` wrote at `rank`, from byte `offset` of its standard output (1) or error (2)."""
+    """Child to parent: what `id` wrote at `rank`, from byte `offset` of its standard output (1) or error (2).
+
+    `has` is how many bytes of both streams there are so far, sent or not; `fast` says that more follow at once.
+    """
 
     id: Natural
     rank: Rank
     stream: Annotated[int, msgspec.Meta(ge=1, le=2)]
     offset: Natural
     data: Annotated[bytes, msgspec.Meta(max_length=STREAM_PIECE)]
+    has: Natural
+    fast: bool
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -285,8 +285,8 @@ class Relay:
                 answer = None if self._duty is None else self._duty.loaded(event)
                 if answer is not None:
                     self._own_outcome(id_, answer, now)
-            case Wrote(id_, stream, offset, data):
-                self._up(Streamed(id_, self._rank(), stream, offset, data))
+            case Wrote(id_, stream, offset, data, has, fast):
+                self._up(Streamed(id_, self._rank(), stream, offset, data, has, fast))
             case Took(id_, taken, is_open, anew):
                 self._up(Taken(id_, self._rank(), taken, is_open, anew))
             case Grants(id_, grants):
@@ -582,7 +582,7 @@ class Relay:
                 told = self._root.signer.clock(self._root.fleet, asker, nonce, self._root.clock_ms(now))
                 self._down_to(asker, told)
             case Streamed() if self._root is not None:
-                self._effects.append(TellStream(message.id, message.rank, message.stream, message.offset, message.data))
+                self._tell_stream(message)
             case Taken() if self._root is not None:
                 self._effects.append(TellTaken(message.id, message.rank, message.taken, message.open, message.anew))
             case Progress(id=id_, done=done, left=left):
@@ -591,6 +591,10 @@ class Relay:
                 self._up(message)
             case _:
                 pass
+
+    def _tell_stream(self, piece: Streamed) -> None:
+        told = TellStream(piece.id, piece.rank, piece.stream, piece.offset, piece.data, piece.has, piece.fast)
+        self._effects.append(told)
 
     def _attach(self, rank: int, message: Attach, now: float) -> None:
         own = message.links[0]

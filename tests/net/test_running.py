@@ -387,7 +387,7 @@ def test_what_became_of_a_command_does_not_wait_for_whoever_reads_its_output(tmp
         loop, watching = asyncio.get_running_loop(), Watching()
         ended: asyncio.Future[tuple[Outcome, Output]] = loop.create_future()
         sent: list[bytes] = []
-        outlet = Outlet(lambda _, __, data: sent.append(data), first=1_000)
+        outlet = Outlet(lambda _, __, data, *___: sent.append(data), first=1_000)
         with ThreadPoolExecutor(1) as disk:
             Process(
                 Run(argv=("sh", "-c", "head -c 100000 /dev/zero; exit 3"), output_limit=10, stream=True),

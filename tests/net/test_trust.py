@@ -245,7 +245,7 @@ CLAIMS: dict[str, Message] = {
     "outcomes of the parent": Outcomes(1, (Fold(ranks.pack(ranks.only(AGENT)), Exited(0)),)),
     "outcomes of everybody": Outcomes(1, (Fold(ranks.pack((1 << 65_536) - 1), Exited(0)),)),
     "reports": Reports((Report(SIBLING, None, (), True),)),
-    "output": Streamed(1, SIBLING, 1, 0, b"forged"),
+    "output": Streamed(1, SIBLING, 1, 0, b"forged", 0, False),
     "input": Taken(1, SIBLING, 1, False, False),
     "clock": ClockAsk(SIBLING, NONCE),
     "progress": Progress(1, ((SIBLING, 1),)),

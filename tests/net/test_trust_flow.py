@@ -93,7 +93,7 @@ def test_a_child_that_sends_beyond_its_credit_costs_itself_its_link_and_the_rela
     stage.until(lambda: child.all(Deliver), "the command to arrive")
     before = resident_kib(stage.process.pid)
     for number in range(4 * PASSED_MOST // STREAM_PIECE):
-        child.send(Streamed(id_, child.rank, 1, number * STREAM_PIECE, PIECE))
+        child.send(Streamed(id_, child.rank, 1, number * STREAM_PIECE, PIECE, 0, False))
     rank = child.rank
     cut_off(stage, child)
     assert resident_kib(stage.process.pid) - before < 3 * PASSED_MOST // 1024
@@ -105,7 +105,7 @@ def test_a_child_that_keeps_to_its_credit_may_send_without_end(stage: Stage, chi
     stage.until(lambda: child.all(Deliver), "the command to arrive")
     for sent in range(0, 2 * PASSED_MOST, STREAM_MOST):
         for offset in range(sent, sent + STREAM_MOST, STREAM_PIECE):
-            child.send(Streamed(id_, child.rank, 1, offset, PIECE))
+            child.send(Streamed(id_, child.rank, 1, offset, PIECE, 0, False))
         stage.until(lambda: passed_up(stage, child.rank) == sent + STREAM_MOST, "it to be passed on")  # noqa: B023
         stage.parent.send(Credit(id_, (Grant(child.rank, sent + 2 * STREAM_MOST, sent + STREAM_MOST, 0),)))
         stage.until(lambda: child.all(Credit)[-1:], "the grant")
@@ -118,7 +118,7 @@ def test_a_child_that_makes_up_jobs_is_cut_off(stage: Stage, child: Child) -> No
 
     def make_up() -> bool:
         for _ in range(64):
-            child.send(Streamed(next(made_up), rank, 1, 0, PIECE))
+            child.send(Streamed(next(made_up), rank, 1, 0, PIECE, 0, False))
         return child.ended
 
     stage.until(make_up, "it to be cut off")
@@ -128,7 +128,7 @@ def test_a_child_that_makes_up_jobs_is_cut_off(stage: Stage, child: Child) -> No
 
 def test_a_piece_above_the_limit_costs_its_sender_the_link(stage: Stage, child: Child) -> None:
     rank = child.rank
-    header = codec.encode(Streamed(1, rank, 1, 0, b""))[0]
+    header = codec.encode(Streamed(1, rank, 1, 0, b"", 0, False))[0]
     child.raw(header, msgspec.msgpack.encode((1, rank, 1, 0, PIECE + b"x")))
     cut_off(stage, child)
     assert not passed_up(stage, rank)
@@ -138,7 +138,7 @@ def test_a_piece_above_the_limit_costs_its_sender_the_link(stage: Stage, child: 
     "broken", [(1, 2), (1, 2, 3, 0, b"x"), (1, 2, 1, -1, b"x"), (-1, 2, 1, 0, b"x"), (1, 2, 1, 0, "x")]
 )
 def test_a_piece_that_is_none_costs_its_sender_the_link(stage: Stage, child: Child, broken: tuple[object, ...]) -> None:
-    child.raw(codec.encode(Streamed(1, 1, 1, 0, b""))[0], msgspec.msgpack.encode(broken))
+    child.raw(codec.encode(Streamed(1, 1, 1, 0, b"", 0, False))[0], msgspec.msgpack.encode(broken))
     cut_off(stage, child)
 
 
@@ -155,7 +155,9 @@ def test_a_child_grants_nobody_anything(stage: Stage, child: Child, kind: Kind) 
     stage.leave(sibling)
 
 
-@pytest.mark.parametrize("message", [Streamed(1, AGENT, 1, 0, b"x"), Taken(1, AGENT, 0, True, True)], ids=["out", "in"])
+@pytest.mark.parametrize(
+    "message", [Streamed(1, AGENT, 1, 0, b"x", 0, False), Taken(1, AGENT, 0, True, True)], ids=["out", "in"]
+)
 def test_a_parent_that_sends_what_children_send_is_left(stage: Stage, message: Message) -> None:
     attachments = len(stage.parent.all(Attach))
     stage.parent.send(message)

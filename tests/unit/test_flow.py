@@ -24,7 +24,7 @@ from protocol.messages import Grant
 
 
 def _sent(flow: Outflow) -> list[tuple[int, int, int]]:
-    return [(stream, offset, len(data)) for stream, offset, data in flow.take()]
+    return [(stream, offset, len(data)) for stream, offset, data, _, _ in flow.take()]
 
 
 # --- output at its host -----------------------------------------------------------------------------------------------
@@ -33,21 +33,52 @@ def _sent(flow: Outflow) -> list[tuple[int, int, int]]:
 def test_a_host_sends_what_it_may_and_then_waits() -> None:
     flow = Outflow()
     flow.write(1, b"x" * (STREAM_FIRST + 5))
-    assert _sent(flow) == [(1, 0, STREAM_FIRST), (1, STREAM_FIRST + 5, 0)]
+    assert list(flow.take()) == [(1, 0, b"x" * STREAM_FIRST, STREAM_FIRST + 5, False)]
     assert _sent(flow) == []
     flow.granted(Grant(1, STREAM_FIRST + 3, STREAM_FIRST, 0))
-    assert _sent(flow) == [(1, STREAM_FIRST, 3), (1, STREAM_FIRST + 5, 0)]
+    assert list(flow.take()) == [(1, STREAM_FIRST, b"xxx", STREAM_FIRST + 5, False)]
     assert flow.waiting == 2
+
+
+def test_who_learns_that_it_has_more_only_after_its_last_piece_asks_for_it() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * STREAM_FIRST)
+    assert _sent(flow) == [(1, 0, STREAM_FIRST)]
+    waits = [flow.sendable]
+    flow.write(1, b"yz")
+    waits.append(flow.sendable)
+    assert list(flow.take()) == [(1, STREAM_FIRST, b"", STREAM_FIRST + 2, False)]
+    assert [*waits, flow.sendable] == [False, True, False]
+
+
+def test_a_command_that_writes_fast_goes_by_whole_pieces_or_by_all_that_it_may() -> None:
+    flow = Outflow()
+    flow.write(1, b"x" * (STREAM_FIRST + STREAM_PIECE + 5))
+    assert [(len(data), fast) for _, _, data, _, fast in flow.take(fast=True)] == [(STREAM_FIRST, True)]
+    flow.granted(Grant(1, 2**40, 0, 0))
+    assert [len(data) for _, _, data, _, _ in flow.take(fast=True)] == [STREAM_PIECE]
+    assert flow.waiting == 5
+    assert [len(data) for _, _, data, _, _ in flow.take()] == [5]
+
+
+@pytest.mark.parametrize("commands", [1, 10, 100, 1_000])
+def test_the_more_commands_write_the_less_of_each_is_read_ahead(commands: int) -> None:
+    flow = Outflow(0)
+    flow.share(commands)
+    while not flow.full:
+        flow.write(1, b"x" * 1_000)
+    assert commands * flow.waiting <= (4 << 20) + commands * ((64 << 10) + 1_000)
+    assert flow.piece < flow.waiting, "else a command that writes fast would never be taken for one"
 
 
 def test_a_host_asks_once_for_more_and_again_by_a_new_way() -> None:
     flow = Outflow(0)
     flow.write(2, b"why")
-    assert _sent(flow) == [(1, 3, 0)]
+    assert list(flow.take()) == [(1, 0, b"", 3, False)]
     flow.write(1, b"what")
     assert _sent(flow) == []
     flow.rewind()
-    assert _sent(flow) == [(1, 7, 0)]
+    assert list(flow.take()) == [(1, 0, b"", 7, False)]
     flow.granted(Grant(1, 7, 0, 0))
     assert _sent(flow) == [(2, 0, 3), (1, 0, 4)]
 
@@ -56,7 +87,7 @@ def test_standard_error_does_not_wait_behind_a_flood_and_both_count() -> None:
     flow = Outflow()
     flow.write(1, b"x" * STREAM_FIRST)
     flow.write(2, b"why")
-    assert _sent(flow) == [(2, 0, 3), (1, 0, STREAM_FIRST - 3), (1, STREAM_FIRST + 3, 0)]
+    assert _sent(flow) == [(2, 0, 3), (1, 0, STREAM_FIRST - 3)]
 
 
 def test_no_piece_is_larger_than_a_message_may_be() -> None:
@@ -107,7 +138,7 @@ def test_on_a_new_way_up_only_what_the_root_has_not_is_sent_again() -> None:
     list(flow.take())
     flow.granted(Grant(1, STREAM_FIRST, 4, 0))
     flow.rewind()
-    assert list(flow.take()) == [(1, 4, b"ef")]
+    assert _sent(flow) == [(1, 4, 2)]
 
 
 def test_what_nobody_reads_is_not_kept() -> None:
@@ -155,12 +186,23 @@ def test_hosts_that_are_no_targets_are_not_heard() -> None:
     assert flow.grants() == ()
 
 
-def test_nothing_is_granted_before_something_is_read() -> None:
+def test_nothing_is_granted_before_something_is_read_and_then_as_much_as_a_flood_uses() -> None:
     flow = Inflow([1])
-    flow.arrived(1, 1, 0, b"x" * STREAM_FIRST)
+    flow.arrived(1, 1, 0, b"x" * STREAM_FIRST, 2 * STREAM_FIRST, fast=True)
     assert flow.grants() == ()
     flow.read(1, STREAM_FIRST)
-    assert flow.grants() == (Grant(1, 3 * STREAM_FIRST, STREAM_FIRST, 0),)
+    assert flow.grants() == (Grant(1, STREAM_FIRST + STREAM_MOST, STREAM_FIRST, 0),)
+
+
+def test_who_has_a_little_more_is_granted_a_little_more_and_who_has_all_nothing() -> None:
+    flow = Inflow(range(3))
+    for rank, has in enumerate((STREAM_FIRST, STREAM_FIRST + 5, 3 * STREAM_FIRST)):
+        flow.arrived(rank, 1, 0, b"x" * STREAM_FIRST, has)
+        flow.read(rank, STREAM_FIRST)
+    assert flow.grants() == (
+        Grant(1, 2 * STREAM_FIRST, STREAM_FIRST, 0),
+        Grant(2, 3 * STREAM_FIRST, STREAM_FIRST, 0),
+    )
 
 
 @pytest.mark.parametrize("hosts", [1, 3, 64, 1_000])
@@ -173,7 +215,8 @@ def test_all_hosts_together_have_no_more_on_their_way_than_the_window(hosts: int
         rank = draw.randrange(hosts)
         size = min(STREAM_PIECE, limit[rank] - offset[rank])
         if size:
-            assert len(flow.arrived(rank, 1, offset[rank], b"x" * size)) == size
+            has = limit[rank] + STREAM_PIECE
+            assert len(flow.arrived(rank, 1, offset[rank], b"x" * size, has, fast=True)) == size
             offset[rank] += size
         if draw.random() < 0.8:
             flow.read(rank, offset[rank] - read[rank])
@@ -182,7 +225,7 @@ def test_all_hosts_together_have_no_more_on_their_way_than_the_window(hosts: int
             assert grant.limit is not None
             limit[grant.rank] = grant.limit
         ahead = [limit[rank] - read[rank] for rank in range(hosts)]
-        assert sum(ahead) <= STREAM_WINDOW + hosts * STREAM_FIRST
+        assert sum(ahead) <= STREAM_WINDOW + (hosts + 1) * STREAM_FIRST
         assert max(ahead) <= STREAM_MOST
 
 
@@ -192,14 +235,48 @@ def test_a_flood_leaves_the_others_their_share() -> None:
     limit = [STREAM_FIRST, STREAM_FIRST]
     for _ in range(100):  # one host floods, the client reads all of it
         size = min(STREAM_PIECE, limit[0] - offset[0])
-        flow.arrived(0, 1, offset[0], b"x" * size)
+        flow.arrived(0, 1, offset[0], b"x" * size, limit[0] + STREAM_PIECE, fast=True)
         flow.read(0, size)
         offset[0] += size
         for grant in flow.grants():
             limit[grant.rank] = grant.limit or 0
-    assert flow.arrived(1, 1, 0, b"y" * STREAM_FIRST)
+    assert flow.arrived(1, 1, 0, b"y" * STREAM_FIRST, 2 * STREAM_FIRST, fast=True)
     flow.read(1, STREAM_FIRST)
-    assert flow.grants() == (Grant(1, 3 * STREAM_FIRST, STREAM_FIRST, 0),)
+    assert flow.grants() == (Grant(1, STREAM_FIRST + STREAM_MOST, STREAM_FIRST, 0),)
+
+
+@pytest.mark.parametrize("hosts", [1, 16, 64, 300])
+def test_a_flood_of_many_hosts_takes_whole_pieces_and_a_grant_for_each_at_most(hosts: int) -> None:
+    each, whole = 8 * STREAM_PIECE, bytes(STREAM_PIECE)
+    flow, sources = Inflow(range(hosts)), {rank: Outflow() for rank in range(hosts)}
+    fed, got = dict.fromkeys(range(hosts), 0), 0
+    up: deque[tuple[int, int, int, bytes, int, bool]] = deque()
+    pieces = questions = grants = 0
+    turn: deque[int] = deque(range(hosts))
+    while turn or up:
+        while turn:
+            rank = turn.popleft()
+            source, sent = sources[rank], True
+            while sent:
+                while not source.full and fed[rank] < each:
+                    source.write(1, whole)
+                    fed[rank] += len(whole)
+                taken = list(source.take(fast=fed[rank] < each))
+                up.extend((rank, *piece) for piece in taken)
+                sent = bool(taken)
+        rank, stream, offset, data, has, fast = up.popleft()
+        pieces, questions = pieces + bool(data), questions + (not data)
+        assert flow.arrived(rank, stream, offset, data, has, fast=fast) == data
+        got += len(data)
+        flow.read(rank, len(data))
+        for grant in flow.grants():
+            grants += 1
+            sources[grant.rank].granted(grant)
+            turn.append(grant.rank)
+    assert got == hosts * each, "all of it came"
+    # The first piece of each is small, for nobody knew yet how much there would be; so may be its last.
+    assert pieces <= hosts * (each // STREAM_PIECE + 4)
+    assert (questions, grants <= pieces) == (0, True)
 
 
 def test_an_output_is_complete_when_all_of_both_streams_is_there() -> None:
@@ -220,7 +297,7 @@ def test_an_output_over_links_that_break_arrives_whole() -> None:
         whole = {1: draw.randbytes(600_000), 2: draw.randbytes(50_000)}
         written, got = {1: 0, 2: 0}, {1: b"", 2: b""}
         host, root = Outflow(), Inflow([4])
-        up: deque[tuple[int, int, bytes]] = deque()
+        up: deque[tuple[int, int, bytes, int, bool]] = deque()
         down: deque[Grant] = deque()
         for _ in range(100_000):
             stream = draw.choice((1, 2))
@@ -228,10 +305,10 @@ def test_an_output_over_links_that_break_arrives_whole() -> None:
                 data = whole[stream][written[stream] : written[stream] + draw.randrange(40_000)]
                 host.write(stream, data)
                 written[stream] += len(data)
-            up.extend(host.take())
+            up.extend(host.take(fast=draw.random() < 0.5))
             if up:
-                number, offset, data = up.popleft()
-                fresh = root.arrived(4, number, offset, data)
+                number, offset, data, has, fast = up.popleft()
+                fresh = root.arrived(4, number, offset, data, has, fast=fast)
                 got[number] += fresh
                 root.read(4, len(fresh))
             down.extend(root.grants())
@@ -267,8 +344,8 @@ class _Command:
             for rank, source in self.sources.items():
                 if not source.full:
                     source.write(1, b"x" * STREAM_PIECE)
-                for stream, offset, data in list(source.take()):
-                    fresh = self.flow.arrived(rank, stream, offset, data)
+                for stream, offset, data, has, fast in list(source.take()):
+                    fresh = self.flow.arrived(rank, stream, offset, data, has, fast=fast)
                     if fresh:
                         moved = True
                         self.unread.append((rank, len(fresh)))
@@ -341,8 +418,8 @@ def test_a_host_that_asks_for_anything_gets_no_more_than_one_that_floods(wanted:
     window = Window(STREAM_TOTAL)
     flow = Inflow([1], STREAM_FIRST, window)
     for _ in range(1_000):
-        flow.arrived(1, 1, wanted, b"")
-        flow.arrived(2, 1, wanted, b"")
+        flow.arrived(1, 1, 0, b"", wanted, fast=bool(wanted))
+        flow.arrived(2, 1, 0, b"", wanted, fast=bool(wanted))
     assert window.ahead <= STREAM_MOST
     assert flow.arrived(1, 1, 0, b"x" * STREAM_FIRST)
 

@@ -52,22 +52,22 @@ def test_an_honest_host_is_never_cut_off_whatever_is_lost_and_comes_again(seed: 
     draw = random.Random(seed)
     quota, host, root = Quota(), Outflow(), Inflow([RANK])
     quota.given(ID)
-    up: deque[tuple[int, int, bytes]] = deque()
-    above: deque[tuple[int, int, bytes]] = deque()
+    up: deque[tuple[int, int, bytes, int, bool]] = deque()
+    above: deque[tuple[int, int, bytes, int, bool]] = deque()
     down: deque[Grant] = deque()
     total = 0
     while total < STREAM_TOTAL // 4:
         if not host.full:
             host.write(draw.choice((1, 2)), bytes(STREAM_PIECE))
-        up.extend(host.take())
+        up.extend(host.take(fast=draw.random() < 0.5))
         for _ in range(draw.randrange(20) if up else 0):
             if not up:
                 break
-            stream, offset, data = up.popleft()
-            assert quota.passes(CHILD, RANK, ID, len(data))
-            above.append((stream, offset, data))
+            assert quota.passes(CHILD, RANK, ID, len(up[0][2]))
+            above.append(up.popleft())
         while above and draw.random() < 0.8:
-            fresh = root.arrived(RANK, *above.popleft())
+            number, offset, data, has, fast = above.popleft()
+            fresh = root.arrived(RANK, number, offset, data, has, fast=fast)
             total += len(fresh)
             root.read(RANK, len(fresh))
         for grant in root.grants():

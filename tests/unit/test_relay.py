@@ -367,7 +367,7 @@ _FOREIGN = [
     Links((Link(4, None, 1, 9, True),)),
     Links((Link(4, 3, 1, 9, True),)),
     Progress(1, ((3, 5),)),
-    Streamed(1, 3, 1, 0, b"x"),
+    Streamed(1, 3, 1, 0, b"x", 0, False),
     Taken(1, 3, 1, True, True),
     ClockAsk(3, b"n" * 16),
 ]
@@ -745,7 +745,7 @@ def test_a_child_that_grants_is_cut_off_and_nothing_is_granted(message: object) 
 
 def test_the_root_passes_streams_progress_and_reports_on() -> None:
     root = _root()
-    assert root.child(1, Streamed(1, 4, 2, 10, b"x")) == [TellStream(1, 4, 2, 10, b"x")]
+    assert root.child(1, Streamed(1, 4, 2, 10, b"x", 0, False)) == [TellStream(1, 4, 2, 10, b"x", 0, False)]
     root.child(1, Progress(1, ((4, 5),)))
     root.child(9, Progress(1, ((9, 6), (9, 7))))
     root.child(1, Reports((Report(4, None, ()),)))
@@ -804,7 +804,7 @@ def test_reports_wait_for_one_another_and_for_a_way_up() -> None:
 
 def test_own_streams_and_progress_go_up_under_the_own_rank() -> None:
     bench = _agent()
-    assert bench(Wrote(1, 1, 0, b"x")) == [ToParent(Streamed(1, 1, 1, 0, b"x"))]
+    assert bench(Wrote(1, 1, 0, b"x")) == [ToParent(Streamed(1, 1, 1, 0, b"x", 0, False))]
     bench(Advanced(1, 500))
     assert _sent_up(bench.wait(REPORT_WINDOW), Progress) == [Progress(1, ((1, 500),))]
 
