@@ -19,12 +19,14 @@ from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
 
 #: Changes that a dry run tells of one by one.
 _TOLD = 200
+#: What is put right of things whose content is.
+_DRESS = "mode, time, owner or attributes"
 
 
 class State(IntEnum):
     """What is at an entry's place."""
 
-    RIGHT = 0  # the same content: at most its mode, times or owner are to be put right
+    RIGHT = 0  # the same content: at most its mode, times, owner or attributes are to be put right
     NEW = 1  # nothing
     OTHER = 2  # a file or link that will be replaced
 
@@ -37,13 +39,13 @@ class Comparison:
     #: For each entry that is not right: the entry whose rename brings it there.
     unit_of: dict[int, int] = field(default_factory=dict)
     units: list[int] = field(default_factory=list)
-    #: Entries with the right content whose mode, times or owner differ.
+    #: Entries with the right content whose mode, times, owner or attributes differ.
     to_fix: list[int] = field(default_factory=list)
 
     def said(self, listing: Listing) -> str:
-        """What comes of it, in words that fold: `pushed`, `unchanged`, `pushed 3 of 10`."""
+        """What comes of it, in words that fold: `pushed`, `unchanged`, `pushed 3 of 10`, or what else is put right."""
         if not self.units:
-            return "unchanged"
+            return f"{_DRESS} of {len(self.to_fix)}" if self.to_fix else "unchanged"
         if len(self.unit_of) == len(self.states):
             return "pushed"
         total = len(self.states) - sum(entry.kind is Kind.DIRECTORY for entry in listing.entries)
@@ -54,7 +56,7 @@ class Comparison:
         """What would come of it, a line for each change."""
         words = {State.NEW: "new", State.OTHER: "changed"}
         lines = [f"{words[State(self.states[i])]}: {shown(listing.entries[i].path)}" for i in self.unit_of]
-        lines += [f"mode, time or owner: {shown(listing.entries[i].path)}" for i in self.to_fix]
+        lines += [f"{_DRESS}: {shown(listing.entries[i].path)}" for i in self.to_fix]
         if not lines:
             return "nothing would change"
         more = len(lines) - _TOLD
@@ -157,7 +159,7 @@ class Looker:
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=True):
             read_only = os.fstatvfs(parent).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
-            raise OSError(number, os.strerror(number), shown(above) or None)
+            raise OSError(number, os.strerror(number), shown(above) or os.readlink(f"/proc/self/fd/{parent}"))
 
     def _at(self, index: int, entry: Entry, above: bytes) -> State:
         parent = self._below.directory(above)
@@ -168,7 +170,7 @@ class Looker:
             return State.NEW
         if not self._same(index, entry, info, parent, name):
             return State.OTHER
-        if self._differs(entry, info):
+        if self._differs(entry, info) or (entry.xattrs and not _has_attributes(entry, parent, name)):
             self._found.to_fix.append(index)
         return State.RIGHT
 
@@ -218,6 +220,19 @@ class Looker:
         if exact and entry.mode is not None and stat.S_IMODE(info.st_mode) != entry.mode:
             return True
         return (self.exact or self.by_time) and entry.mtime_ns is not None and info.st_mtime_ns != entry.mtime_ns
+
+
+def _has_attributes(entry: Entry, parent: int, name: bytes) -> bool:
+    """Whether a file or directory has an entry's extended attributes. What else it has is its own."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        return all(os.getxattr(f"/proc/self/fd/{fd}", attribute) == value for attribute, value in entry.xattrs)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return False
+        raise
+    finally:
+        os.close(fd)
 
 
 def has_holes(entry: Entry, fd: int) -> bool:

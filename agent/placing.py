@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from agent.compare import State, first_names
 from agent.paths import BadDestination
 from agent.source import digest_of
-from agent.staged import Staged
+from agent.staged import Staged, set_attributes
 from protocol.listing import Entry, Kind, parent_of, shown
 
 #: Files that are synced one by one; more are synced with all else on their file system, which is one call.
@@ -145,7 +145,7 @@ class Placing:
         os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=parent)
 
     def _fix(self, index: int) -> None:
-        """Mode, time and owner of what has the right content."""
+        """Mode, time, owner and attributes of what has the right content."""
         entry = self.listing.entries[index]
         parent, name = self.staged.place(index)
         if entry.kind is Kind.LINK:
@@ -159,6 +159,7 @@ class Placing:
                 raise BadDestination(f"{shown(entry.path)} has become a symbolic link")
             if entry.owner is not None:
                 os.chown(itself, *self.owners[entry.owner])
+            set_attributes(itself, entry)
             if entry.mode is not None and (self.exact or entry.kind is Kind.FILE):
                 os.chmod(itself, entry.mode)
             if entry.mtime_ns is not None and (self.exact or self.by_time):

@@ -84,8 +84,8 @@ class Staged:
         if entry.owner is not None:
             os.fchown(fd, *self.owners[entry.owner])
             mode = -1
-        for name, value in entry.xattrs:
-            os.setxattr(fd, name, value)
+        if entry.xattrs:
+            set_attributes(fd, entry)
             mode = -1  # an access list changes it
         if entry.mode is None:
             entry_mode = 0o666 & ~self._umask if entry.kind is Kind.FILE else 0o777 & ~self._umask
@@ -293,6 +293,15 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
+
+
+def set_attributes(file: int | str, entry: Entry) -> None:
+    """Give a file, open or by a path that leads to it alone, an entry's extended attributes. Raises OSError."""
+    for name, value in entry.xattrs:
+        try:
+            os.setxattr(file, name, value)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{shown(entry.path)} ({name})") from error
 
 
 def _has_default_acl(folder: int) -> bool:

@@ -42,25 +42,34 @@ def time_text(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def push_line(size: int, done: Mapping[str, int], waiting: Collection[str], seconds: float) -> str:
-    """How far a push of `size` bytes is: a bar over all hosts, the rate, the time that is left at that rate, and the
-    slowest of those that are not through.
+def push_line(size: int, done: Mapping[str, int], waiting: Collection[str], seconds: float, width: int = 0) -> str:
+    """How far a push of `size` bytes is: a bar over all hosts, the rate, when the last one is through at its own rate,
+    and the slowest of those that are not. Where `width` columns (0: any) are few, the names matter more than the bar.
 
     `done` holds the bytes that each host has, in the order of hosts; those of `waiting` have no outcome yet.
     """
     hosts, finished = len(done), len(done) - len(waiting)
+    if waiting and not size:
+        return f"{finished}/{hosts} hosts, {seconds:.0f} s"
     whole = size * hosts
     have = min(whole, sum(done.values()))
     share = have / whole if whole else 1.0
-    filled = round(share * _BAR)
     rate = ""
     if seconds > 0 and have:
-        left = f", {time_text((whole - have) * seconds / have)} left" if have < whole else ""
+        longest = max(((size - done[host]) / done[host] for host in waiting if done[host]), default=0.0)
+        left = f", {time_text(longest * seconds)} left" if have < whole and longest else ""
         rate = f", {size_text(have / seconds)}/s{left}"
-    line = f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%} of {size_text(whole)}, {finished}/{hosts} hosts{rate}"
-    behind = sorted((host for host in waiting if size), key=done.__getitem__)[:_NAMES]
+    line = f"{share:4.0%} of {size_text(whole)}, {finished}/{hosts} hosts{rate}"
+    behind = sorted(waiting, key=done.__getitem__)[:_NAMES]
     slowest = " ".join(f"{host} {done[host] / size:.0%}" for host in behind)
-    return f"{line}, slowest {slowest}" if slowest else line
+    slowest, shorter = (f", slowest {names}" if names else "" for names in (slowest, " ".join(behind)))
+    tries = (_bar(share, _BAR) + line + slowest, _bar(share, _BAR // 2) + line + slowest, line.lstrip() + slowest)
+    return next((one for one in tries if not width or len(one) < width), line.lstrip() + shorter)
+
+
+def _bar(share: float, length: int) -> str:
+    filled = round(share * length)
+    return f"[{'#' * filled}{'.' * (length - filled)}] "
 
 
 def pull_line(size: int, done: Mapping[str, int], hosts: int, finished: int, seconds: float) -> str:
@@ -69,11 +78,10 @@ def pull_line(size: int, done: Mapping[str, int], hosts: int, finished: int, sec
     if not size:
         return f"{finished}/{hosts} hosts, {seconds:.0f} s, hosts look at what they have"
     have = min(size, sum(done.values()))
-    filled = round(have / size * _BAR)
     left = f", {time_text((size - have) * seconds / have)} left" if 0 < have < size else ""
     rate = f", {size_text(have / seconds)}/s{left}" if seconds > 0 and have else ""
-    bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] {have / size:4.0%} of {size_text(size)}"
-    return f"{bar}, {finished}/{hosts} hosts{rate}"
+    line = f"{_bar(have / size, _BAR)}{have / size:4.0%} of {size_text(size)}"
+    return f"{line}, {finished}/{hosts} hosts{rate}"
 
 
 def up_line(total: int, settled: int, failed: int, seconds: float) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class _Pull:
         self._offered: dict[Offered, Ranks] = {}
         self._fetches: dict[int, Fetch] = {}
         self._total = 0
+        #: Whose folders were made for this.
+        self._made: set[int] = set()
         self._sends: set[Job] = set()
         self._task: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="pull")
@@ -217,6 +220,7 @@ class _Pull:
             kept = fetch.store
             if isinstance(kept, Incoming):
                 await self._on_thread(kept.close)
+            await self._on_thread(partial(self._unmake, rank))
             raise
         finally:
             del self._fetches[rank]
@@ -234,8 +238,16 @@ class _Pull:
     def _store(self, rank: int, stream: Stream, listing: bytes | None) -> Incoming:
         """Where a host's files go. Blocks."""
         folder = self._folder(rank)
+        if not Path(folder).exists():
+            self._made.add(rank)
         Path(folder).mkdir(parents=True, exist_ok=True)
         return self._incoming(folder, stream, listing)
+
+    def _unmake(self, rank: int) -> None:
+        """A folder that was made for what did not come goes again, if nothing is in it. Blocks."""
+        if rank in self._made:
+            with suppress(OSError):
+                Path(self._folder(rank)).rmdir()
 
     def _incoming(self, folder: str, stream: Stream, listing: bytes | None) -> Incoming:
         # A host may be in an enemy's hands: it names what it was asked for and nothing else.

@@ -106,13 +106,18 @@ class Terminal:
             # There is no descriptor below it, and so no buffer that could be in use: in tests.
             self._err.write(line)
 
+    @property
+    def columns(self) -> int:
+        """How wide a live line may be; 0 where that is not known."""
+        try:
+            return os.get_terminal_size(self._err.fileno()).columns
+        except OSError:
+            return 0
+
     def draw(self, line: str) -> None:
         """Show `line` as the live line, as much of it as fits."""
         with self._lock:
-            try:
-                width = os.get_terminal_size(self._err.fileno()).columns
-            except OSError:
-                width = 0
+            width = self.columns
             self._finish_line()
             self._out.flush()
             self._err.write(_CLEAR + line[: (width or _WIDTH) - 1])

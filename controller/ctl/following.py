@@ -203,4 +203,4 @@ class Pushed:
         hosts, waiting = self._following.order, self._following.waiting
         waiting = dict(waiting)  # it changes meanwhile
         have = {host: self._done.get(host, 0) if host in waiting else self.size for host in hosts}
-        return push_line(self.size, have, waiting, self._following.seconds)
+        return push_line(self.size, have, waiting, self._following.seconds, self._following.terminal.columns)

@@ -243,7 +243,7 @@ def test_a_pull_that_is_cancelled_leaves_nothing_half(fleet: LocalFleet, tmp_pat
         os.kill(fleet.pid("h1"), signal.SIGCONT)
     assert {host for result in results for host in result.hosts} == {"h1", "h2"}
     assert all(isinstance(result.outcome, Cancelled | Lost) for result in results), results
-    assert not list((tmp_path / "out").rglob("source"))
+    assert not list((tmp_path / "out").rglob("*"))
     recorded = {host for result in fleet.session.job(job.id).results() for host in result.hosts if not result.ok}
     assert recorded == {"h1", "h2"}
     fleet.wait_until_home()

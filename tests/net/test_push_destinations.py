@@ -184,7 +184,7 @@ def test_what_is_there_already_is_not_written_again(fleet: LocalFleet, source: P
     )
     # A mode that differs is put right, and that is all.
     target.chmod(0o600)
-    assert pushed(fleet, source, target)["h2"].stdout == b"unchanged"
+    assert pushed(fleet, source, target)["h2"].stdout == b"mode, time, owner or attributes of 1"
     assert (target.stat().st_ino, stat.S_IMODE(target.stat().st_mode)) == (before.st_ino, 0o640)
 
 

@@ -24,6 +24,9 @@ from protocol.wishes import Wishes
 from tests.pushes import DEFAULT, bring, feed
 
 OTHER_UID = 65_534
+#: What a push says that had only that to put right, of one thing.
+DRESSED = "mode, time, owner or attributes of 1"
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
@@ -203,7 +206,7 @@ def test_all_times_are_kept_where_that_is_asked_for(tree: Path, target: Path, no
     # Also of what is there already.
     os.utime(target / "tree" / "deep")
     (target / "tree" / "deep").chmod(0o700)
-    assert bring([(b"tree", tree)], target, notes, Wishes(preserve=True), exact=True) == "unchanged"
+    assert bring([(b"tree", tree)], target, notes, Wishes(preserve=True), exact=True) == DRESSED
     assert (target / "tree" / "deep").stat().st_mtime_ns == 7_000_000_007
     assert stat.S_IMODE((target / "tree" / "deep").stat().st_mode) == 0o750
 
@@ -219,7 +222,7 @@ def test_owners_are_given_and_kept(tree: Path, target: Path, notes: Path) -> Non
     assert stat.S_IMODE((target / "given/deep/er/run").stat().st_mode) == 0o4751
     # What has the right bytes has its owner put right.
     os.chown(target / "given/small", 0, 0)
-    assert bring([(b"given", tree)], target, notes, Wishes(user=str(OTHER_UID), group="daemon")) == "unchanged"
+    assert bring([(b"given", tree)], target, notes, Wishes(user=str(OTHER_UID), group="daemon")) == DRESSED
     assert (target / "given/small").stat().st_uid == OTHER_UID
 
 
@@ -231,6 +234,12 @@ def test_extended_attributes_go_along_where_that_is_asked_for(tree: Path, target
     os.setxattr(tree / "deep", "user.colour", b"red")
     bring([(b"without", tree)], target, notes)
     assert os.listxattr(target / "without/small") == []
+    assert bring([(b"without", tree)], target, notes) == "unchanged"
+    said = bring([(b"without", tree)], target, notes, Wishes(xattrs=True))
+    assert said == "mode, time, owner or attributes of 2"
+    assert os.getxattr(target / "without/small", "user.colour") == b"green"
+    assert os.getxattr(target / "without/deep", "user.colour") == b"red"
+    assert bring([(b"without", tree)], target, notes, Wishes(xattrs=True)) == "unchanged"
     bring([(b"with", tree)], target, notes, Wishes(xattrs=True))
     assert os.getxattr(target / "with/small", "user.colour") == b"green"
     assert os.getxattr(target / "with/deep", "user.colour") == b"red"
@@ -257,7 +266,7 @@ def test_size_and_time_are_trusted_only_where_that_is_asked_for(tree: Path, targ
     assert bring([(b"tree", tree)], target, notes) == "pushed 2 of 9"  # the file, and its other name
     assert there.read_bytes() == b"small"
     os.utime(there, ns=(1, 1))
-    assert bring([(b"tree", tree)], target, notes, by_time=True) == "unchanged"
+    assert bring([(b"tree", tree)], target, notes, by_time=True) == DRESSED
     assert there.stat().st_mtime_ns == time
 
 
@@ -273,7 +282,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(tree: Path, target
     assert bring([(b"tree", tree)], target, notes, dry_run=True).split("\n") == [
         "new: tree/newer",
         "changed: tree/deep/large",
-        "mode, time or owner: tree/deep/shut",
+        "mode, time, owner or attributes: tree/deep/shut",
     ]
     assert picture(target) == before
     assert not leftovers(target)

@@ -139,12 +139,29 @@ def test_the_waiting_line_names_five_at_most() -> None:
 
 def test_a_push_line_tells_share_hosts_rate_what_is_left_and_who_is_slowest() -> None:
     assert push_line(20 << 20, {"h0": 20 << 20, "h1": 10 << 20}, ["h1"], 10) == (
-        "[###############.....]  75% of 40.0 MiB, 1/2 hosts, 3.0 MiB/s, 3 s left, slowest h1 50%"
+        "[###############.....]  75% of 40.0 MiB, 1/2 hosts, 3.0 MiB/s, 10 s left, slowest h1 50%"
     )
     done = {f"h{number}": 100 - number for number in range(8)}
     assert push_line(100, done, list(done), 0).endswith("slowest h7 93% h6 94% h5 95% h4 96% h3 97%")
     assert push_line(0, {"h0": 0, "h1": 0}, [], 0) == "[####################] 100% of 0 B, 2/2 hosts"
+    assert push_line(0, {"h0": 0, "h1": 0}, ["h1"], 4) == "1/2 hosts, 4 s"
     assert push_line(10, {"h0": 1}, ["h0"], 900.0).split(", ")[3] == "2 h 15 min left"
+
+
+HALVES = "a 50% b 50% c 50% d 50% e 50%"
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (0, "[##########..........]  50% of 4.9 KiB, 0/5 hosts, 500 B/s, 5 s left, slowest " + HALVES),
+        (101, "[#####.....]  50% of 4.9 KiB, 0/5 hosts, 500 B/s, 5 s left, slowest " + HALVES),
+        (88, "50% of 4.9 KiB, 0/5 hosts, 500 B/s, 5 s left, slowest " + HALVES),
+        (80, "50% of 4.9 KiB, 0/5 hosts, 500 B/s, 5 s left, slowest a b c d e"),
+    ],
+)
+def test_a_narrow_terminal_takes_the_bar_before_the_names(width: int, line: str) -> None:
+    assert push_line(1_000, dict.fromkeys("abcde", 500), list("abcde"), 5, width) == line
 
 
 @pytest.mark.parametrize(
