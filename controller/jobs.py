@@ -105,10 +105,14 @@ def translated(translate: Translate, again: Callable[[], Fold]) -> Callable[[], 
     return lambda: translate(again())
 
 
-def as_late(translate: Translate, folds: Iterable[Fold]) -> api.Late:
+def as_late(translate: Translate) -> Translate:
     """What hosts answered after they were lost. What they said of their VMs is for programs, and left out."""
     plain = translate is as_folded
-    return api.Late(folds=tuple(fold if plain else msgspec.structs.replace(fold, output=NO_OUTPUT) for fold in folds))
+
+    def late(fold: Fold) -> Iterable[api.Reply]:
+        return (api.Late(folds=(fold if plain else msgspec.structs.replace(fold, output=NO_OUTPUT),)),)
+
+    return late
 
 
 class Job:
@@ -159,14 +163,17 @@ class Job:
         """An outcome came; `again` reads it from the record, for clients that are behind."""
         for heard in self._heard:
             heard(fold)
-        replies, size = tuple(self._translate(fold)), len(fold.output.out) + len(fold.output.err)
-        anew = None if again is None else translated(self._translate, again)
+        self._put(self._translate, fold, again)
+
+    def late(self, fold: Fold, again: Callable[[], Fold]) -> None:
+        """Hosts answered that were settled as lost; `again` as in `fold`."""
+        self._put(as_late(self._translate), fold, again)
+
+    def _put(self, translate: Translate, fold: Fold, again: Callable[[], Fold] | None) -> None:
+        replies, size = tuple(translate(fold)), len(fold.output.out) + len(fold.output.err)
+        anew = None if again is None else translated(translate, again)
         for listener in self._listeners:
             listener.put_outcome(replies, size, anew)
-
-    def late(self, folds: Iterable[Fold]) -> None:
-        """Hosts answered that were settled as lost."""
-        self.say(as_late(self._translate, folds))
 
     def say(self, reply: api.Reply | None) -> None:
         """Tell whoever listens."""

@@ -382,9 +382,10 @@ class RootNode:
     def _answered_late(self, id_: int, folds: Iterable[Fold]) -> None:
         """Hosts answered that are settled: as lost, which then stays and has the answer beside it, or otherwise."""
         late = self.state.late_outcomes(id_, folds)
-        self.forgetting.have(id_, late)
-        if late and id_ in self.jobs:
-            self.jobs[id_].late(late)
+        self.forgetting.have(id_, late.values())
+        if id_ in self.jobs:
+            for row, fold in late.items():
+                self.jobs[id_].late(fold, partial(self.state.late, row))
         self.forgetting.soon()
 
     def _outcomes(self, id_: int, folds: tuple[Fold, ...]) -> None:

@@ -228,9 +228,8 @@ class Requests:
             translate = translation(body, node.members.name)
             for row in node.state.outcome_rows(record.id):
                 queue.put_recorded(translated(translate, partial(node.state.outcome, row)))
-            late = node.state.late_of(record.id)
-            if late:
-                queue.put(as_late(translate, late))
+            for row in node.state.late_rows(record.id):
+                queue.put_recorded(translated(as_late(translate), partial(node.state.late, row)))
         if not listens:
             queue.put(api.Settled() if live is None else api.OnRecord())
             queue.put(None)

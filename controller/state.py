@@ -329,33 +329,47 @@ class State(VmRecords):
 
     def outcome(self, row: int) -> Fold:
         """One outcome. Raises CtlError where it is on record no more."""
-        found = self._db.execute("select fold from outcomes where rowid = ?", (row,)).fetchone()
+        return self._fold("outcomes", row)
+
+    def _fold(self, table: str, row: int) -> Fold:
+        found = self._db.execute(f"select fold from {table} where rowid = ?", (row,)).fetchone()  # noqa: S608  ours
         if found is None:
             raise CtlError("this job is so old that its outcomes are on record no more: `ctl jobs` lists what is")
         return msgspec.msgpack.decode(found[0], type=Fold)
 
-    def late_outcomes(self, id_: int, folds: Iterable[Fold]) -> tuple[Fold, ...]:
-        """Hosts answered after their outcome was settled. Returns what of that is kept beside it: the first answer of
-        each host that is on record as lost."""
+    def late_outcomes(self, id_: int, folds: Iterable[Fold]) -> dict[int, Fold]:
+        """Hosts answered after their outcome was settled. Returns what of that is kept beside it, by its number on
+        record: the first answer of each host that is on record as lost."""
         lost = ranks.NONE
-        for fold in self.outcomes_of(id_):
+        for (packed,) in self._db.execute(
+            "select fold from outcomes where command = ? and length(fold) <= ?", (id_, _LONGEST_LOST)
+        ):
+            fold = msgspec.msgpack.decode(packed, type=Fold)
             if isinstance(fold.outcome, Lost):
                 lost |= ranks.unpack(fold.ranks)
-        for fold in self.late_of(id_) if lost else ():
-            lost &= ~ranks.unpack(fold.ranks)
-        news = []
+        for row in self.late_rows(id_) if lost else ():
+            lost &= ~ranks.unpack(self.late(row).ranks)
+        news = {}
         for fold in folds:
             fresh = ranks.unpack(fold.ranks) & lost
             lost &= ~fresh
             if fresh:
-                news.append(msgspec.structs.replace(fold, ranks=ranks.pack(fresh)))
-        self._db.executemany("insert into late values (?, ?)", [(id_, msgspec.msgpack.encode(fold)) for fold in news])
-        return tuple(news)
+                kept = msgspec.structs.replace(fold, ranks=ranks.pack(fresh))
+                values = id_, msgspec.msgpack.encode(kept)
+                number = self._db.execute("insert into late values (?, ?)", values).lastrowid
+                if number is not None:
+                    news[number] = kept
+        return news
 
-    def late_of(self, id_: int) -> list[Fold]:
-        """What hosts answered to a command after they were settled as lost, in the order in which it came."""
-        rows = self._db.execute("select fold from late where command = ? order by rowid", (id_,))
-        return [msgspec.msgpack.decode(row[0], type=Fold) for row in rows]
+    def late_rows(self, id_: int) -> list[int]:
+        """The numbers of what hosts answered to a command after they were settled as lost, in the order in which it
+        came."""
+        rows = self._db.execute("select rowid from late where command = ? order by rowid", (id_,))
+        return [row[0] for row in rows]
+
+    def late(self, row: int) -> Fold:
+        """One such answer. Raises CtlError where it is on record no more."""
+        return self._fold("late", row)
 
     def put_pulled(self, id_: int, fold: Fold) -> None:
         """What came of a pull at some hosts; `id_` is its Offer's."""

@@ -54,6 +54,26 @@ def test_outcomes_that_wait_are_read_from_the_record_in_their_turn() -> None:
     asyncio.run(run())
 
 
+def test_late_answers_that_wait_are_read_from_the_record_in_their_turn_too() -> None:
+    async def run() -> None:
+        job = Job()
+        reads: list[int] = []
+
+        def read(number: int) -> Fold:
+            reads.append(number)
+            return fold(number)
+
+        for number in range(100):
+            job.late(fold(number), partial(read, number))
+        assert job.replies.held <= HELD_MOST
+        assert [await job.replies.get() for _ in range(100)] == [
+            api.Late(folds=(fold(number),)) for number in range(100)
+        ]
+        assert reads == list(range(100 - len(reads), 100)) != []
+
+    asyncio.run(run())
+
+
 def test_a_client_that_reads_waits_for_no_disk_and_one_large_outcome_is_no_reason_to() -> None:
     async def run() -> None:
         job = Job()

@@ -228,18 +228,20 @@ def test_only_the_first_late_answer_of_a_lost_host_is_kept_beside_it(state: Stat
 
     state.command_begins(record(1, 1))
     state.command_outcomes(1, [fold(0b001, Exited(0)), fold(0b110, Lost("its link"))])
-    assert state.late_outcomes(1, [fold(0b011, Exited(3))]) == (fold(0b010, Exited(3)),)
-    assert state.late_outcomes(1, [fold(0b010, Exited(4))]) == ()
+    assert [*state.late_outcomes(1, [fold(0b011, Exited(3))]).values()] == [fold(0b010, Exited(3))]
+    assert state.late_outcomes(1, [fold(0b010, Exited(4))]) == {}
     again = State(tmp_path / "state.db")
-    assert again.late_outcomes(1, [fold(0b110, Exited(4))]) == (fold(0b100, Exited(4)),)
-    assert again.late_of(1) == [fold(0b010, Exited(3)), fold(0b100, Exited(4))]
+    kept = again.late_outcomes(1, [fold(0b110, Exited(4))])
+    assert [*kept.values()] == [fold(0b100, Exited(4))]
+    assert [again.late(row) for row in again.late_rows(1)] == [fold(0b010, Exited(3)), *kept.values()]
+    assert {row: again.late(row) for row in kept} == kept
     assert list(again.outcomes_of(1)) == [fold(0b001, Exited(0)), fold(0b110, Lost("its link"))], (
         "nothing of that changed"
     )
-    assert again.late_outcomes(2, [fold(0b1, Exited(0))]) == (), "nobody gave that"
+    assert again.late_outcomes(2, [fold(0b1, Exited(0))]) == {}, "nobody gave that"
     again.command_settles(1, 9)
     again.prune_jobs(0)
-    assert again.late_of(1) == []
+    assert again.late_rows(1) == []
 
 
 def test_of_a_pull_the_record_says_what_came_of_it_at_each_host(state: State) -> None:
