@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import msgspec
+
 from agent.compare import Comparison, Looker, check_room, has_content, has_holes, missing_chunks, owner_ids
 from agent.paths import BadDestination, open_folder
 from agent.placing import Placing
@@ -21,7 +23,7 @@ from agent.staged import Staged, write_all
 from agent.staging import LISTING, Staging, key_of
 from protocol import listing as listings
 from protocol.commands import Stream
-from protocol.listing import BadListing, Map
+from protocol.listing import BadListing, Listing, Map
 from protocol.stream import Blob, chunk_size, count_of, is_right
 
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,7 +48,8 @@ class Incoming:
         """`listing` is the packed listing, None where it is the stream's head. `notes` is where the notes of staging
         directories are. With `backup`, what is replaced is kept under its name and that suffix. See Looker for
         `by_time` and `exact`. With `dry_run` nothing is changed and nothing but the head is wanted. `only` are the
-        first names that the listing must have.
+        first names that the listing must have; who made it is not trusted then, and unless `exact` no file of theirs
+        runs as another user.
 
         Raises BadDestination, OSError; nothing is changed by then.
         """
@@ -106,6 +109,8 @@ class Incoming:
             raise BadDestination(f"refused as a whole: {error}") from error
         if self._only is not None and self._only != {entry.path.partition(b"/")[0] for entry in self._listing.entries}:
             raise BadDestination("refused as a whole: it names other files than were asked for")
+        if self._only is not None and not self._exact:
+            self._listing = _without_special_bits(self._listing)
         self._map = Map(self._listing)
         head_bytes = stream.head * stream.chunk
         if stream.size not in ({head_bytes} if self.dry_run else {head_bytes + self._map.size}):
@@ -317,6 +322,17 @@ class Incoming:
             else:
                 staging.remove()
         os.close(self._folder)
+
+
+def _without_special_bits(listing: Listing) -> Listing:
+    """The listing without set-user-ID, set-group-ID and sticky bits."""
+    if not any(entry.mode is not None and entry.mode & 0o7000 for entry in listing.entries):
+        return listing
+    entries = (
+        entry if entry.mode is None else msgspec.structs.replace(entry, mode=entry.mode & 0o777)
+        for entry in listing.entries
+    )
+    return Listing(tuple(entries), listing.owners)
 
 
 def put(incoming: Incoming, stream: Stream, blobs: Iterable[bytes]) -> None:

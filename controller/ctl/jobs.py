@@ -11,12 +11,16 @@ from controller import render, render_jobs
 from controller.ctl.completing import complete_job
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of
+from controller.ctl.said import show_said
 from controller.ctl.spools import show_output
 from controller.ctl.views import Gathered
 from controller.hosts import fold
 from controller.progress import waiting_line
 from controller.session import Happening, VmAnswer, VmReached, exit_status
 from controller.status import ExitStatus
+
+#: How a job of files begins, of which hosts say a word each, where commands write what they like.
+_OF_FILES = ('["push"', '["pull"')
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -108,7 +112,10 @@ def job(
         _show_json(following, number, found.what, settled=found.settled, answers=answers, reached=reached)
     else:
         view = Gathered(ctl.terminal)
-        view.show(following)
+        if found.what.startswith(_OF_FILES):
+            show_said(following)
+        else:
+            view.show(following)
         view.show_errors(following)
         view.show_late(following)
         _show_vms(following, answers, reached)

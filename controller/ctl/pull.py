@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from controller import render
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
+from controller.ctl.said import show_said
 from controller.progress import pull_line
 from controller.selection import EVERYBODY, Selection
 from controller.session import Fetched, Happening, Job
@@ -36,7 +36,9 @@ def pull(
     fold: Annotated[
         bool, typer.Option("--fold", help="Equal contents once, beside a file that names all who have them.")
     ] = False,
-    preserve: Annotated[bool, typer.Option("--preserve", help="Keep times, and as root owners.")] = False,
+    preserve: Annotated[
+        bool, typer.Option("--preserve", help="Keep times and set-user-ID bits, and as root owners.")
+    ] = False,
     xattrs: Annotated[bool, typer.Option("--xattrs", help="Keep extended attributes and access lists.")] = False,
     compress: Annotated[bool, typer.Option("--compress/--no-compress", help="Compress where it pays.")] = True,
     as_json: Json = False,
@@ -77,8 +79,6 @@ def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool =
     if as_json:
         following.show_json()
     else:
-        good = [result for result in following.results if result.ok]
-        for what, hosts in render.grouped(good, lambda result: result.stdout, following.order):
-            terminal.text(f"{render.label(hosts)}: {render.clean(what.decode('utf-8', 'replace'))}\n")
+        show_said(following)
         following.show_failures()
     return following.end()

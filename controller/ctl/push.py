@@ -11,6 +11,7 @@ import typer
 from controller import render
 from controller.ctl.following import Following, Pushed
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
+from controller.ctl.said import show_said
 from controller.selection import EVERYBODY, Selection
 from controller.session import Job
 from controller.status import CtlError, ExitStatus
@@ -123,15 +124,7 @@ def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool =
     if as_json:
         following.show_json()
     else:
-        good = [result for result in following.results if result.ok]
-        for what, hosts in render.grouped(good, lambda result: result.stdout, following.order):
-            first, *lines = what.decode("utf-8", "replace").strip().split("\n")
-            if lines:
-                lines.insert(0, first)
-                first = f"{len(lines)} changes" if not lines[-1].startswith("and ") else "many changes"
-            terminal.text(f"{render.label(hosts)}: {render.clean(first)}\n")
-            for line in lines:
-                terminal.text(f"  {render.clean(line)}\n")
+        show_said(following)
         following.show_failures()
         if not quiet:
             for (whom, why), by in pushed.bypassed.items():

@@ -133,6 +133,23 @@ def test_times_are_kept_where_that_is_asked_for(fleet: LocalFleet, tmp_path: Pat
     assert (tmp_path / "out/h1/file").stat().st_mtime_ns == 1_000_000_007
 
 
+def test_what_runs_as_another_user_on_a_host_does_so_here_only_where_that_is_asked_for(
+    fleet: LocalFleet, tmp_path: Path
+) -> None:
+    for name in ("tool", "top/tool"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).chmod(0o6755)
+    paths = [str(tmp_path / "tool"), str(tmp_path / "top")]
+    for preserve, mode in ((False, 0o755), (True, 0o6755)):
+        out = tmp_path / f"out{preserve}"
+        assert all(result.ok for result in pulled(fleet, paths, out, ["h0", "h1"], preserve=preserve).values())
+        found = {
+            stat.S_IMODE((out / host / name).stat().st_mode) for host in ("h0", "h1") for name in ("tool", "top/tool")
+        }
+        assert found == {mode}
+
+
 def test_what_is_not_there_is_said_by_host_and_the_others_come(fleet: LocalFleet, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert all(

@@ -15,7 +15,7 @@ import pytest
 from controller import api, cli
 from controller.render_jobs import jobs_table, took, what_text
 from controller.status import ExitStatus
-from protocol.outcomes import Exited, Lost
+from protocol.outcomes import Exited, Lost, Output
 from protocol.vms import VmChange, VmResult
 from tests.unit import fake_service as fake
 from tests.unit.fake_service import Client, FakeService
@@ -180,6 +180,16 @@ def test_a_job_for_programs_says_who_is_missing(service: FakeService, ctl: Ctl) 
         ("h[0-1]", "exited"),
         ("h3", "lost"),
     ]
+
+
+@pytest.mark.parametrize("kind", ["push", "pull"])
+def test_a_job_of_files_tells_what_hosts_say_of_them_as_its_command_did(
+    service: FakeService, ctl: Ctl, kind: str
+) -> None:
+    said = (fake.fold([0, 2], None, Output(b"pushed")), fake.fold([1], None, Output(b"new: a\nnew: b")))
+    what = json.dumps([kind, "a", "/srv"], separators=(",", ":"))
+    following(service, api.Folded(folds=said), api.OnRecord(), what=what)
+    assert ctl("job", "7").out.splitlines() == ["h[0,2] (2): pushed", "h1: 2 changes", "  new: a", "  new: b"]
 
 
 def test_a_job_that_made_vms_tells_what_hosts_did(service: FakeService, ctl: Ctl) -> None:
