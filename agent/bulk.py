@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from agent.conduits import Conduit, Conduits
 from agent.keyring import BULK, Keyring
-from agent.links import Downlink, Uplink
+from agent.links import Downlink
 from agent.pressure import Pressure
+from agent.ways import Way
 from protocol import codec
 from protocol import transfer_effects as transfer
 from protocol.codec import MalformedMessage
 from protocol.commands import Hop, Stream
-from protocol.messages import BULK_DOWNWARDS, BULK_UPWARDS, Ask, Chunk, Hold, NoChunk
+from protocol.limits import CONDUIT_LEAST
+from protocol.messages import BULK_DOWNWARDS, BULK_UPWARDS, Ask, Chunk, Hold, Message, NoChunk
+from protocol.messages import Conduit as Offer
 from protocol.relay import Relay
 from protocol.stream import Blob, is_consistent
 from protocol.transfer import Role, Transfers
@@ -28,14 +32,8 @@ from protocol.transfer_effects import Source
 log = logging.getLogger("canopy")
 
 
-def _joined(blobs: Sequence[Blob]) -> Blob:
-    """Blobs as one: what they were cut out of where they are all of it, so that it need not be copied."""
-    first = blobs[0]
-    if isinstance(first, memoryview) and all(isinstance(blob, memoryview) and blob.obj is first.obj for blob in blobs):
-        whole = memoryview(first.obj)
-        if len(whole) == sum(map(len, blobs)):
-            return whole
-    return b"".join(blobs)
+def _named(source: Source) -> str:
+    return "the root" if source is None else f"rank {source}"
 
 
 class Store(Protocol):
@@ -70,12 +68,11 @@ class Bulk:
         store: Callable[[], Store],
         expel: Callable[[int, str], None],
         left: Callable[[int, int, str], None],
-        pressed: Callable[[float], bool] | None = None,
     ) -> None:
         """Listens at once. Raises OSError where it can't.
 
         `expel(rank, why)` cuts off a host that broke the rules; `left(id_, rank, why)` is told of each source that was
-        left; `pressed(now)` says whether the processor is the limit here, by default as Pressure finds it.
+        left.
         """
         self._keyring = keyring
         self._relay = relay
@@ -84,21 +81,24 @@ class Bulk:
         self._left = left
         self._loop = asyncio.get_running_loop()
         self._transfers = Transfers(relay.rank)
-        self._pressed = pressed or Pressure(self._loop.time()).look
+        self._pressed = Pressure(self._loop.time()).look
         self._timer: asyncio.TimerHandle | None = None
         self._streams: dict[int, Stream] = {}
         #: Where the hosts of the orders are, by rank, and how many pushes name each.
         self._hops: dict[int, Hop] = {}
-        self._links: dict[Source, Uplink] = {}
+        self._ways: dict[Source, Way] = {}
+        #: Conduits with something to send.
+        self._unsent: set[Conduit] = set()
         self._down = Downlink(
             keyring,
             BULK,
             address,
             port,
-            heard=self._asked,
+            heard=lambda rank, frames: self._asked(rank, (frames,)),
             lost=self._peer_lost,
-            renewed=self._transfers.peer_lost,
+            renewed=self._renewed,
         )
+        self._given = Conduits(keyring, address, heard=self._asked, lost=self._peer_lost, unsent=self._unsent)
 
     # --- pushes -------------------------------------------------------------------------------------------------------
 
@@ -149,71 +149,89 @@ class Bulk:
 
     # --- those behind -------------------------------------------------------------------------------------------------
 
-    def _asked(self, rank: int, frames: list[bytes]) -> None:
-        try:
-            message, _ = codec.decode(frames)
-            if type(message) not in BULK_UPWARDS:
-                raise MalformedMessage(f"nobody sends {type(message).__name__} there")
-        except MalformedMessage as error:
-            self._expel(rank, f"it sent a malformed message: {error}")
-            return
-        if isinstance(message, Ask):
-            self._perform(self._transfers.asked(rank, message.id, message.indices, self._loop.time()))
+    def _asked(self, rank: int, messages: Iterable[Sequence[Blob]]) -> None:
+        effects: list[transfer.Effect] = []
+        malformed = ""
+        for frames in messages:
+            try:
+                message, _ = codec.decode(frames)
+                if type(message) not in BULK_UPWARDS:
+                    raise MalformedMessage(f"nobody sends {type(message).__name__} there")
+            except MalformedMessage as error:
+                malformed = str(error)
+                break
+            if isinstance(message, Ask):
+                effects += self._transfers.asked(rank, message.id, message.indices, self._loop.time())
+            elif self._streams:
+                offer = self._given.invite(rank)
+                if offer is not None:
+                    self._down.send(rank, codec.encode(offer))
+        self._perform(effects)
+        if malformed:
+            self._expel(rank, f"it sent a malformed message: {malformed}")
+
+    def _answer(self, rank: int, frames: Sequence[Blob]) -> None:
+        if not self._given.send(rank, frames):
+            self._down.send(rank, frames)
+
+    def _renewed(self, rank: int) -> None:
+        self._given.close_one(rank)
+        self._transfers.peer_lost(rank)
 
     def _peer_lost(self, rank: int, why: str) -> None:
         log.info("bulk link of rank %d: %s", rank, why)
-        self._transfers.peer_lost(rank)
+        self._renewed(rank)
 
     def drop(self, rank: int) -> None:
         """Cut a host off."""
         self._down.drop(rank, penalty=True)
-        self._transfers.peer_lost(rank)
+        self._renewed(rank)
 
     # --- those before -------------------------------------------------------------------------------------------------
 
     def _ask(self, source: Source, message: Ask) -> None:
-        link = self._links.get(source)
-        if link is None:
-            link = self._links[source] = self._connect(source)
-        link.send(codec.encode(message))
+        way = self._ways.get(source)
+        if way is None:
+            way = self._ways[source] = Way(
+                self._keyring,
+                self._relay.root if source is None else self._hops[source],
+                much=any(stream.size >= CONDUIT_LEAST for stream in self._streams.values()),
+                heard=lambda messages: self._heard(source, messages),
+                lost=lambda why: self._lost(source, why),
+                unsent=self._unsent,
+            )
+        way.send(codec.encode(message))
 
-    def _connect(self, source: Source) -> Uplink:
-        if source is None:
-            root = self._relay.root
-            address, port, key = root.address, root.bulk_port, root.key
-        else:
-            hop = self._hops[source]
-            address, port, key = hop.address, hop.bulk_port, hop.key
-        return Uplink(
-            self._keyring,
-            address,
-            port,
-            key,
-            heard=lambda frames: self._heard(source, frames),
-            lost=lambda why: self._lost(source, why),
-        )
+    def _heard(self, source: Source, messages: Iterable[Sequence[Blob]]) -> None:
+        effects: list[transfer.Effect] = []
+        malformed = ""
+        for frames in messages:
+            try:
+                message, blob = codec.decode(frames)
+                if type(message) not in BULK_DOWNWARDS:
+                    raise MalformedMessage(f"a source does not send {type(message).__name__}")
+            except MalformedMessage as error:
+                malformed = str(error)
+                break
+            effects += self._told(source, message, blob, self._loop.time())
+        self._perform(effects)
+        if malformed:
+            self._lost(source, f"it sent a malformed message: {malformed}")
 
-    def _heard(self, source: Source, frames: list[Blob]) -> None:
-        try:
-            message, blob = codec.decode(frames)
-            if type(message) not in BULK_DOWNWARDS:
-                raise MalformedMessage(f"a source does not send {type(message).__name__}")
-        except MalformedMessage as error:
-            self._lost(source, f"it sent a malformed message: {error}")
-            return
-        now = self._loop.time()
+    def _told(self, source: Source, message: Message, blob: Blob | None, now: float) -> list[transfer.Effect]:
         match message:
-            case Chunk(id=id_, index=index, packed=True, count=1) if blob is not None:
+            case Chunk(id=id_, index=index, packed=True) if blob is not None:
                 plain, why = self._unpacked(id_, index, blob)
-                self._perform(self._transfers.arrived(source, id_, index, plain, now, packed=blob, why=why))
-            case Chunk(id=id_, index=index, count=count) if blob is not None:
-                self._perform(self._transfers.arrived(source, id_, index, blob, now, count=count))
+                return self._transfers.arrived(source, id_, index, plain, now, packed=blob, why=why)
+            case Chunk(id=id_, index=index) if blob is not None:
+                return self._transfers.arrived(source, id_, index, blob, now)
             case NoChunk(id=id_, index=index, why=why, final=final):
-                self._perform(self._transfers.declined(source, id_, index, why, now, final=final))
+                return self._transfers.declined(source, id_, index, why, now, final=final)
             case Hold(id=id_, front=front):
-                self._perform(self._transfers.held(source, id_, front, now))
-            case _:
-                pass
+                return self._transfers.held(source, id_, front, now)
+            case Offer() if source in self._ways:
+                self._ways[source].offered(message)
+        return []
 
     def _unpacked(self, id_: int, index: int, frame: Blob) -> tuple[bytes | None, str]:
         """The chunk in a frame: none of its bytes where the frame is bad, None (and why) where nobody here can tell."""
@@ -231,36 +249,36 @@ class Bulk:
             return None, str(error)
 
     def _lost(self, source: Source, why: str) -> None:
-        link = self._links.pop(source, None)
-        if link is not None:
-            link.close()
-            log.info("bulk link to %s: %s", "the root" if source is None else f"rank {source}", why)
+        way = self._ways.pop(source, None)
+        if way is not None:
+            way.close()
+            log.info("bulk link to %s: %s", _named(source), why)
             self._perform(self._transfers.source_lost(source, why, self._loop.time()))
 
     def _close_unused(self) -> None:
-        for source in self._links.keys() - self._transfers.sources():
-            self._links.pop(source).close()
+        for source in self._ways.keys() - self._transfers.sources():
+            self._ways.pop(source).close()
             self._transfers.source_closed(source)
+        if not self._streams:
+            self._given.close()
 
     # --- what is to be done -------------------------------------------------------------------------------------------
 
     def _perform(self, effects: list[transfer.Effect]) -> None:
         for effect in effects:
-            match effect:
-                case transfer.AskOf(source, id_, indices):
-                    self._ask(source, Ask(id_, indices))
-                case transfer.Give(peer, id_, index, blob, packed):
-                    self._down.send(peer, codec.encode(Chunk(id_, index, packed), blob))
-                case transfer.GiveRun(peer, id_, index, blobs):
-                    self._down.send(peer, codec.encode(Chunk(id_, index, count=len(blobs)), _joined(blobs)))
-                case transfer.Decline(peer, id_, index, why, final):
-                    self._down.send(peer, codec.encode(NoChunk(id_, index, why, final)))
-                case transfer.Hold(peer, id_, front):
-                    self._down.send(peer, codec.encode(Hold(id_, front)))
-                case transfer.Read(id_, index):
-                    self._store().read(id_, index)
+            match effect:  # the most frequent ones first
                 case transfer.Store(id_, index, blob):
                     self._store().store(id_, index, blob)
+                case transfer.Give(peer, id_, index, blob, packed):
+                    self._answer(peer, codec.encode(Chunk(id_, index, packed), blob))
+                case transfer.AskOf(source, id_, indices):
+                    self._ask(source, Ask(id_, indices))
+                case transfer.Decline(peer, id_, index, why, final):
+                    self._answer(peer, codec.encode(NoChunk(id_, index, why, final)))
+                case transfer.Hold(peer, id_, front):
+                    self._answer(peer, codec.encode(Hold(id_, front)))
+                case transfer.Read(id_, index):
+                    self._store().read(id_, index)
                 case transfer.Headed(id_):
                     self._store().headed(id_)
                 case transfer.Complete(id_):
@@ -269,13 +287,14 @@ class Bulk:
                 case transfer.Broken(id_, why, keep):
                     self._store().broken(id_, why, keep=keep)
                 case transfer.Bypassed(id_, source, why):
-                    who = "the root" if source is None else f"rank {source}"
-                    log.warning("push %d is had from another than %s: %s", id_, who, why)
+                    log.warning("push %d is had from another than %s: %s", id_, _named(source), why)
                     if source is not None:
                         self._left(id_, source, why)
                     self._loop.call_soon(self._close_unused)
                 case transfer.Abuse(peer, why):
                     self._expel(peer, why)
+        while self._unsent:
+            self._unsent.pop().flush()
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -300,7 +319,8 @@ class Bulk:
         """Close all sockets."""
         if self._timer is not None:
             self._timer.cancel()
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        for way in self._ways.values():
+            way.close()
+        self._ways.clear()
+        self._given.close()
         self._down.close()

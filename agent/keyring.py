@@ -117,6 +117,11 @@ class Keyring:
             rank = next((keys[key] for keys in self._order.values() if key in keys), None)
         return rank
 
+    def key_of(self, rank: int, domain: str) -> str | None:
+        """The key that is admitted as this rank's."""
+        maps = (self._admitted, *(self._order.values() if domain == BULK else ()))
+        return next((key for keys in maps for key, holder in keys.items() if holder == rank), None)
+
     def callback(self, domain: str, key: bytes) -> bool:
         """pyzmq's credentials provider: whether the holder of this key may connect."""
         return domain in _ZAP_DOMAINS and self.rank_of(key.decode("ascii", "replace"), domain) is not None

@@ -121,15 +121,16 @@ class Asking:
         """The sources whose connections are needed."""
         return {self.source, self._upstream(), *self._pending.values(), *self._looked_back}
 
-    def room(self, now: float) -> int:
-        """How many chunks the source may be asked for now."""
+    def room(self, now: float, *, pressed: bool = False) -> int:
+        """How many chunks the source may be asked for now. While this host's processor is the limit (`pressed`) they
+        are asked for by the half window: each question costs both hosts as much as a chunk."""
         if self._retry_at is not None and now < self._retry_at:
             return 0
-        owed, handful = len(self._owed.get(self.source, ())), self._least // 2
+        owed, handful = len(self._owed.get(self.source, ())), self._window // 2 if pressed else self._least // 2
         # By the handful: one message asks for several, and there is always one on its way.
         if self._pending and self._window - owed < handful:
             return 0
-        room = self._most() - owed
+        room = (self._window if pressed else self._most()) - owed
         return room if room >= handful or not self._pending else 0
 
     def _most(self) -> int:

@@ -72,8 +72,14 @@ CHUNK = 64 << 10
 MAX_CHUNK = 2 << 20
 #: Digests in one manifest: 32,768 x 32 bytes is 1 MiB. With chunks of MAX_CHUNK that is a file of 64 GiB.
 MAX_CHUNKS = 32_768
-#: Chunks in one message where the processor is the limit, in bytes together: as many as one ASK names in mid-stream.
-RUN = 256 << 10
+#: What is taken from a conduit at a time, in bytes: where the processor is the limit much has come by the time that its
+#: turn comes, and a wake-up costs as much as several chunks do. This much takes a millisecond or two.
+CONDUIT_TAKEN = 1 << 20
+#: A ticket to a conduit, and the largest body there, in bytes: ASK_WINDOW indices, or a sentence.
+CONDUIT_TICKET = 32
+CONDUIT_BODY = 16 << 10
+#: A host asks for a conduit where a push has so many bytes: a connection costs as much as these take on the bulk link.
+CONDUIT_LEAST = 2 << 20
 #: What a host may have asked one source for and not received, in bytes: most has not come to the source yet, and a
 #: question that waits for a fifth of a second behind chunks at 80 Mbit/s holds nothing up. And the same in chunks.
 BULK_WINDOW = 2 << 20

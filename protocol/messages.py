@@ -13,6 +13,7 @@ import msgspec
 from protocol.commands import Natural, Rank, Stream
 from protocol.limits import (
     ASK_WINDOW,
+    CONDUIT_TICKET,
     MAX_BITMAP,
     MAX_CHUNKS,
     MAX_INLINE,
@@ -31,6 +32,7 @@ from protocol.vms import VmState
 Sentence = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+ConduitKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
@@ -61,6 +63,8 @@ class Kind(IntEnum):
     ROOM = 22
     SHUT = 23
     GONE = 24
+    CONDUIT_WANTED = 25
+    CONDUIT = 26
 
 
 class Manner(IntEnum):
@@ -277,13 +281,11 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The answer to Ask: the chunk itself is the message's blob. `packed`: as a Zstandard frame (RFC 8878). `count`:
-    so many chunks, from `index` on, plain and one after the other."""
+    """The answer to Ask: the chunk itself is the message's blob. `packed`: as a Zstandard frame (RFC 8878)."""
 
     id: Natural
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHUNKS)]
     packed: bool = False
-    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNKS)] = 1
 
 
 class Have(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -309,6 +311,20 @@ class Hold(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     id: Natural
     front: Annotated[int, msgspec.Meta(ge=0, le=MAX_CHUNKS)]
+
+
+class ConduitWanted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """To a source, on the bulk link: I would have a conduit beside this link (protocol.conduit)."""
+
+
+class Conduit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The answer to ConduitWanted: connect to this port of mine and show the ticket. `up` is the key for what you send
+    there, `down` for what I send."""
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+    ticket: Annotated[bytes, msgspec.Meta(min_length=CONDUIT_TICKET, max_length=CONDUIT_TICKET)]
+    up: ConduitKey
+    down: ConduitKey
 
 
 class LeadsTo(IntEnum):
@@ -386,6 +402,8 @@ Message: TypeAlias = (
     | Room
     | Shut
     | Gone
+    | ConduitWanted
+    | Conduit
 )
 
 TYPES: dict[Kind, type[Message]] = {
@@ -413,6 +431,8 @@ TYPES: dict[Kind, type[Message]] = {
     Kind.ROOM: Room,
     Kind.SHUT: Shut,
     Kind.GONE: Gone,
+    Kind.CONDUIT_WANTED: ConduitWanted,
+    Kind.CONDUIT: Conduit,
 }
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
@@ -421,8 +441,8 @@ UPWARDS: frozenset[type[Message]] = frozenset(
     {Attach, Beat, Links, Outcomes, Streamed, Reports, ClockAsk, Progress, Taken},
 )
 DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell, Credit})
-BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask})
-BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold})
+BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask, ConduitWanted})
+BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold, Conduit})
 #: On the link that a host opens for a pull chunks go the other way.
 PULL_UPWARDS: frozenset[type[Message]] = frozenset({Have, Chunk, NoChunk})
 PULL_DOWNWARDS: frozenset[type[Message]] = frozenset({Ask})

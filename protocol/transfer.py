@@ -20,7 +20,6 @@ from protocol.asking import Asking, window_of
 from protocol.commands import Stream
 from protocol.giving import Giving
 from protocol.limits import CACHED_MOST, CHUNK_CACHE, HOLD_EVERY, UNSTORED_MOST
-from protocol.runs import in_runs, parts, run_most
 from protocol.stream import Blob, chunk_size, count_of, is_right
 from protocol.transfer_effects import (
     Abuse,
@@ -120,7 +119,7 @@ class Transfers:
         """`me` is this host's rank, None for the root."""
         self._me = me
         self._transfers: dict[int, _Transfer] = {}
-        #: Whether this host's processor is the limit: what it gives goes in runs then (protocol.runs).
+        #: Whether this host's processor is the limit (see Asking).
         self.pressed = False
 
     # --- beginning and end --------------------------------------------------------------------------------------------
@@ -199,10 +198,7 @@ class Transfers:
             effects += self._find(transfer, index)
         if transfer.role is Role.CARRIER:
             effects += self._go_on(transfer, now)
-        return self._joined(transfer, effects)
-
-    def _joined(self, transfer: _Transfer, effects: list[Effect]) -> list[Effect]:
-        return in_runs(effects, run_most(transfer.stream)) if self.pressed else effects
+        return effects
 
     @staticmethod
     def _how_far(transfer: _Transfer) -> int:
@@ -239,7 +235,7 @@ class Transfers:
         for index, blob, packed in read:
             if index in transfer.reading:
                 effects += self._was_read(transfer, index, blob, packed, now)
-        return self._joined(transfer, effects)
+        return effects
 
     def _was_read(
         self, transfer: _Transfer, index: int, blob: Blob | None, packed: Blob | None, now: float
@@ -285,36 +281,15 @@ class Transfers:
         *,
         packed: Blob | None = None,
         why: str = "",
-        count: int = 1,
     ) -> list[Effect]:
-        """A chunk came, compressed as `packed`, or `count` of them. What was not asked for is not looked at.
+        """A chunk came, compressed as `packed`. One that was not asked for is not looked at.
 
         `blob` is None where this host can't unpack any, for the reason `why`: that is no fault of the source's.
         """
         transfer = self._transfers.get(id_)
-        if transfer is None:
+        if transfer is None or not transfer.asking.arrived(source, index, now):
             return []
-        if count == 1 or blob is None:
-            return self._arrived(transfer, source, index, blob, now, packed=packed, why=why)
-        effects: list[Effect] = []
-        for one, part in parts(transfer.stream, index, count, blob) or ((index, b""),):
-            effects += self._arrived(transfer, source, one, part, now)
-        return self._joined(transfer, effects)
-
-    def _arrived(
-        self,
-        transfer: _Transfer,
-        source: Source,
-        index: int,
-        blob: Blob | None,
-        now: float,
-        *,
-        packed: Blob | None = None,
-        why: str = "",
-    ) -> list[Effect]:
         asking = transfer.asking
-        if not asking.arrived(source, index, now):
-            return []
         if blob is None:
             return asking.took(source, index, now) + self._break(transfer, index, why)
         if not is_right(transfer.stream, index, blob):
@@ -424,7 +399,7 @@ class Transfers:
         for index in transfer.asking.again:
             if transfer.chunks[index] == _DUE:
                 transfer.chunks[index] = _MISSING
-        room = transfer.asking.room(now)
+        room = transfer.asking.room(now, pressed=self.pressed)
         if transfer.role is Role.CARRIER:
             wanted = [i for i in transfer.giving.wanted() if transfer.chunks[i] == _MISSING and i not in transfer.cache]
             transfer.asking.again.clear()

@@ -32,16 +32,6 @@ class Give:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveRun:
-    """Send chunks that follow each other, from `index` on and none of them compressed, in one message."""
-
-    peer: int
-    id: int
-    index: int
-    blobs: tuple[Blob, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Decline:
     """Tell a host that it will not get the chunk here: for good, or not yet."""
 
@@ -118,6 +108,4 @@ class Abuse:
     why: str
 
 
-Effect: TypeAlias = (
-    AskOf | Give | GiveRun | Decline | Hold | Read | Store | Headed | Complete | Broken | Bypassed | Abuse
-)
+Effect: TypeAlias = AskOf | Give | Decline | Hold | Read | Store | Headed | Complete | Broken | Bypassed | Abuse

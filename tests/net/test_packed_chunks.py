@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from agent.keyring import Keyring, new_keys
 from agent.packing import Packer, Unavailable
 from agent.ports import free_ports
 from protocol.commands import Hop, Stream
-from protocol.limits import CHUNK, RUN
+from protocol.limits import CHUNK
 from protocol.relay import Relay
 from protocol.stream import Blob, stream_of
 from protocol.transfer import Role
@@ -44,8 +45,6 @@ class Node:
         self.why: str | None = None
         #: How many bytes of chunks came over its link.
         self.came = 0
-        #: The longest blob that did.
-        self.longest = 0
         self.keyring = Keyring(*fleet.keys[rank])
         root = SimpleNamespace(address=fleet.address, bulk_port=fleet.ports[None], key=fleet.keys[None][0])
         relay = cast(Relay, SimpleNamespace(rank=rank, root=root))
@@ -56,15 +55,14 @@ class Node:
             fleet.ports[rank],
             store=lambda: self,
             expel=lambda peer, why: fleet.expelled.append((peer, why)),
-            left=lambda *_: None,
-            pressed=lambda _: fleet.pressed,
+            left=lambda _, source, __: fleet.left.append((rank, source)),
         )
         heard = self.bulk._heard
 
-        def count(source: int | None, frames: list[Blob]) -> None:
-            self.longest = max(self.longest, len(frames[-1]))
-            self.came += sum(map(len, frames))
-            heard(source, frames)
+        def count(source: int | None, messages: Iterable[Sequence[Blob]]) -> None:
+            messages = list(messages)
+            self.came += sum(len(frame) for frames in messages for frame in frames)
+            heard(source, messages)
 
         self.bulk._heard = count  # type: ignore[method-assign]
 
@@ -98,13 +96,15 @@ class Node:
 class Fleet:
     """A root and hosts in a row."""
 
-    def __init__(self, data: bytes, pack: Any, *, compress: bool = True, pressed: bool = False) -> None:
-        self.data, self.pack, self.compress, self.pressed = data, pack, compress, pressed
+    def __init__(self, data: bytes, pack: Any, *, compress: bool = True) -> None:
+        self.data, self.pack, self.compress = data, pack, compress
         self.address = own_address()
         ranks = (None, *range(HOSTS))
         self.keys = {rank: new_keys() for rank in ranks}
         self.ports = dict(zip(ranks, free_ports(self.address, len(ranks)), strict=True))
         self.expelled: list[tuple[int, str]] = []
+        #: Who left whom as a source.
+        self.left: list[tuple[int | None, int]] = []
         self.hosts: list[Node] = []
 
     def _stream(self) -> Stream:
@@ -191,11 +191,3 @@ def test_a_host_without_the_library_says_what_to_do_and_blames_nobody(monkeypatc
     assert all(host.why for host in fleet.hosts)
     assert not any(host.chunks for host in fleet.hosts)
     assert fleet.expelled == []
-
-
-@pytest.mark.parametrize("pressed", [True, False])
-def test_chunks_go_in_runs_where_the_processor_is_the_limit_and_one_by_one_elsewhere(pressed: bool) -> None:
-    fleet = Fleet(NOISE, lambda _: None, pressed=pressed).push()
-    assert fleet.arrived()
-    assert all((host.longest > CHUNK) == pressed for host in fleet.hosts), [host.longest for host in fleet.hosts]
-    assert all(host.longest <= RUN for host in fleet.hosts)

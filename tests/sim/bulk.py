@@ -91,7 +91,7 @@ class Bulk:
                     self._tree.finish_later(node, id_, _DISK, Exited(0), NO_OUTPUT)
                 case transfer.Broken(id_, why, _):
                     self._tree.finish_later(node, id_, _DISK, FailedToStart(why), NO_OUTPUT)
-                case transfer.Bypassed() | transfer.Abuse() | transfer.GiveRun():
+                case transfer.Bypassed() | transfer.Abuse():
                     raise AssertionError(f"{rank}: {effect}")
         self._tick_later(node)
 

@@ -97,8 +97,8 @@ class Chain:
         }
         self.alters: dict[Source, Callable[[int, Blob], Blob]] = {}
         self.asked: Counter[tuple[Source, int]] = Counter()
-        #: Messages of several chunks.
-        self.runs = 0
+        #: Messages that ask for chunks.
+        self.questions = 0
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -280,6 +280,7 @@ class Chain:
         match effect:
             case effects.AskOf(source, id_, indices):
                 self._connected(host, source)
+                self.questions += bool(indices)
                 for index in indices:
                     self.asked[source, index] += 1
                 other, rank = self.hosts[source], host.rank
@@ -291,14 +292,6 @@ class Chain:
                 alter = self.alters.get(host.rank)
                 altered = blob if alter is None else alter(index, blob)
                 self._answer(host, peer, len(blob), lambda t: t.arrived(host.rank, id_, index, altered, self.now))
-            case effects.GiveRun(peer, id_, index, blobs):
-                alter = self.alters.get(host.rank)
-                run = b"".join(blob if alter is None else alter(index + i, blob) for i, blob in enumerate(blobs))
-                count = len(blobs)
-                self.runs += 1
-                self._answer(
-                    host, peer, len(run), lambda t: t.arrived(host.rank, id_, index, run, self.now, count=count)
-                )
             case effects.Decline(peer, id_, index, why, final):
                 self._answer(host, peer, 0, lambda t: t.declined(host.rank, id_, index, why, self.now, final=final))
             case effects.Hold(peer, id_, front):

@@ -16,6 +16,7 @@ from protocol.codec import MalformedMessage, decode, encode
 from protocol.commands import Stream
 from protocol.limits import (
     ASK_WINDOW,
+    CONDUIT_TICKET,
     MAX_BITMAP,
     MAX_BODY,
     MAX_CHUNK,
@@ -39,6 +40,8 @@ from protocol.messages import (
     Chunk,
     ClockAsk,
     ClockTell,
+    Conduit,
+    ConduitWanted,
     Credit,
     Deliver,
     Gone,
@@ -121,6 +124,8 @@ EACH: list[tuple[Message, bytes | None]] = [
     (Room(5, 0, 100), None),
     (Shut(5, 0, True), None),
     (Gone(5), None),
+    (ConduitWanted(), None),
+    (Conduit(4711, bytes(CONDUIT_TICKET), bytes(32), b"k" * 32), None),
 ]
 
 
@@ -198,7 +203,7 @@ def test_what_a_receiver_would_refuse_for_its_size_is_not_sent() -> None:
         encode(Outcomes(1, (fold,) * 5))
 
 
-@pytest.mark.parametrize("kind", [0, 25, 99, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 27, 99, -1, 2**40])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(MalformedMessage, match="no kind"):
         decode(_frames(kind, []))

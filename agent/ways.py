@@ -1,0 +1,79 @@
+"""The way to one source of a push: its bulk link, and beside it a conduit where much is to come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from agent.conduits import Conduit, dial
+from agent.keyring import Keyring
+from agent.links import Uplink
+from protocol import codec
+from protocol.commands import Hop, Member
+from protocol.messages import Conduit as Offer
+from protocol.messages import ConduitWanted
+from protocol.stream import Blob
+
+log = logging.getLogger("canopy")
+
+
+class Way:
+    """`heard` gets messages as they come, several at a time; `lost(why)` is called once, when the way fails or ends."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        there: Hop | Member,
+        *,
+        much: bool,
+        heard: Callable[[Sequence[Sequence[Blob]]], None],
+        lost: Callable[[str], None],
+        unsent: set[Conduit],
+    ) -> None:
+        """Begins to connect. With `much` to come a conduit is asked for as well; `unsent` is for that."""
+        self._unsent = unsent
+        self._there = there
+        self._heard, self._lost = heard, lost
+        self._link = Uplink(
+            keyring, there.address, there.bulk_port, there.key, heard=lambda frames: heard((frames,)), lost=self._end
+        )
+        self._conduit: Conduit | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._wanted = much
+        if much:
+            self._link.send(codec.encode(ConduitWanted()))
+
+    def send(self, frames: Sequence[Blob]) -> None:
+        """Send to the source."""
+        if self._conduit is not None:
+            self._conduit.send(frames)
+        else:
+            self._link.send(frames)
+
+    def offered(self, offer: Offer) -> None:
+        """The source offers a conduit. One that was not asked for is not looked at."""
+        if self._wanted:
+            self._wanted = False
+            self._dialling = asyncio.get_running_loop().create_task(self._dial(offer))
+
+    async def _dial(self, offer: Offer) -> None:
+        try:
+            sock = await dial(self._there.address, offer)
+        except (OSError, asyncio.TimeoutError) as error:
+            # All goes by the bulk link then.
+            log.info("no conduit to port %d of %s: %s", offer.port, self._there.address, str(error) or "no answer")
+            return
+        self._conduit = Conduit(sock, offer.up, offer.down, heard=self._heard, lost=self._end, unsent=self._unsent)
+
+    def _end(self, why: str) -> None:
+        self.close()
+        self._lost(why)
+
+    def close(self) -> None:
+        """Close all of it."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._conduit is not None:
+            self._conduit.close()
+        self._link.close()

@@ -1,0 +1,321 @@
+"""Conduits over real sockets: who gets in, what is heard, and that a push goes on without them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent import conduits as module
+from agent.conduits import Conduit, Conduits, dial
+from agent.keyring import Keyring, new_keys, to_text
+from agent.ports import free_ports
+from protocol.codec import decode, encode
+from protocol.conduit import Sealer
+from protocol.messages import Ask, Chunk, Hold
+from protocol.messages import Conduit as Offer
+from protocol.stream import Blob
+from tests.net.localfleet import own_address
+from tests.net.test_packed_chunks import NOISE, Fleet
+
+RANK, OTHER = 1, 2
+WITHIN_S = 20.0
+
+
+class Host:
+    """A host that offers conduits, and what it heard."""
+
+    def __init__(self) -> None:
+        self.address = own_address()
+        self.keys = {rank: new_keys()[0] for rank in (RANK, OTHER)}
+        self.keyring = Keyring(*new_keys())
+        self.keyring.admit({key: rank for rank, key in self.keys.items()})
+        self.heard: list[tuple[int, Any]] = []
+        self.lost: list[tuple[int, str]] = []
+        self.unsent: set[Conduit] = set()
+        self.connections: list[socket.socket] = []
+        self.conduits = Conduits(
+            self.keyring,
+            self.address,
+            heard=self._heard,
+            lost=lambda rank, why: self.lost.append((rank, why)),
+            unsent=self.unsent,
+        )
+
+    def _heard(self, rank: int, messages: Iterable[Sequence[Blob]]) -> None:
+        self.heard += [(rank, decode(frames)[0]) for frames in messages]
+
+    def offer(self, rank: int = RANK) -> Offer:
+        offer = self.conduits.invite(rank)
+        assert offer is not None
+        return offer
+
+    def flush(self) -> None:
+        while self.unsent:
+            self.unsent.pop().flush()
+
+    async def connect(self, shown: bytes = b"") -> socket.socket:
+        """A connection to where conduits are, that has shown this."""
+        sock = socket.socket()
+        self.connections.append(sock)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        assert self.conduits._listening is not None
+        await loop.sock_connect(sock, self.conduits._listening.getsockname())
+        await loop.sock_sendall(sock, shown)
+        return sock
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + WITHIN_S
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not come to that"
+        await asyncio.sleep(0.005)
+
+
+async def is_hung_up(sock: socket.socket) -> bool:
+    """Whether the other side ends a connection without a word."""
+    try:
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 1), WITHIN_S) == b""
+    except ConnectionResetError:
+        return True
+
+
+def with_host(test: Callable[[Host], Awaitable[None]]) -> None:
+    async def run() -> None:
+        host = Host()
+        try:
+            await test(host)
+        finally:
+            for sock in host.connections:
+                sock.close()
+            host.conduits.close()
+            host.keyring.close()
+
+    asyncio.run(run())
+
+
+def say(sock: socket.socket, sealer: Sealer, *messages: Any) -> None:
+    for message in messages:
+        sock.sendall(b"".join(sealer.seal(encode(message))))
+
+
+def test_who_shows_the_ticket_is_heard_as_who_got_it_and_answered() -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        answers: list[Any] = []
+
+        def came(messages: Sequence[Sequence[Blob]]) -> None:
+            answers.extend(bytes(decode(frames)[1] or b"") for frames in messages)
+
+        mine = Conduit(
+            await dial(host.address, offer), offer.up, offer.down, heard=came, lost=answers.append, unsent=host.unsent
+        )
+        mine.send(encode(Ask(5, (0, 1))))
+        host.flush()
+        await until(lambda: host.heard == [(RANK, Ask(5, (0, 1)))])
+        chunks = [bytes([index]) * 65_536 for index in range(200)]  # more than the kernel takes at once
+        for index, blob in enumerate(chunks):
+            assert host.conduits.send(RANK, encode(Chunk(5, index), blob))
+        host.flush()
+        await until(lambda: len(answers) == len(chunks))
+        assert answers == chunks
+        assert not host.conduits.send(OTHER, encode(Hold(5, 0)))
+        mine.close()
+        await until(lambda: host.lost == [(RANK, "connection closed")])
+
+    with_host(test)
+
+
+@pytest.mark.parametrize("shown", [b"x" * 32, b"short", bytes(32), b"x" * 100])
+def test_who_shows_anything_else_is_hung_up_on_and_who_has_the_ticket_gets_in_after(shown: bytes) -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        stranger = await host.connect(shown)
+        stranger.shutdown(socket.SHUT_WR)
+        assert await is_hung_up(stranger)
+        say(await host.connect(offer.ticket), Sealer(offer.up), Ask(5, ()))
+        await until(lambda: host.heard == [(RANK, Ask(5, ()))])
+
+    with_host(test)
+
+
+def test_a_ticket_is_good_once() -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        first, sealer = await host.connect(offer.ticket), Sealer(offer.up)
+        say(first, sealer, Ask(5, ()))
+        await until(lambda: len(host.heard) == 1)
+        assert await is_hung_up(await host.connect(offer.ticket))
+        say(first, sealer, Ask(5, ()))
+        await until(lambda: len(host.heard) == 2)
+
+    with_host(test)
+
+
+def test_an_older_ticket_is_worth_nothing_beside_a_newer_one() -> None:
+    async def test(host: Host) -> None:
+        older, newer = host.offer(), host.offer()
+        assert await is_hung_up(await host.connect(older.ticket))
+        say(await host.connect(newer.ticket), Sealer(newer.up), Ask(5, ()))
+        await until(lambda: len(host.heard) == 1)
+
+    with_host(test)
+
+
+def test_a_ticket_that_nobody_shows_is_soon_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TICKET_FOR", 0.01)
+
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        await until(lambda: not host.conduits._invited)
+        assert await is_hung_up(await host.connect(offer.ticket))
+
+    with_host(test)
+
+
+def test_who_shows_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SHOW_WITHIN", 0.05)
+
+    async def test(host: Host) -> None:
+        host.offer()
+        assert await is_hung_up(await host.connect())
+        assert await is_hung_up(await host.connect(b"half a tick"))
+
+    with_host(test)
+
+
+def test_many_that_show_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_UNSHOWN_MOST", 4)
+
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        silent = [await host.connect() for _ in range(8)]
+        say(await host.connect(offer.ticket), Sealer(offer.up), Ask(5, ()))
+        await until(lambda: len(host.heard) == 1)
+        assert await is_hung_up(silent[0])
+        assert len(host.conduits._unshown) <= 4
+
+    with_host(test)
+
+
+def test_a_key_that_is_admitted_no_more_is_not_heard() -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        sock, sealer = await host.connect(offer.ticket), Sealer(offer.up)
+        say(sock, sealer, Ask(5, ()))
+        await until(lambda: len(host.heard) == 1)
+        host.keyring.admit({host.keys[OTHER]: OTHER})
+        say(sock, sealer, Ask(6, ()))
+        assert await is_hung_up(sock)
+        assert host.lost == [(RANK, "its key is admitted no more")]
+        assert len(host.heard) == 1
+
+    with_host(test)
+
+
+def test_a_rank_that_has_another_key_by_now_does_not_get_in_with_the_old_ones_ticket() -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        host.keyring.admit({new_keys()[0]: RANK})
+        assert await is_hung_up(await host.connect(offer.ticket))
+
+    with_host(test)
+
+
+def test_who_is_not_admitted_is_offered_none() -> None:
+    async def test(host: Host) -> None:
+        assert host.conduits.invite(77) is None
+
+    with_host(test)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        lambda offer: b"".join(Sealer(offer.down).seal(encode(Ask(5, ())))),
+        lambda offer: b"".join(Sealer(bytes(32)).seal(encode(Ask(5, ())))),
+        lambda offer: b"\xff" * 4,
+        lambda offer: bytes(1_000),
+    ],
+    ids=["turned round", "another's key", "a length without end", "zeros"],
+)
+def test_what_its_key_did_not_seal_ends_a_conduit(hostile: Callable[[Offer], bytes]) -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        sock = await host.connect(offer.ticket)
+        sock.sendall(hostile(offer))
+        assert await is_hung_up(sock)
+        assert host.heard == []
+        assert [rank for rank, _ in host.lost] == [RANK]
+
+    with_host(test)
+
+
+def test_what_came_before_a_bad_record_is_heard() -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        sock, sealer = await host.connect(offer.ticket), Sealer(offer.up)
+        good, bad = (b"".join(sealer.seal(encode(Ask(id_, ())))) for id_ in (5, 6))
+        sock.sendall(good + bad[:-1] + b"?")
+        assert await is_hung_up(sock)
+        assert host.heard == [(RANK, Ask(5, ()))]
+
+    with_host(test)
+
+
+def test_a_push_passes_through_conduits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: set[int] = set()
+    send = Conduits.send
+
+    def watched(self: Conduits, rank: int, frames: Sequence[Blob]) -> bool:
+        by_it = send(self, rank, frames)
+        if by_it and len(frames) == 3:
+            sent.add(rank)
+        return by_it
+
+    monkeypatch.setattr(Conduits, "send", watched)
+    assert Fleet(NOISE, lambda _: None).push().arrived()
+    assert sent == {0, 1, 2}
+
+
+def _none(self: Conduits, rank: int) -> Offer | None:
+    return None
+
+
+_invite = Conduits.invite
+
+
+def _nowhere(self: Conduits, rank: int) -> Offer | None:
+    offer = _invite(self, rank)
+    assert offer is not None
+    return msgspec.structs.replace(offer, port=free_ports(self._address, 1)[0])
+
+
+@pytest.mark.parametrize("invite", [_none, _nowhere])
+def test_a_push_passes_without_conduits_where_none_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, invite: Callable[[Conduits, int], Offer | None]
+) -> None:
+    monkeypatch.setattr(Conduits, "invite", invite)
+    fleet = Fleet(NOISE, lambda _: None).push()
+    assert fleet.arrived()
+    assert fleet.expelled == []
+
+
+def test_a_source_whose_conduit_does_not_open_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(NOISE, lambda _: None)
+    liar = to_text(fleet.keys[1][0]).encode()
+
+    def invite(self: Conduits, rank: int) -> Offer | None:
+        offer = _invite(self, rank)
+        if offer is None or self._keyring.public != liar:
+            return offer
+        return msgspec.structs.replace(offer, down=bytes(32))
+
+    monkeypatch.setattr(Conduits, "invite", invite)
+    assert fleet.push().arrived()
+    assert (2, 1) in fleet.left
