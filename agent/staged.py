@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 
 from agent.compare import Comparison, State
@@ -51,6 +51,7 @@ class Staged:
     ) -> None:
         """`folder`, a descriptor, is where they belong; it stays the caller's, as `staging` does."""
         self.listing, self.owners, self.found, self.staging = listing, owners, found, staging
+        self._large = 0
         self._map = map_
         #: Entries whose staged file has everything, and is dressed.
         self.done = bytearray(len(listing.entries))
@@ -100,11 +101,12 @@ class Staged:
 
     def prepare(self, large: int) -> None:
         """Make directories, and room for what has more than `large` bytes."""
-        staging, entries = self.staging.make(), self.listing.entries
+        staging, entries, self._large = self.staging.make(), self.listing.entries, large
         self._umask_counts = not _has_default_acl(staging)
+        directory = Kind.DIRECTORY
         for index in self.found.unit_of:
             entry = entries[index]
-            if entry.kind is Kind.DIRECTORY:
+            if entry.kind is directory:
                 with suppress(FileExistsError):
                     os.mkdir(self.name(index), 0o700, dir_fd=staging)
             elif entry.size > large and entry.data > large:
@@ -119,7 +121,7 @@ class Staged:
     def write(self, chunks: Iterable[tuple[int, Blob]]) -> None:
         """Store data, each with where it begins in the listing's; digests are right. What follows each other in one
         file is written at once."""
-        run = _Run(self.file)
+        run = _Run(self)
         entries, states, done, right = self.listing.entries, self.found.states, self.done, State.RIGHT
         for begin, blob in chunks:
             view = memoryview(blob)
@@ -146,6 +148,14 @@ class Staged:
         finally:
             os.close(fd)
         self.done[index] = 1
+
+    def whole(self, index: int, parts: list[memoryview], length: int) -> bool:
+        """Write a file whose parts came in several chunks, if they are all of a small one."""
+        entry = self.listing.entries[index]
+        if length != entry.size or length > self._large:
+            return False
+        self._whole(index, entry, memoryview(b"".join(parts)))
+        return True
 
     def _make(self, index: int, entry: Entry, mode: int) -> int:
         """A new staged file. Its directory stays open for the next one, which most likely is beside it."""
@@ -262,8 +272,8 @@ class Staged:
 class _Run:
     """Data that goes to one place in one file, in as few calls as there can be."""
 
-    def __init__(self, file: Callable[[int], AbstractContextManager[int]]) -> None:
-        self._file = file
+    def __init__(self, staged: Staged) -> None:
+        self._staged = staged
         self._entry, self._begin, self._end = -1, 0, 0
         self._views: list[memoryview] = []
 
@@ -278,7 +288,9 @@ class _Run:
         if not self._views:
             return
         views, self._views = self._views, []
-        with self._file(self._entry) as fd:
+        if self._begin == 0 and self._staged.whole(self._entry, views, self._end):
+            return
+        with self._staged.file(self._entry) as fd:
             written = os.pwritev(fd, views, self._begin)
             for view in views:  # what one call left, as a disk that becomes full leaves it
                 if written < len(view):
