@@ -17,6 +17,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -268,6 +269,22 @@ def files(hosts: int, size: int) -> None:
                 say(f"{what} to {len(fleet.names)} hosts, {disk}: {took[-1]:.2f} s, {spent:.1f} CPU-s in all")
             say(f"many files take {took[1] / took[0]:.1f} times as long as one")
             fleet.clean()
+            say(f"tar alone, with an archive of them on each host, {disk}: {_unpack(fleet, tree, where):.2f} s")
+            fleet.clean()
+
+
+def _unpack(fleet: Fleet, tree: Path, where: str) -> float:
+    """Seconds that all hosts take to make the same files from an archive that they have: nothing travels."""
+    archive = tree.with_suffix(".tar")
+    with tarfile.open(archive, "w") as file:
+        file.add(tree, tree.name)
+    fleet.push(archive, folder=where)
+    began = time.perf_counter()
+    results = fleet.session.run(f"mkdir {where}/other-tree && tar -xf {where}/pushed-* -C {where}/other-tree").results()
+    wall = time.perf_counter() - began
+    if not all(result.ok for result in results):
+        raise SystemExit(f"not all hosts could unpack it: {results}")
+    return wall
 
 
 def _tree(folder: Path) -> Path:
