@@ -26,6 +26,9 @@ from protocol.commands import Stream
 from protocol.listing import BadListing, Listing, Map
 from protocol.stream import Blob, chunk_size, count_of, is_right
 
+#: How long whoever lets go waits for what is being written, in seconds: once a push is said to have ended nothing of it
+#: stays, unless a disk hangs.
+_RELEASED_WITHIN_S = 10.0
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -63,6 +66,7 @@ class Incoming:
         self._lock = threading.Lock()
         self._users = 0
         self._closing: bool | None = None
+        self._released = threading.Event()
         self.finished = False
         self._folder = open_folder(folder)
         #: The chunks that are here already (bit i: chunk i); all of the head before anything else is known.
@@ -293,14 +297,16 @@ class Incoming:
             self._release()
 
     def close(self, *, keep: bool = False) -> None:
-        """Let go, once nothing is written or read any more. What is not in place then is removed, or with `keep` left
-        for a push that goes on with it."""
+        """Let go, once nothing is written or read any more, and wait for that. What is not in place then is removed, or
+        with `keep` left for a push that goes on with it."""
         with self._lock:
             again = self._closing is not None
             self._closing = keep
             last = not again and not self._users
         if last:
             self._release()
+        else:
+            self._released.wait(_RELEASED_WITHIN_S)
 
     def discard(self) -> None:
         """Forget the listing, which may be megabytes; nothing but `close` is called any more."""
@@ -322,6 +328,7 @@ class Incoming:
             else:
                 staging.remove()
         os.close(self._folder)
+        self._released.set()
 
 
 def _without_special_bits(listing: Listing) -> Listing:

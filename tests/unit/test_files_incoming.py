@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -550,3 +551,18 @@ def test_files_are_on_disk_before_they_have_their_names(
     told.clear()
     bring([(b"one", tree / "small")], target, notes)
     assert told[1:] == ["sync 0", "rename", "sync target"]
+
+
+def test_whoever_lets_go_hears_of_it_when_nothing_is_left(tree: Path, target: Path, notes: Path) -> None:
+    source = gather([(b"tree", str(tree))], DEFAULT, notes.parent)
+    incoming = Incoming(str(target), source.stream, source.inline_listing, notes)
+    feed(incoming, source, most=1)
+    assert leftovers(target)
+    closing = threading.Thread(target=incoming.close)
+    with incoming._in_use():  # as a write on another thread
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive()
+    closing.join()
+    assert not leftovers(target)
+    source.close()
