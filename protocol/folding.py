@@ -121,7 +121,8 @@ class Folding:
         return given_up
 
     def ready(self, now: float) -> Iterator[Outcomes]:
-        """The messages that are due, in order of command; what they hold is forgotten here."""
+        """The messages that are due, in order of command; what each holds is forgotten when it is taken, and who takes
+        no more leaves the rest here."""
         ids: Iterable[int] = self._hot
         by_time = self._due is not None and self._due <= now
         if by_time:
@@ -142,31 +143,32 @@ class Folding:
     def _leave(self, ids: list[int]) -> Iterator[Outcomes]:
         for id_ in ids:
             pending = self._pending[id_]
-            yield from self._messages(id_, pending)
-            self.held -= pending.bytes
-            pending.folds, pending.bytes, pending.due = {}, 0, None
+            while pending.folds:
+                yield self._message(id_, pending)
+            pending.due = None
+            self._hot.discard(id_)
             if not pending.waiting:
                 del self._pending[id_]
-        self._hot.difference_update(ids)
         self._set_due()
 
     def _set_due(self) -> None:
         self._due = min((p.due for p in self._pending.values() if p.due is not None), default=None)
 
-    @staticmethod
-    def _messages(id_: int, pending: _Pending) -> Iterator[Outcomes]:
-        """One message, or several where one would be too large for comfort."""
+    def _message(self, id_: int, pending: _Pending) -> Outcomes:
+        """All of it, or as much as is comfortable in one message. What it holds is forgotten here."""
         batch: list[Fold] = []
         size = 0
-        for (outcome, output), who in pending.folds.items():
+        while pending.folds and size < FOLD_BYTES:
+            (outcome, output), who = next(iter(pending.folds.items()))
+            del pending.folds[outcome, output]
             fold = Fold(ranks.pack(who), outcome, output)
             batch.append(fold)
             size += _size(fold)
-            if size >= FOLD_BYTES:
-                yield Outcomes(id_, tuple(batch))
-                batch, size = [], 0
-        if batch:
-            yield Outcomes(id_, tuple(batch))
+        # What was folded since it came has more ranks than it had, and so a few bytes more.
+        size = min(size, pending.bytes) if pending.folds else pending.bytes
+        pending.bytes -= size
+        self.held -= size
+        return Outcomes(id_, tuple(batch))
 
     def wakeup(self) -> float | None:
         """When `ready` will have something by time alone, at the earliest."""

@@ -167,6 +167,9 @@ DEADLINE_SLACK = 2 * KILL_AFTER
 FOLD_WINDOW = 0.02
 #: A relay sends what it has folded when it has this much, so that no message grows without bound.
 FOLD_BYTES = 256 << 10
+#: Outcomes that a relay sends up before its parent has passed them on, in bytes: what a link of 80 Mbit/s and 50 ms
+#: takes. A parent of 32 holds 24 MiB where all send outputs of the usual budget at once, and its own link is slow.
+OUTCOME_CREDIT = 512 << 10
 #: What a relay without a way up keeps of outcomes, so that those of hosts that die meanwhile are not lost. Above it,
 #: the agents are asked again once there is a way.
 FOLD_KEEP = 16 << 20

@@ -65,6 +65,7 @@ class Kind(IntEnum):
     GONE = 24
     CONDUIT_WANTED = 25
     CONDUIT = 26
+    HEARD = 27
 
 
 class Manner(IntEnum):
@@ -181,6 +182,12 @@ class Credit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     id: Natural
     grants: Annotated[tuple[Grant, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+
+
+class Heard(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Parent to child: of the outcomes that came since it attached, `total` bytes have been passed on."""
+
+    total: Natural
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -404,6 +411,7 @@ Message: TypeAlias = (
     | Gone
     | ConduitWanted
     | Conduit
+    | Heard
 )
 
 TYPES: dict[Kind, type[Message]] = {
@@ -433,6 +441,7 @@ TYPES: dict[Kind, type[Message]] = {
     Kind.GONE: Gone,
     Kind.CONDUIT_WANTED: ConduitWanted,
     Kind.CONDUIT: Conduit,
+    Kind.HEARD: Heard,
 }
 KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.items()}
 
@@ -440,7 +449,7 @@ KINDS: dict[type[Message], Kind] = {message: kind for kind, message in TYPES.ite
 UPWARDS: frozenset[type[Message]] = frozenset(
     {Attach, Beat, Links, Outcomes, Streamed, Reports, ClockAsk, Progress, Taken},
 )
-DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell, Credit})
+DOWNWARDS: frozenset[type[Message]] = frozenset({Attached, Rejected, Beat, Deliver, ClockTell, Credit, Heard})
 BULK_UPWARDS: frozenset[type[Message]] = frozenset({Ask, ConduitWanted})
 BULK_DOWNWARDS: frozenset[type[Message]] = frozenset({Chunk, NoChunk, Hold, Conduit})
 #: On the link that a host opens for a pull chunks go the other way.

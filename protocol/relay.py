@@ -79,6 +79,7 @@ from protocol.messages import (
     Credit,
     Deliver,
     Grant,
+    Heard,
     Link,
     Links,
     Manner,
@@ -92,6 +93,7 @@ from protocol.messages import (
 )
 from protocol.never import assert_never
 from protocol.outcomes import NO_OUTPUT, Exited, Fold, Refused, sentence
+from protocol.pacing import Pace
 from protocol.picture import Picture, later
 from protocol.quota import Quota
 from protocol.ranks import Ranks
@@ -154,6 +156,7 @@ class Relay:
         self._rights = Rights(plan.below)
         self._stranded = Stranded()
         self._quota = Quota()
+        self._pace = Pace()
         #: The children that are attached, and when each was heard last.
         self._heard_at: dict[int, float] = {}
         #: The version that was agreed on with each of them.
@@ -195,7 +198,7 @@ class Relay:
         times: list[float | None] = [self._reporting.due]
         if self._settling is not None:
             times.append(self._settling.due)
-        if uplink is None or uplink.attached:
+        if uplink is None or (uplink.attached and self._pace.room):
             times.append(self._folding.wakeup())
         if uplink is not None:
             times.append(uplink.wakeup())
@@ -337,6 +340,8 @@ class Relay:
                 self._clock_told(message, now)
             case Credit(id=id_, grants=grants):
                 self._grant(id_, grants)
+            case Heard(total=total):
+                self._pace.heard(total)
             case _:
                 # The codec and the link let only known kinds through; this one goes the other way.
                 self._parent_lost(f"it sent a {type(message).__name__}, which only children send", now)
@@ -358,6 +363,7 @@ class Relay:
             self._stranded.begin(now)
         if any(isinstance(effect, Connect) for effect in effects):
             self._untold = {}
+            self._pace.begin()
             self._effects.append(ToParent(self._attachment()))
 
     def _arrived(self, now: float) -> None:
@@ -553,6 +559,8 @@ class Relay:
         if claims is None:
             self._expel(rank, f"it sent a {type(message).__name__}, which only parents send", now)
             return
+        if isinstance(message, Outcomes):
+            self._pace.came(rank, message.folds)
         foreign = self._rights.foreign(rank, claims, self.routed_through(rank))
         if foreign:
             if not self._rights.forgives(rank, now):
@@ -622,6 +630,7 @@ class Relay:
         self._stranded.came(rank, now)
         self._silence_at = min(self._silence_at, now + SILENT_AFTER)
         self._versions[rank] = version
+        self._pace.attached(rank)
         self._quota.attached(rank, self.routed_through(rank) | ranks.only(rank))
         self._effects.append(ToChild(rank, Attached(version, own.epoch)))
         links = message.links
@@ -641,6 +650,7 @@ class Relay:
         if self._heard_at.pop(rank, None) is None:
             return
         del self._versions[rank]
+        self._pace.lost(rank)
         self._rights.end(rank)
         link = self._picture.links.get(rank)
         if link is not None and link.up and link.parent == self._me:
@@ -678,7 +688,7 @@ class Relay:
             return
         # What a host answered must not come after the news that it is gone or began anew.
         for message in self._folding.all():
-            self._up(message)
+            self._up_outcomes(message)
         self._up(Links(told))
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
@@ -756,8 +766,11 @@ class Relay:
         if self._uplink is not None and not self._uplink.attached:
             self._reporting.rest(now)
             return
-        for message in self._folding.ready(now):
-            self._up(message)
+        for message in self._folding.ready(now) if self._pace.room else ():
+            self._up_outcomes(message)
+            if not self._pace.room:
+                break  # the rest stays until the parent has passed some on
+        self._effects += [ToChild(rank, Heard(total)) for rank, total in self._pace.due()]
         for report in self._reporting.ready(now):
             if self._root is None:
                 self._up(report)
@@ -786,6 +799,10 @@ class Relay:
     def _up(self, message: Links | Outcomes | Streamed | Taken | Reports | ClockAsk | Progress | Beat) -> None:
         if self._uplink is not None and self._uplink.attached:
             self._effects.append(ToParent(message))
+
+    def _up_outcomes(self, message: Outcomes) -> None:
+        self._pace.sent(message.folds)
+        self._up(message)
 
     def _grant(self, id_: int, grants: tuple[Grant, ...]) -> None:
         """Whoever hangs here may send so much more of a command's output."""

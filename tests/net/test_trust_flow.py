@@ -12,11 +12,33 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from protocol import codec
+from protocol import codec, ranks
 from protocol.commands import Cancel, Input, Run
-from protocol.limits import INPUT_CREDIT, INPUT_PIECE, STREAM_FIRST, STREAM_MOST, STREAM_PIECE
-from protocol.messages import Attach, Credit, Deliver, Grant, Kind, Manner, Message, Streamed, Taken
-from protocol.outcomes import Cancelled, Exited, Outcome
+from protocol.limits import (
+    FOLD_BYTES,
+    INPUT_CREDIT,
+    INPUT_PIECE,
+    OUTCOME_CREDIT,
+    STREAM_FIRST,
+    STREAM_MOST,
+    STREAM_PIECE,
+)
+from protocol.messages import (
+    Attach,
+    Beat,
+    Credit,
+    Deliver,
+    Grant,
+    Heard,
+    Kind,
+    Manner,
+    Message,
+    Outcomes,
+    Streamed,
+    Taken,
+)
+from protocol.outcomes import Cancelled, Exited, Fold, Outcome, Output
+from protocol.pacing import weight
 from protocol.quota import PASSED_MOST, STRANGE_MOST
 from protocol.trust import Signer
 from tests.bench.idle import resident_kib
@@ -80,6 +102,49 @@ def cut_off(stage: Stage, child: Child) -> None:
 def passed_up(stage: Stage, rank: int) -> int:
     """How much output of a rank the parent heard."""
     return sum(len(piece.data) for piece in stage.parent.all(Streamed) if piece.rank == rank)
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_wait_below_a_parent_that_passes_none_on_and_arrive_when_it_does(stage: Stage, child: Child) -> None:
+    ids = range(10**9, 10**9 + 24)
+    folds = {
+        id_: Fold(ranks.pack(ranks.only(child.rank)), Exited(0), Output(os.urandom(FOLD_BYTES), b"", FOLD_BYTES))
+        for id_ in ids
+    }
+
+    def passed_on() -> dict[int, Fold]:
+        return {one.id: fold for one in stage.parent.all(Outcomes) if one.id in folds for fold in one.folds}
+
+    # An honest child, which stops where it is not heard.
+    left, sent = list(ids), 0
+    while sent < OUTCOME_CREDIT:
+        child.send(Outcomes(left[0], (folds[left[0]],)))
+        sent += weight([folds[left.pop(0)]])
+    heard = stage.until(lambda: child.all(Heard), "the agent to have passed some on")[-1].total
+    while sent - heard < OUTCOME_CREDIT:
+        child.send(Outcomes(left[0], (folds[left[0]],)))
+        sent += weight([folds[left.pop(0)]])
+    before = len(stage.parent.all(Beat))
+    stage.until(lambda: len(stage.parent.all(Beat)) > before, "a heartbeat, which does not wait")
+    assert sum(weight([fold]) for fold in passed_on().values()) < OUTCOME_CREDIT + 2 * FOLD_BYTES
+    assert left, "the child was stopped"
+    told = 0
+
+    def go_on() -> bool:
+        nonlocal sent, told
+        if len(passed_on()) > told:
+            told = len(passed_on())
+            stage.parent.send(Heard(2**62))
+        while left and sent - child.all(Heard)[-1].total < OUTCOME_CREDIT:
+            child.send(Outcomes(left[0], (folds[left[0]],)))
+            sent += weight([folds[left.pop(0)]])
+        return told == len(folds)
+
+    stage.until(go_on, "all of them")
+    assert passed_on() == folds
+    stage.leave(child)
 
 
 # --- a child's output -------------------------------------------------------------------------------------------------

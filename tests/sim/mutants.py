@@ -235,14 +235,14 @@ MUTANTS = (
     Mutant(
         "outcomes that came in time are not sent",
         "folding.py",
-        "            yield from self._messages(id_, pending)\n",
-        "",
+        "                yield self._message(id_, pending)\n",
+        "                self._message(id_, pending)\n",
     ),
     Mutant(
         "news overtakes the outcomes that came before it",
         "relay.py",
-        "        for message in self._folding.all():\n            self._up(message)\n        self._up(Links(told))",
-        "        self._up(Links(told))",
+        "        for message in self._folding.all():\n            self._up_outcomes(message)\n",
+        "",
     ),
     Mutant(
         "what changed below while there was no way up is not told",

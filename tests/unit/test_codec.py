@@ -47,6 +47,7 @@ from protocol.messages import (
     Gone,
     Grant,
     Have,
+    Heard,
     Hold,
     HostHealth,
     Kind,
@@ -126,6 +127,7 @@ EACH: list[tuple[Message, bytes | None]] = [
     (Gone(5), None),
     (ConduitWanted(), None),
     (Conduit(4711, bytes(CONDUIT_TICKET), bytes(32), b"k" * 32), None),
+    (Heard(2**40), None),
 ]
 
 
@@ -203,7 +205,7 @@ def test_what_a_receiver_would_refuse_for_its_size_is_not_sent() -> None:
         encode(Outcomes(1, (fold,) * 5))
 
 
-@pytest.mark.parametrize("kind", [0, 27, 99, -1, 2**40])
+@pytest.mark.parametrize("kind", [0, 28, 99, -1, 2**40])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(MalformedMessage, match="no kind"):
         decode(_frames(kind, []))
