@@ -39,8 +39,8 @@ class PullOptions(TypedDict, total=False):
     """The options of `pull`.
 
     With `fold` the first of those who have equal contents alone has a folder, beside HOST.hosts, which names all of
-    them, a line each. With `preserve` times are kept, and as root owners; with `xattrs` extended attributes. Chunks are
-    compressed where that pays, unless `compress` is false.
+    them, a line each. With `preserve` times and set-user-ID bits are kept, and as root owners; with `xattrs` extended
+    attributes. Chunks are compressed where that pays, unless `compress` is false.
     """
 
     fold: bool
