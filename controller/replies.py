@@ -57,10 +57,18 @@ class Replies:
     async def get(self) -> api.Reply | None:
         """The next reply. Waits for it. Raises CtlError where it is on record no more."""
         while not self._next:
-            found, size = await self._queue.get()
-            self.held -= size
-            self._next.extend(found() if callable(found) else found)
+            self._take(*await self._queue.get())
         return self._next.popleft()
+
+    def more(self) -> bool:
+        """Whether `get` has a reply without waiting. Raises CtlError as it does."""
+        while not self._next and not self._queue.empty():
+            self._take(*self._queue.get_nowait())
+        return bool(self._next)
+
+    def _take(self, found: Iterable[api.Reply | None] | _Again, size: int) -> None:
+        self.held -= size
+        self._next.extend(found() if callable(found) else found)
 
 
 def _later(before: api.Advanced | api.Fetched | None, after: api.Advanced | api.Fetched) -> api.Advanced | api.Fetched:

@@ -24,6 +24,7 @@ from controller.moving import Mover
 from controller.names import Names
 from controller.nets import NetKeeper
 from controller.node import RootNode
+from controller.replies import Replies
 from controller.requests import Requests
 from controller.status import CtlError, ExitStatus
 from controller.vm_requests import VmRequests
@@ -95,11 +96,13 @@ class Service:
         # A client that reads slowly is to slow the hosts down, not to fill this process's memory.
         writer.transport.set_write_buffer_limits(high=_UNREAD)
         try:
-            while (reply := await replies.get()) is not None:
-                writer.write(api.pack(reply))
+            while batch := await _some(replies):
+                # One call for all that there is: outcomes come by the dozen, and the client wakes up for each.
+                writer.write(b"".join(map(api.pack, batch)))
                 await writer.drain()
-                if isinstance(reply, api.Streamed):
-                    job.read(reply)
+                for reply in batch:
+                    if isinstance(reply, api.Streamed):
+                        job.read(reply)
         except ConnectionError:
             # Whoever writes to a client that has gone may learn it before whoever listens to it.
             if not detached:
@@ -208,6 +211,30 @@ def _uid_of(writer: asyncio.StreamWriter) -> int:
     sock: socket.socket = writer.get_extra_info("socket")
     _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return int(uid)
+
+
+async def _some(replies: Replies) -> list[api.Reply]:
+    """The next replies, up to about _UNREAD bytes of those that are there; none at the end, and again then. Waits for
+    one."""
+    some: list[api.Reply] = []
+    size = 0
+    while size < _UNREAD and (not some or replies.more()):
+        reply = await replies.get()
+        if reply is None:
+            replies.put(None)
+            break
+        some.append(reply)
+        size += _size(reply)
+    return some
+
+
+def _size(reply: api.Reply) -> int:
+    """About how many bytes it is, of those that may be large."""
+    if isinstance(reply, api.Streamed):
+        return len(reply.data) + 64
+    if isinstance(reply, api.Folded | api.Late):
+        return sum(len(fold.output.out) + len(fold.output.err) + 256 for fold in reply.folds)
+    return 1_024
 
 
 async def _receive(reader: asyncio.StreamReader) -> api.Request | None:

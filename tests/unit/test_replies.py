@@ -54,6 +54,19 @@ def test_outcomes_that_wait_are_read_from_the_record_in_their_turn() -> None:
     asyncio.run(run())
 
 
+def test_what_comes_to_nothing_is_not_taken_for_a_reply_that_is_there() -> None:
+    async def run() -> None:
+        replies = Job().replies
+        replies.put_outcome((), 0, None)
+        assert not replies.more()
+        replies.put(api.Settled())
+        assert replies.more()
+        assert await replies.get() == api.Settled()
+        assert not replies.more()
+
+    asyncio.run(run())
+
+
 def test_late_answers_that_wait_are_read_from_the_record_in_their_turn_too() -> None:
     async def run() -> None:
         job = Job()
