@@ -371,6 +371,10 @@ def put_one(data: bytes, path: Path, notes: Path) -> None:
         incoming.close()
 
 
+#: How often a push meets each side of a race: on a machine that is busy otherwise it is once or twice a second.
+_OFTEN = 20
+
+
 @as_root
 def test_no_directory_is_swapped_for_a_link_while_nobody_looks(
     fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory
@@ -391,8 +395,8 @@ def test_no_directory_is_swapped_for_a_link_while_nobody_looks(
     outcomes: dict[str, int] = {}
     try:
         wait_until(lambda: not (playground / "a").is_dir() or (playground / "a").is_symlink(), DEADLINE_S, "a swap")
-        deadline = time.monotonic() + DEADLINE_S
-        while (outcomes.get("put", 0) < 50 or outcomes.get("link", 0) < 50) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 2 * DEADLINE_S
+        while min(outcomes.get("put", 0), outcomes.get("link", 0)) < _OFTEN and time.monotonic() < deadline:
             for _ in range(100):
                 try:
                     put_one(os.urandom(20), playground / "a" / "target", notes)
@@ -412,8 +416,7 @@ def test_no_directory_is_swapped_for_a_link_while_nobody_looks(
         swapper.communicate()
     assert list(victim.iterdir()) == []
     # The race was run: both sides of it were met often.
-    assert outcomes["put"] >= 50, outcomes
-    assert outcomes["link"] >= 50, outcomes
+    assert min(outcomes["put"], outcomes["link"]) >= _OFTEN, outcomes
     assert list(notes.iterdir()) == []
     assert not [path for path in playground.rglob("*") if path.name.startswith(".canopy-")]
 
