@@ -145,23 +145,31 @@ def whole_output(job: int, hosts: Sequence[str], spool: str) -> str:
 
 
 def shortened(results: Iterable[Result], order: Mapping[str, int], job: int) -> list[str]:
-    """A line for each output of job `job` above its budget: how much there was, and how to get the rest."""
+    """A line for each kind of output of job `job` above its budget: how much there was, and how to get the rest."""
+    results = list(results)
 
-    def missing(result: Result) -> tuple[int, int, int, int, str]:
+    def missing(result: Result) -> tuple[bool, bool, str]:
         output = result.output
-        return len(output.out), output.out_total, len(output.err), output.err_total, output.spool
+        return len(output.out) < output.out_total, len(output.err) < output.err_total, output.spool
+
+    def sizes(key: tuple[bool, bool, str], stream: int) -> str:
+        outputs = [result.output for result in results if missing(result) == key]
+        shown = [len((output.out, output.err)[stream]) for output in outputs]
+        total = [(output.out_total, output.err_total)[stream] for output in outputs]
+        return f"{_span(shown)} of {_span(total)} bytes of {_NAMES_OF_STREAMS[stream]}"
 
     lines = []
-    for (out, out_total, err, err_total, spool), hosts in grouped(results, missing, order):
-        parts = [
-            f"{shown} of {total} bytes of {name}"
-            for name, shown, total in zip(_NAMES_OF_STREAMS, (out, err), (out_total, err_total), strict=True)
-            if shown < total
-        ]
+    for key, hosts in grouped(results, missing, order):
+        parts = [sizes(key, stream) for stream in (0, 1) if key[stream]]
         if parts:
-            rest = whole_output(job, hosts, spool) if spool else "the rest was not kept on the host"
+            rest = whole_output(job, hosts, key[2]) if key[2] else "the rest was not kept on the host"
             lines.append(f"{label(hosts)}: {' and '.join(parts)} shown; {rest}")
     return lines
+
+
+def _span(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def summary(results: Sequence[Result], order: Mapping[str, int], *, unsettled: Sequence[str] = ()) -> str:

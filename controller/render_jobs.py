@@ -20,11 +20,16 @@ _SHELL = ["/bin/sh", "-c"]
 
 def what_text(what: str) -> str:
     """What a job was, as a person would type it: `uname -r`, `push app.tar /opt/app.tar`."""
-    words = msgspec.json.decode(what, type=list[str])
+    words = _words(what)
     if words[0] != "run":
         return " ".join(words)
     argv = words[1:]
     return argv[2] if argv[:2] == _SHELL and len(argv) == 3 else shlex.join(argv)
+
+
+def _words(what: str) -> list[str]:
+    # Older services put numbers there too.
+    return [str(word) for word in msgspec.json.decode(what)]
 
 
 def took(seconds: float | None) -> str:
@@ -59,7 +64,4 @@ def _short(text: str) -> str:
 
 def job_objects(jobs: Sequence[JobStatus], user: Callable[[int], str]) -> list[dict[str, Any]]:
     """Jobs for programs: as the service tells of them, with the user's name and the words of what it was."""
-    return [
-        {**msgspec.to_builtins(job), "user": user(job.uid), "what": msgspec.json.decode(job.what, type=list[str])}
-        for job in jobs
-    ]
+    return [{**msgspec.to_builtins(job), "user": user(job.uid), "what": _words(job.what)} for job in jobs]

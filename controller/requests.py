@@ -340,7 +340,7 @@ class Requests:
         if not of:
             raise CtlError(f"{request.host} was no target of job {request.job}", ExitStatus.NO_TARGET)
         job = Job()
-        what = msgspec.json.encode(["fetch output", request.job, request.host]).decode()
+        what = msgspec.json.encode(["fetch output", str(request.job), request.host]).decode()
         node.give(job, hosts, FetchOutput(of=of[-1]), uid=uid, what=what)
         job.seal()
         return job, hosts

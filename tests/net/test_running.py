@@ -21,6 +21,7 @@ from agent.processes import Process
 from agent.settings import Settings
 from agent.spool import Spools
 from agent.watching import Watching
+from controller.render_jobs import what_text
 from controller.replies import HELD_MOST
 from controller.session import Job, Piece, Result
 from controller.status import CtlError, ExitStatus
@@ -443,6 +444,8 @@ def test_what_is_beyond_the_budget_stays_on_its_host_and_is_fetched_whole(fleet:
     assert err["h2"] == bytes(300_000)
     assert found == (len(out["h2"]), len(err["h2"]))
     assert results["h2"].outcome == Exited(0)
+    (fetching,) = fleet.session.jobs(1)
+    assert what_text(fetching.what) == f"fetch output {job.id} h2"
 
 
 def one_total(job: Job) -> tuple[int, int]:

@@ -85,9 +85,10 @@ def job(number: int, **fields: object) -> api.JobStatus:
         (["push", "/home/ada/app", "/opt/app"], "push /home/ada/app /opt/app"),
         (["create vms", "infra"], "create vms infra"),
         (["down"], "down"),
+        (["fetch output", 7, "h1"], "fetch output 7 h1"),
     ],
 )
-def test_a_job_reads_as_it_was_typed(words: list[str], text: str) -> None:
+def test_a_job_reads_as_it_was_typed(words: list[object], text: str) -> None:
     assert what_text(json.dumps(words)) == text
 
 

@@ -95,6 +95,10 @@ def test_output_above_the_budget_is_told_with_its_place() -> None:
     )
     (one,) = render.shortened(results[:1], ORDER, 12)
     assert one.endswith("`ctl job 12 --output h0` fetches it")
+    more = Output(b"x" * 10, b"", 7000, 0, "/var/lib/canopy/f/spool/7.out, .err")
+    assert [line.split(" shown")[0] for line in render.shortened([*results, result("h5", None, more)], ORDER, 12)] == [
+        "h[0-1,5] (3): 10 of 5000 to 7000 bytes of standard output"
+    ]
     lost = Output(b"", b"yy", 0, 3)
     assert render.shortened([result("h3", None, lost)], ORDER, 12) == [
         "h3: 2 of 3 bytes of standard error shown; the rest was not kept on the host"
