@@ -12,10 +12,11 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from agent.conduits import Conduit, Conduits
+from agent.conduits import Conduits
 from agent.keyring import BULK, Keyring
 from agent.links import Downlink
 from agent.pressure import Pressure
+from agent.traffic import Traffic
 from agent.ways import Way
 from protocol import codec
 from protocol import transfer_effects as transfer
@@ -87,8 +88,9 @@ class Bulk:
         #: Where the hosts of the orders are, by rank, and how many pushes name each.
         self._hops: dict[int, Hop] = {}
         self._ways: dict[Source, Way] = {}
-        #: Conduits with something to send.
-        self._unsent: set[Conduit] = set()
+        self._traffic = Traffic(self._loop.time)
+        #: To be called when a command comes by.
+        self.give_way = self._traffic.give_way
         self._down = Downlink(
             keyring,
             BULK,
@@ -98,7 +100,7 @@ class Bulk:
             lost=self._peer_lost,
             renewed=self._renewed,
         )
-        self._given = Conduits(keyring, address, heard=self._asked, lost=self._peer_lost, unsent=self._unsent)
+        self._given = Conduits(keyring, address, heard=self._asked, lost=self._peer_lost, traffic=self._traffic)
 
     # --- pushes -------------------------------------------------------------------------------------------------------
 
@@ -198,7 +200,7 @@ class Bulk:
                 much=any(stream.size >= CONDUIT_LEAST for stream in self._streams.values()),
                 heard=lambda messages: self._heard(source, messages),
                 lost=lambda why: self._lost(source, why),
-                unsent=self._unsent,
+                traffic=self._traffic,
             )
         way.send(codec.encode(message))
 
@@ -293,8 +295,7 @@ class Bulk:
                     self._loop.call_soon(self._close_unused)
                 case transfer.Abuse(peer, why):
                     self._expel(peer, why)
-        while self._unsent:
-            self._unsent.pop().flush()
+        self._traffic.flush()
         self._set_timer()
 
     def _set_timer(self) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from agent.keyring import BULK, Keyring
+from agent.traffic import Traffic
 from protocol.conduit import BadRecord, Records, Sealer
 from protocol.limits import CONDUIT_TICKET
 from protocol.messages import Conduit as Offer
@@ -33,6 +34,9 @@ _UNACKNOWLEDGED_MS = 10_000
 
 #: Parts of records that are sealed and sent at a time: eight chunks.
 _PARTS = 16
+#: What is waited for at a time, at most, in bytes: the kernel makes a socket's buffer large enough for that (socket(7),
+#: SO_RCVLOWAT), up to half of tcp_rmem's most (tcp(7)).
+_LOWAT_MOST = 256 << 10
 
 
 class Conduit:
@@ -47,13 +51,12 @@ class Conduit:
         *,
         heard: Callable[[Sequence[Sequence[Blob]]], None],
         lost: Callable[[str], None],
-        unsent: set[Conduit],
+        traffic: Traffic,
         admitted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`mine` seals what is sent, `theirs` opened what comes; while not `admitted`, nothing is heard. It puts itself
-        into `unsent` when it has something to `flush`."""
+        """`mine` seals what is sent, `theirs` opened what comes; while not `admitted`, nothing is heard."""
         self._socket = sock
-        self._unsent = unsent
+        self._traffic = traffic
         self._sealer, self._records = Sealer(mine), Records(theirs)
         self._heard, self._lost, self._admitted = heard, lost, admitted
         self._loop = asyncio.get_running_loop()
@@ -67,12 +70,13 @@ class Conduit:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         self._loop.add_reader(sock, self._read)
+        traffic.join(self)
 
     def send(self, frames: Sequence[Blob]) -> None:
-        """Send a message, after all before, with the next `flush`: several together cost little more than one."""
+        """Send a message with the next `flush` of the traffic, after all before: several cost little more than one."""
         if not self._over:
             self._waiting.append(frames)
-            self._unsent.add(self)
+            self._traffic.has_to_send(self)
 
     def flush(self) -> None:
         """Send what there is room for; the rest goes by itself."""
@@ -100,6 +104,14 @@ class Conduit:
             self._blocked = True
             self._loop.call_soon(self._end, error.strerror or str(error))
 
+    def pause(self) -> None:
+        """Read nothing until `go_on`."""
+        self._loop.remove_reader(self._socket)
+
+    def go_on(self) -> None:
+        """Read again."""
+        self._loop.add_reader(self._socket, self._read)
+
     def _has_room(self) -> None:
         self._blocked = False
         self._loop.remove_writer(self._socket)
@@ -107,7 +119,7 @@ class Conduit:
 
     def _read(self) -> None:
         try:
-            count = self._socket.recv_into(self._records.room())
+            count = self._socket.recv_into(self._records.room()[: self._traffic.taken()])
         except BlockingIOError:
             return
         except OSError as error:
@@ -132,7 +144,7 @@ class Conduit:
         if self._over:
             return
         # Wake up again for what can be opened, and for nothing less (socket(7), SO_RCVLOWAT; tcp_poll heeds it).
-        lowat = min(self._records.missing, len(self._records.room()))
+        lowat = min(self._records.missing, len(self._records.room()), _LOWAT_MOST)
         if lowat != self._lowat:
             self._lowat = lowat
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)
@@ -148,7 +160,7 @@ class Conduit:
             self._over = True
             self._waiting.clear()
             self._begun.clear()
-            self._unsent.discard(self)
+            self._traffic.leave(self)
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
@@ -185,11 +197,10 @@ class Conduits:
         *,
         heard: Callable[[int, Sequence[Sequence[Blob]]], None],
         lost: Callable[[int, str], None],
-        unsent: set[Conduit],
+        traffic: Traffic,
     ) -> None:
-        """`heard(rank, messages)` gets what has come, `lost(rank, why)` each conduit that ended by itself. `unsent` is
-        for all conduits."""
-        self._unsent = unsent
+        """`heard(rank, messages)` gets what has come, `lost(rank, why)` each conduit that ended by itself."""
+        self._traffic = traffic
         self._keyring, self._address = keyring, address
         self._heard, self._lost = heard, lost
         self._loop = asyncio.get_running_loop()
@@ -268,7 +279,7 @@ class Conduits:
             told.up,
             heard=lambda messages: self._heard(rank, messages),
             lost=lambda why: self._ended(rank, why),
-            unsent=self._unsent,
+            traffic=self._traffic,
             admitted=lambda: self._is_admitted(invitation),
         )
 

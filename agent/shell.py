@@ -17,7 +17,7 @@ from agent.keyring import BULK, CONTROL, Keyring
 from agent.links import Downlink, Uplink
 from protocol import codec, events
 from protocol.codec import MalformedMessage
-from protocol.commands import Body, Feed, Hop, Leave, Member, Push, Stream
+from protocol.commands import Body, Feed, Hop, Leave, Member, Push, Run, Stream
 from protocol.limits import VERSION_MAX, VERSION_MIN
 from protocol.messages import (
     DOWNWARDS,
@@ -25,6 +25,7 @@ from protocol.messages import (
     Attached,
     Deliver,
     Grant,
+    Manner,
     Message,
     Rejected,
 )
@@ -145,11 +146,15 @@ class Shell:
             case events.ToChild(rank, message):
                 if isinstance(message, Attached):
                     self._versions[rank] = message.version
+                elif isinstance(message, Deliver) and message.manner is Manner.WORK:
+                    self._bulk.give_way()
                 if not self._down.send(rank, codec.encode(message, version=self._version_of(rank))):
                     self._queue.append(events.ChildLost(rank, "connection closed"))
             case events.Start(id_, body, ttl):
                 if isinstance(body, Push) and body.stream.inline is None:
                     self._bulk.join(id_, body.stream)
+                elif isinstance(body, Run):
+                    self._bulk.give_way()
                 self.worker.start(id_, body, ttl)
             case events.Connect(member):
                 self._connect(member)

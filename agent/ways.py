@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from agent.conduits import Conduit, dial
 from agent.keyring import Keyring
 from agent.links import Uplink
+from agent.traffic import Traffic
 from protocol import codec
 from protocol.commands import Hop, Member
 from protocol.messages import Conduit as Offer
@@ -29,10 +30,10 @@ class Way:
         much: bool,
         heard: Callable[[Sequence[Sequence[Blob]]], None],
         lost: Callable[[str], None],
-        unsent: set[Conduit],
+        traffic: Traffic,
     ) -> None:
-        """Begins to connect. With `much` to come a conduit is asked for as well; `unsent` is for that."""
-        self._unsent = unsent
+        """Begins to connect. With `much` to come a conduit is asked for as well."""
+        self._traffic = traffic
         self._there = there
         self._heard, self._lost = heard, lost
         self._link = Uplink(
@@ -64,7 +65,7 @@ class Way:
             # All goes by the bulk link then.
             log.info("no conduit to port %d of %s: %s", offer.port, self._there.address, str(error) or "no answer")
             return
-        self._conduit = Conduit(sock, offer.up, offer.down, heard=self._heard, lost=self._end, unsent=self._unsent)
+        self._conduit = Conduit(sock, offer.up, offer.down, heard=self._heard, lost=self._end, traffic=self._traffic)
 
     def _end(self, why: str) -> None:
         self.close()

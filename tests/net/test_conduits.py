@@ -14,6 +14,7 @@ from agent import conduits as module
 from agent.conduits import Conduit, Conduits, dial
 from agent.keyring import Keyring, new_keys, to_text
 from agent.ports import free_ports
+from agent.traffic import Traffic
 from protocol.codec import decode, encode
 from protocol.conduit import Sealer
 from protocol.messages import Ask, Chunk, Hold
@@ -36,14 +37,14 @@ class Host:
         self.keyring.admit({key: rank for rank, key in self.keys.items()})
         self.heard: list[tuple[int, Any]] = []
         self.lost: list[tuple[int, str]] = []
-        self.unsent: set[Conduit] = set()
+        self.traffic = Traffic(asyncio.get_running_loop().time)
         self.connections: list[socket.socket] = []
         self.conduits = Conduits(
             self.keyring,
             self.address,
             heard=self._heard,
             lost=lambda rank, why: self.lost.append((rank, why)),
-            unsent=self.unsent,
+            traffic=self.traffic,
         )
 
     def _heard(self, rank: int, messages: Iterable[Sequence[Blob]]) -> None:
@@ -53,10 +54,6 @@ class Host:
         offer = self.conduits.invite(rank)
         assert offer is not None
         return offer
-
-    def flush(self) -> None:
-        while self.unsent:
-            self.unsent.pop().flush()
 
     async def connect(self, shown: bytes = b"") -> socket.socket:
         """A connection to where conduits are, that has shown this."""
@@ -113,15 +110,15 @@ def test_who_shows_the_ticket_is_heard_as_who_got_it_and_answered() -> None:
             answers.extend(bytes(decode(frames)[1] or b"") for frames in messages)
 
         mine = Conduit(
-            await dial(host.address, offer), offer.up, offer.down, heard=came, lost=answers.append, unsent=host.unsent
+            await dial(host.address, offer), offer.up, offer.down, heard=came, lost=answers.append, traffic=host.traffic
         )
         mine.send(encode(Ask(5, (0, 1))))
-        host.flush()
+        host.traffic.flush()
         await until(lambda: host.heard == [(RANK, Ask(5, (0, 1)))])
         chunks = [bytes([index]) * 65_536 for index in range(200)]  # more than the kernel takes at once
         for index, blob in enumerate(chunks):
             assert host.conduits.send(RANK, encode(Chunk(5, index), blob))
-        host.flush()
+        host.traffic.flush()
         await until(lambda: len(answers) == len(chunks))
         assert answers == chunks
         assert not host.conduits.send(OTHER, encode(Hold(5, 0)))
