@@ -42,6 +42,7 @@ class Way:
         self._conduit: Conduit | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._wanted = much
+        self._over = False
         if much:
             self._link.send(codec.encode(ConduitWanted()))
 
@@ -73,6 +74,9 @@ class Way:
 
     def close(self) -> None:
         """Close all of it."""
+        if self._over:
+            return
+        self._over = True
         if self._dialling is not None:
             self._dialling.cancel()
         if self._conduit is not None:
