@@ -116,7 +116,7 @@ class Bulk:
     def begin(self, id_: int, stream: Stream, role: Role, have: int) -> None:
         """Take part in a push."""
         self.join(id_, stream)
-        self._transfers.pressed = self._pressed(self._loop.time())
+        self._transfers.pressed = self._traffic.pressed = self._pressed(self._loop.time())
         self._perform(self._transfers.begin(id_, stream, role, have, self._loop.time()))
 
     def end(self, id_: int) -> None:
@@ -310,7 +310,7 @@ class Bulk:
 
     def _advance(self) -> None:
         self._timer = None
-        self._transfers.pressed = self._pressed(self._loop.time())
+        self._transfers.pressed = self._traffic.pressed = self._pressed(self._loop.time())
         self._perform(self._transfers.advance(self._loop.time()))
         self._close_unused()
 

@@ -34,9 +34,6 @@ _UNACKNOWLEDGED_MS = 10_000
 
 #: Parts of records that are sealed and sent at a time: eight chunks.
 _PARTS = 16
-#: What is waited for at a time, at most, in bytes: the kernel makes a socket's buffer large enough for that (socket(7),
-#: SO_RCVLOWAT), up to half of tcp_rmem's most (tcp(7)).
-_LOWAT_MOST = 256 << 10
 
 
 class Conduit:
@@ -144,7 +141,7 @@ class Conduit:
         if self._over:
             return
         # Wake up again for what can be opened, and for nothing less (socket(7), SO_RCVLOWAT; tcp_poll heeds it).
-        lowat = min(self._records.missing, len(self._records.room()), _LOWAT_MOST)
+        lowat = min(self._records.missing, len(self._records.room()), self._traffic.waited_for())
         if lowat != self._lowat:
             self._lowat = lowat
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)

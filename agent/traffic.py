@@ -19,6 +19,8 @@ from protocol.limits import CONDUIT_TAKEN
 _PAUSE = 0.02
 #: What is read at a time within so many seconds of a command, in bytes: two or three chunks, half a millisecond's work.
 _CONSIDERATE, _TAKEN_THEN = 1.0, 192 << 10
+#: A connection that leaves so much unread is not slowed down by that; and one of a host that has too much to do anyway.
+_WAITED_FOR, _WAITED_FOR_PRESSED = 32 << 10, 256 << 10
 
 
 class Member(Protocol):
@@ -45,6 +47,8 @@ class Traffic:
         self._considerate_until = 0.0
         self._pause_from = 0.0
         self._paused = False
+        #: Whether this host's processor is the limit (agent.pressure).
+        self.pressed = False
 
     def join(self, member: Member) -> None:
         """There is one more."""
@@ -69,6 +73,11 @@ class Traffic:
     def taken(self) -> int:
         """How many bytes one may read at a time now."""
         return _TAKEN_THEN if self._now() < self._considerate_until else CONDUIT_TAKEN
+
+    def waited_for(self) -> int:
+        """How many bytes at most a conduit may let the kernel wait for before it is woken up: what has come before says
+        sooner that a link is there for more, and costs another wake-up."""
+        return _WAITED_FOR_PRESSED if self.pressed else _WAITED_FOR
 
     def give_way(self) -> None:
         """A command comes by."""

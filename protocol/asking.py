@@ -126,7 +126,8 @@ class Asking:
         are asked for by the half window: each question costs both hosts as much as a chunk."""
         if self._retry_at is not None and now < self._retry_at:
             return 0
-        owed, handful = len(self._owed.get(self.source, ())), self._window // 2 if pressed else self._least // 2
+        owed = len(self._owed.get(self.source, ()))
+        handful = self._window // 2 if pressed else self._least // 2
         # By the handful: one message asks for several, and there is always one on its way.
         if self._pending and self._window - owed < handful:
             return 0
@@ -137,10 +138,11 @@ class Asking:
         """How many chunks the source may owe.
 
         One that is level with this host owes what it has not got itself; one that is ahead sends at once whatever it
-        is asked for. That stands in a queue before this host's link, and the questions of those behind it stand there
-        too. So of a source that is ahead no more is asked than comes in QUEUE seconds.
+        is asked for. That stands in a queue before its link, and the questions and acknowledgements of others stand
+        there too; where the queue is full, packets are lost. So of a source that is ahead by a quarter of the window no
+        more is asked than comes in QUEUE seconds.
         """
-        if self.source is not None and self._lead < self._window:
+        if self.source is not None and self._lead < self._window // 4:
             return self._window
         return max(self._least, min(self._window, int(self._rate() * QUEUE) + self._least // 2))
 
@@ -276,15 +278,16 @@ class Asking:
 
     @property
     def trial_size(self) -> int:
-        """How many chunks a trial asks for."""
-        return self._trial_size
+        """How many chunks a trial asks for. Of the root, which always has all, so many that a link which was idle and
+        saved that up (tc-tbf(8), burst) brings no more than a quarter of them at once."""
+        return self._trial_size if self._upstream() is not None else 2 * self._trial_size
 
     def begin_trial(self, indices: Iterable[int], now: float) -> list[Effect]:
         """Ask the one behind the source for these, to see whether it is the faster one."""
         upstream = self._upstream()
         room = self._window - len(self._owed.get(upstream, ()))
         chosen = tuple(indices)[:room]
-        if len(chosen) < self._trial_size:
+        if len(chosen) < self.trial_size:
             return []
         self._trial = _Trial(upstream, set(chosen), len(chosen), now)
         return self._ask(upstream, chosen, now)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from protocol.commands import Stream
-from protocol.limits import CHUNK, MAX_CHUNK, MAX_CHUNKS, MAX_INLINE
+from protocol.limits import CHUNK, CHUNK_LARGE, CHUNKS_LEAST, MAX_CHUNK, MAX_CHUNKS, MAX_INLINE
 
 #: A chunk's bytes: also those of a message as it came, which need not be copied to be given on.
 Blob: TypeAlias = "bytes | memoryview"
@@ -22,11 +22,14 @@ def _sha256(data: Blob) -> bytes:
 
 
 def chunk_for(size: int) -> int:
-    """The chunk size for a stream of `size` bytes: CHUNK, or as much more as keeps the digests within their limit.
+    """The chunk size for a stream of `size` bytes: a function of the size alone, so that equal files have equal digests.
 
-    A function of the size alone, so that equal files have equal digests. Raises ValueError where `size` is too large.
+    CHUNK, up to CHUNK_LARGE where that makes CHUNKS_LEAST or more, and above where the digests would be too many.
+    Raises ValueError where `size` is too large.
     """
     chunk = CHUNK
+    while chunk < CHUNK_LARGE and chunk_count(size, 2 * chunk) >= CHUNKS_LEAST:
+        chunk *= 2
     while chunk_count(size, chunk) > MAX_CHUNKS:
         chunk *= 2
     if chunk > MAX_CHUNK:

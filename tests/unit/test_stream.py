@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from protocol.commands import Hop, Stream
-from protocol.limits import CHUNK, MAX_CHUNK, MAX_CHUNKS, MAX_INLINE
+from protocol.limits import CHUNK, CHUNK_LARGE, CHUNKS_LEAST, MAX_CHUNK, MAX_CHUNKS, MAX_INLINE
 from protocol.stream import chunk_count, chunk_for, is_consistent, is_right, stream_of
 
 DATA = bytes(range(256)) * 10  # 2,560 bytes: ten chunks of 256
@@ -37,8 +37,10 @@ def test_an_order_that_names_a_host_or_a_key_twice_is_inconsistent() -> None:
 
 
 def test_the_chunk_size_is_a_function_of_the_size_and_keeps_the_manifest_within_its_limit() -> None:
-    assert chunk_for(0) == chunk_for(CHUNK * MAX_CHUNKS) == CHUNK
-    assert chunk_for(CHUNK * MAX_CHUNKS + 1) == 2 * CHUNK
+    assert chunk_for(0) == chunk_for(2 * CHUNK * (CHUNKS_LEAST - 1)) == CHUNK
+    assert chunk_for(2 * CHUNK * CHUNKS_LEAST) == 2 * CHUNK
+    assert chunk_for(CHUNK_LARGE * CHUNKS_LEAST) == chunk_for(CHUNK_LARGE * MAX_CHUNKS) == CHUNK_LARGE
+    assert chunk_for(CHUNK_LARGE * MAX_CHUNKS + 1) == 2 * CHUNK_LARGE
     assert chunk_count(MAX_CHUNK * MAX_CHUNKS, chunk_for(MAX_CHUNK * MAX_CHUNKS)) == MAX_CHUNKS
     with pytest.raises(ValueError, match="above the limit"):
         chunk_for(MAX_CHUNK * MAX_CHUNKS + 1)
