@@ -22,7 +22,7 @@ def _sha256(data: Blob) -> bytes:
 
 
 def chunk_for(size: int) -> int:
-    """The chunk size for a stream of `size` bytes: a function of the size alone, so that equal files have equal digests.
+    """The chunk size for a stream of `size` bytes. By the size alone, so that equal files have equal digests.
 
     CHUNK, up to CHUNK_LARGE where that makes CHUNKS_LEAST or more, and above where the digests would be too many.
     Raises ValueError where `size` is too large.
