@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,17 @@ def test_from_bare_hosts_to_running_vms_and_back(hosts: TestHosts, ctl: Ctl, tmp
     assert ctl.json("get", "vms") == []
     assert [_overlays(hosts, name) for name in HOSTS] == [0, 0, 0]
     ctl("down", "--purge")
-    wait_until(lambda: {name: _leavings(hosts, name) for name in HOSTS} == before, 15, "nothing is left on any host")
+    left: dict[str, tuple[object, ...]] = {}
+
+    def is_clean() -> bool:
+        found = {name: _leavings(hosts, name) for name in HOSTS}
+        left.clear()
+        left.update({name: found[name] for name in HOSTS if found[name] != before[name]})
+        return not left
+
+    with suppress(AssertionError):
+        wait_until(is_clean, 30, "nothing is left on any host")
+    assert not left, {name: (there, before[name]) for name, there in left.items()}
 
 
 def _push_reaches_every_host(hosts: TestHosts, ctl: Ctl, tmp_path: Path) -> None:
