@@ -16,6 +16,7 @@ from agent.memory import give_back, keep_freed
 from agent.paths import BadDestination, resolved
 from protocol import events
 from protocol.commands import Push
+from protocol.limits import UNSTORED_MOST
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Outcome, Output, Refused
 from protocol.stream import Blob, count_of, is_consistent
 from protocol.transfer import Role
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 _PROGRESS_EVERY = 0.5
 #: How often what interrupted pushes left is looked at, in seconds: it is kept for a day.
 _TRIM_EVERY = 3_600.0
-#: Chunks that are written at a time, and how long the first waits for them, in seconds: half of what may wait for the
-#: disk (UNSTORED_MOST), and what a link of 80 Mbit/s brings of that.
-_WRITTEN_MOST, _WRITE_LINGER = 32, 0.2
+#: Bytes that are written at a time, and how long the first wait for them, in seconds: a quarter of what may wait for the
+#: disk, since several pushes of one time share that, and what a link of 80 Mbit/s brings.
+_WRITTEN_MOST, _WRITE_LINGER = UNSTORED_MOST // 4, 0.1
 #: Chunks that are read at a time: the first goes out when the last is read.
 _READ_MOST = 8
 
@@ -52,6 +53,11 @@ def _close(incoming: Incoming) -> None:
     incoming.close(keep=True)  # what is not through: the service has done without this host
     incoming.discard()
     give_back()
+
+
+def written_most(chunk: int) -> int:
+    """How many chunks of `chunk` bytes are written at a time."""
+    return max(1, _WRITTEN_MOST // chunk)
 
 
 class Pushes:
@@ -214,7 +220,7 @@ class Pushes:
             self._disk,
             incoming.write,
             written,
-            most=_WRITTEN_MOST,
+            most=written_most(incoming.stream.chunk),
             linger=_WRITE_LINGER,
             last=lambda item: item[0] in lasts,
         )
