@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from agent.keyring import BULK, Keyring
 from agent.traffic import Traffic
 from protocol.conduit import BadRecord, Records, Sealer
-from protocol.limits import CONDUIT_TICKET
+from protocol.limits import CONDUIT_TAKEN, CONDUIT_TICKET
 from protocol.messages import Conduit as Offer
 from protocol.stream import Blob
 
@@ -25,6 +25,8 @@ from protocol.stream import Blob
 _SHOW_WITHIN = 3.0
 #: A ticket that nobody has shown is worth nothing after so many seconds.
 _TICKET_FOR = 10.0
+#: What is taken at a time from who only asks, in bytes.
+_QUESTIONS = 32 << 10
 #: Connections that have shown nothing, at a time.
 _UNSHOWN_MOST = 256
 #: A host that lost its power acknowledges nothing; its connection ends after so many milliseconds (tcp(7),
@@ -50,11 +52,13 @@ class Conduit:
         lost: Callable[[str], None],
         traffic: Traffic,
         admitted: Callable[[], bool] = lambda: True,
+        taken: int = CONDUIT_TAKEN,
     ) -> None:
-        """`mine` seals what is sent, `theirs` opened what comes; while not `admitted`, nothing is heard."""
+        """`mine` seals what is sent, `theirs` opened what comes, of which so many bytes are `taken` at a time at most;
+        while not `admitted`, nothing is heard."""
         self._socket = sock
         self._traffic = traffic
-        self._sealer, self._records = Sealer(mine), Records(theirs)
+        self._sealer, self._records = Sealer(mine), Records(theirs, taken)
         self._heard, self._lost, self._admitted = heard, lost, admitted
         self._loop = asyncio.get_running_loop()
         #: What is to be sent: sealed only when there is room for it, so that little of it is held twice.
@@ -278,6 +282,7 @@ class Conduits:
             lost=lambda why: self._ended(rank, why),
             traffic=self._traffic,
             admitted=lambda: self._is_admitted(invitation),
+            taken=_QUESTIONS,
         )
 
     def _is_admitted(self, invitation: _Invitation) -> bool:

@@ -7,7 +7,7 @@ from contextlib import suppress
 #: mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Bytes that are kept at the end of the heap for what comes next: the chunks that are in use at a time.
-_KEPT = 8 << 20
+_KEPT = 4 << 20
 #: And a block below this many bytes comes from the heap: any chunk, sealed or not.
 _FROM_HEAP = 4 << 20
 

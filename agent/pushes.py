@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _PROGRESS_EVERY = 0.5
 #: How often what interrupted pushes left is looked at, in seconds: it is kept for a day.
 _TRIM_EVERY = 3_600.0
-#: Bytes that are written at a time, and how long the first wait for them, in seconds: a quarter of what may wait for the
-#: disk, since several pushes of one time share that, and what a link of 80 Mbit/s brings.
+#: Bytes that are written at a time, and how long the first wait for them, in seconds: a quarter of what may wait for
+#: the disk, since several pushes of one time share that, and what a link of 80 Mbit/s brings.
 _WRITTEN_MOST, _WRITE_LINGER = UNSTORED_MOST // 4, 0.1
 #: Chunks that are read at a time: the first goes out when the last is read.
 _READ_MOST = 8

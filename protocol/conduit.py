@@ -67,10 +67,11 @@ class Sealer:
 class Records:
     """What the other end has sent: bytes as they come, to messages."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, taken: int = CONDUIT_TAKEN) -> None:
+        """So many bytes are `taken` at a time, at most; more where one record has more."""
         self._key = key
         self._count = 0
-        self._buffer = bytearray(CONDUIT_TAKEN)
+        self._buffer = bytearray(taken)
         self._filled = 0
         #: How many bytes must come before there is more to open.
         self.missing = _LENGTH.size

@@ -42,10 +42,11 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_when_a_command_comes_by_nothing_is_read_for_a_moment_and_less_at_a_time_for_a_while() -> None:
+def test_when_a_command_comes_by_a_pressed_host_nothing_is_read_for_a_moment_and_less_at_a_time_for_a_while() -> None:
     async def run() -> None:
         clock, member, late = Clock(), Member(), Member()
         traffic = Traffic(clock)
+        traffic.pressed = True
         traffic.join(member)
         assert traffic.taken() == CONDUIT_TAKEN
         traffic.give_way()
@@ -64,6 +65,7 @@ def test_beside_commands_without_end_half_of_the_time_is_left() -> None:
     async def run() -> None:
         clock, member = Clock(), Member()
         traffic = Traffic(clock)
+        traffic.pressed = True
         traffic.join(member)
         for _ in range(40):  # a command each millisecond
             traffic.give_way()
@@ -94,6 +96,7 @@ def test_who_has_something_to_send_is_flushed_once_and_who_has_left_is_not() -> 
 def test_who_has_left_is_not_woken_up() -> None:
     async def run() -> None:
         traffic, member, other = Traffic(Clock()), Member(), Member()
+        traffic.pressed = True
         traffic.join(member)
         traffic.join(other)
         traffic.give_way()
@@ -102,3 +105,11 @@ def test_who_has_left_is_not_woken_up() -> None:
         assert member.said == ["pause"]
 
     asyncio.run(run())
+
+
+def test_where_there_is_time_for_all_nobody_pauses_and_less_is_taken_at_a_time() -> None:
+    traffic, member = Traffic(Clock()), Member()
+    traffic.join(member)
+    traffic.give_way()
+    assert member.said == []
+    assert traffic.taken() < CONDUIT_TAKEN
