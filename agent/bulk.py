@@ -37,6 +37,22 @@ def _named(source: Source) -> str:
     return "the root" if source is None else f"rank {source}"
 
 
+def _read(
+    messages: Iterable[Sequence[Blob]], allowed: frozenset[type[Message]]
+) -> tuple[list[tuple[Message, Blob | None]], str]:
+    """What was sent, up to the first that must not come; and what is wrong with that."""
+    read: list[tuple[Message, Blob | None]] = []
+    for frames in messages:
+        try:
+            message, blob = codec.decode(frames)
+        except MalformedMessage as error:
+            return read, str(error)
+        if type(message) not in allowed:
+            return read, f"nobody sends {type(message).__name__} there"
+        read.append((message, blob))
+    return read, ""
+
+
 class Store(Protocol):
     """Where this node's bytes are. Each call returns at once; results come back by `was_read` and the like."""
 
@@ -153,15 +169,8 @@ class Bulk:
 
     def _asked(self, rank: int, messages: Iterable[Sequence[Blob]]) -> None:
         effects: list[transfer.Effect] = []
-        malformed = ""
-        for frames in messages:
-            try:
-                message, _ = codec.decode(frames)
-                if type(message) not in BULK_UPWARDS:
-                    raise MalformedMessage(f"nobody sends {type(message).__name__} there")
-            except MalformedMessage as error:
-                malformed = str(error)
-                break
+        read, malformed = _read(messages, BULK_UPWARDS)
+        for message, _ in read:
             if isinstance(message, Ask):
                 effects += self._transfers.asked(rank, message.id, message.indices, self._loop.time())
             elif self._streams:
@@ -206,15 +215,8 @@ class Bulk:
 
     def _heard(self, source: Source, messages: Iterable[Sequence[Blob]]) -> None:
         effects: list[transfer.Effect] = []
-        malformed = ""
-        for frames in messages:
-            try:
-                message, blob = codec.decode(frames)
-                if type(message) not in BULK_DOWNWARDS:
-                    raise MalformedMessage(f"a source does not send {type(message).__name__}")
-            except MalformedMessage as error:
-                malformed = str(error)
-                break
+        read, malformed = _read(messages, BULK_DOWNWARDS)
+        for message, blob in read:
             effects += self._told(source, message, blob, self._loop.time())
         self._perform(effects)
         if malformed:
