@@ -104,6 +104,8 @@ class Bulk:
         #: Where the hosts of the orders are, by rank, and how many pushes name each.
         self._hops: dict[int, Hop] = {}
         self._ways: dict[Source, Way] = {}
+        #: Who wants a conduit of this host, which has no push yet.
+        self._waiting: set[int] = set()
         self._traffic = Traffic(self._loop.time)
         #: To be called when a command comes by.
         self.give_way = self._traffic.give_way
@@ -128,6 +130,11 @@ class Bulk:
         self._hops |= {hop.rank: hop for hop in stream.order}
         self._keyring.admit_order(id_, {hop.key: hop.rank for hop in stream.order})
         self._transfers.join(id_, stream, self._loop.time())
+        if stream.size >= CONDUIT_LEAST:
+            for way in self._ways.values():
+                way.want()
+        while self._waiting:
+            self._offer(self._waiting.pop())
 
     def begin(self, id_: int, stream: Stream, role: Role, have: int) -> None:
         """Take part in a push."""
@@ -174,18 +181,24 @@ class Bulk:
             if isinstance(message, Ask):
                 effects += self._transfers.asked(rank, message.id, message.indices, self._loop.time())
             elif self._streams:
-                offer = self._given.invite(rank)
-                if offer is not None:
-                    self._down.send(rank, codec.encode(offer))
+                self._offer(rank)
+            else:
+                self._waiting.add(rank)  # it has the command already, and this host will
         self._perform(effects)
         if malformed:
             self._expel(rank, f"it sent a malformed message: {malformed}")
+
+    def _offer(self, rank: int) -> None:
+        offer = self._given.invite(rank)
+        if offer is not None:
+            self._down.send(rank, codec.encode(offer))
 
     def _answer(self, rank: int, frames: Sequence[Blob]) -> None:
         if not self._given.send(rank, frames):
             self._down.send(rank, frames)
 
     def _renewed(self, rank: int) -> None:
+        self._waiting.discard(rank)
         self._given.close_one(rank)
         self._transfers.peer_lost(rank)
 

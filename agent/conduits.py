@@ -186,6 +186,8 @@ class _Invitation:
     rank: int
     key: str
     told: Offer
+    #: The event loop's time from which on it is worth nothing.
+    until: float
 
 
 class Conduits:
@@ -213,17 +215,20 @@ class Conduits:
     def invite(self, rank: int) -> Offer | None:
         """What a host is to be told that wants a conduit, on its bulk link; None where it can't have one."""
         key = self._keyring.key_of(rank, BULK)
+        if key is None:
+            return None
         try:
             port = self._listen()
         except OSError:
             return None  # no descriptor, no port: its chunks go by the bulk link
-        if key is None:
-            return None
         told = Offer(port, os.urandom(CONDUIT_TICKET), os.urandom(32), os.urandom(32))
-        self._invited = {ticket: one for ticket, one in self._invited.items() if one.rank != rank}
-        self._invited[told.ticket] = _Invitation(rank, key, told)
-        self._loop.call_later(_TICKET_FOR, self._invited.pop, told.ticket, None)
+        self._uninvite(rank)
+        self._invited[told.ticket] = _Invitation(rank, key, told, self._loop.time() + _TICKET_FOR)
         return told
+
+    def _uninvite(self, rank: int) -> None:
+        """The ticket that it may have is worth nothing: nobody has more than one."""
+        self._invited = {ticket: one for ticket, one in self._invited.items() if one.rank != rank}
 
     def _listen(self) -> int:
         if self._listening is None:
@@ -268,7 +273,7 @@ class Conduits:
         with suppress(OSError):
             ticket = sock.recv(CONDUIT_TICKET)
         invitation = self._invited.pop(ticket, None)
-        if invitation is None or not self._is_admitted(invitation):
+        if invitation is None or not self._is_good(invitation):
             self._forget(sock)
             return
         self._release(sock)
@@ -284,6 +289,9 @@ class Conduits:
             admitted=lambda: self._is_admitted(invitation),
             taken=_QUESTIONS,
         )
+
+    def _is_good(self, invitation: _Invitation) -> bool:
+        return self._loop.time() < invitation.until and self._is_admitted(invitation)
 
     def _is_admitted(self, invitation: _Invitation) -> bool:
         return self._keyring.rank_of(invitation.key, BULK) == invitation.rank
@@ -302,6 +310,7 @@ class Conduits:
 
     def close_one(self, rank: int) -> None:
         """End a host's conduit, if it has one, and let it open none with the ticket that it may have."""
+        self._uninvite(rank)
         conduit = self._conduits.pop(rank, None)
         if conduit is not None:
             conduit.close()

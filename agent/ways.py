@@ -41,9 +41,15 @@ class Way:
         )
         self._conduit: Conduit | None = None
         self._dialling: asyncio.Task[None] | None = None
-        self._wanted = much
+        self._asked = self._wanted = False
         self._over = False
         if much:
+            self.want()
+
+    def want(self) -> None:
+        """Much is to come: ask for a conduit, once."""
+        if not self._asked:
+            self._asked = self._wanted = True
             self._link.send(codec.encode(ConduitWanted()))
 
     def send(self, frames: Sequence[Blob]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -21,10 +22,12 @@ from protocol.messages import Ask, Chunk, Hold
 from protocol.messages import Conduit as Offer
 from protocol.stream import Blob
 from tests.net.localfleet import own_address
-from tests.net.test_packed_chunks import NOISE, Fleet
+from tests.net.test_packed_chunks import Fleet
 
 RANK, OTHER = 1, 2
 WITHIN_S = 20.0
+#: So much that it is not all on its way before there are conduits.
+MUCH = random.Random(3).randbytes(256 << 16)
 
 
 class Host:
@@ -165,12 +168,29 @@ def test_an_older_ticket_is_worth_nothing_beside_a_newer_one() -> None:
 
 
 def test_a_ticket_that_nobody_shows_is_soon_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TICKET_FOR", 0.01)
+    monkeypatch.setattr(module, "_TICKET_FOR", 0.0)
 
     async def test(host: Host) -> None:
         offer = host.offer()
-        await until(lambda: not host.conduits._invited)
         assert await is_hung_up(await host.connect(offer.ticket))
+
+    with_host(test)
+
+
+def test_who_was_cut_off_has_no_ticket_left() -> None:
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        host.conduits.close_one(RANK)
+        assert await is_hung_up(await host.connect(offer.ticket))
+
+    with_host(test)
+
+
+def test_however_often_a_host_asks_it_has_one_ticket() -> None:
+    async def test(host: Host) -> None:
+        for _ in range(1_000):
+            host.offer()
+        assert len(host.conduits._invited) == 1
 
     with_host(test)
 
@@ -265,7 +285,9 @@ def test_what_came_before_a_bad_record_is_heard() -> None:
     with_host(test)
 
 
-def test_a_push_passes_through_conduits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def by_conduit(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The hosts that were sent a chunk by a conduit."""
     sent: set[int] = set()
     send = Conduits.send
 
@@ -276,8 +298,17 @@ def test_a_push_passes_through_conduits(monkeypatch: pytest.MonkeyPatch) -> None
         return by_it
 
     monkeypatch.setattr(Conduits, "send", watched)
-    assert Fleet(NOISE, lambda _: None).push().arrived()
-    assert sent == {0, 1, 2}
+    return sent
+
+
+def test_a_push_passes_through_conduits(by_conduit: set[int]) -> None:
+    assert Fleet(MUCH, lambda _: None).push().arrived()
+    assert by_conduit == {0, 1, 2}
+
+
+def test_who_asks_for_a_conduit_before_its_source_knows_of_the_push_gets_one_then(by_conduit: set[int]) -> None:
+    assert Fleet(MUCH, lambda _: None).push(late=1).arrived()
+    assert by_conduit == {0, 1, 2}
 
 
 def _none(self: Conduits, rank: int) -> Offer | None:
@@ -298,13 +329,13 @@ def test_a_push_passes_without_conduits_where_none_can_be_had(
     monkeypatch: pytest.MonkeyPatch, invite: Callable[[Conduits, int], Offer | None]
 ) -> None:
     monkeypatch.setattr(Conduits, "invite", invite)
-    fleet = Fleet(NOISE, lambda _: None).push()
+    fleet = Fleet(MUCH, lambda _: None).push()
     assert fleet.arrived()
     assert fleet.expelled == []
 
 
 def test_a_source_whose_conduit_does_not_open_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet = Fleet(NOISE, lambda _: None)
+    fleet = Fleet(MUCH, lambda _: None)
     liar = to_text(fleet.keys[1][0]).encode()
 
     def invite(self: Conduits, rank: int) -> Offer | None:

@@ -112,13 +112,22 @@ class Fleet:
         order = tuple(Hop(rank, self.address, self.ports[rank], self.keys[rank][0]) for rank in range(HOSTS))
         return msgspec.structs.replace(stream, order=order, inline=None)
 
-    async def _push(self) -> None:
+    async def _push(self, late: int | None) -> None:
         stream, nodes = self._stream(), [Node(rank, self) for rank in (None, *range(HOSTS))]
         self.hosts = nodes[1:]
         try:
-            for node in nodes:
-                node.bulk.begin(ID, stream, Role.SOURCE if node.rank is None else Role.TARGET, 0)
             deadline = time.monotonic() + WITHIN_S
+            if late is not None:
+                self.hosts[late].keyring.admit({self.keys[rank][0]: rank for rank in range(HOSTS)})
+            for node in nodes:
+                if late is None or node.rank != late:
+                    node.bulk.begin(ID, stream, Role.SOURCE if node.rank is None else Role.TARGET, 0)
+            if late is not None:
+                last = self.hosts[late]
+                while not last.bulk._waiting:
+                    assert time.monotonic() < deadline, "nobody asks the last for a conduit"
+                    await asyncio.sleep(0.01)
+                last.bulk.begin(ID, stream, Role.TARGET, 0)
             while not all(host.done or host.why for host in self.hosts):
                 assert time.monotonic() < deadline, [(host.done, len(host.chunks)) for host in self.hosts]
                 await asyncio.sleep(0.01)
@@ -127,9 +136,10 @@ class Fleet:
                 node.bulk.close()
                 node.keyring.close()
 
-    def push(self) -> Fleet:
-        """Push to all, until each has it or can't have it."""
-        asyncio.run(self._push())
+    def push(self, *, late: int | None = None) -> Fleet:
+        """Push to all, until each has it or can't have it; the one that is `late` knows of the push when another has
+        asked it for a conduit."""
+        asyncio.run(self._push(late))
         return self
 
     def arrived(self) -> bool:
