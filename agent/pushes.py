@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.batches import Batches
 from agent.identity import HostDirectory
-from agent.memory import give_back, keep_freed
 from agent.paths import BadDestination, resolved
 from protocol import events
 from protocol.commands import Push
@@ -49,10 +49,16 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def _close(incoming: Incoming) -> None:
-    """Close what is over, and give the memory that it took back to the system. Blocks."""
+    """Close what is over, and give the memory that it took back to the system. Blocks.
+
+    glibc keeps what was freed below what is still in use, by thread (malloc_trim(3)); another libc has no such call.
+    """
     incoming.close(keep=True)  # what is not through: the service has done without this host
     incoming.discard()
-    give_back()
+    import ctypes
+
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def written_most(chunk: int) -> int:
@@ -105,7 +111,6 @@ class Pushes:
                 said = await self._loop.run_in_executor(self._disk, self._put, push)
                 self._finish(id_, Exited(0), Output(out=said.encode()))
                 return
-            keep_freed()
             incoming = await self._open(push)
         except (BadDestination, OSError) as error:
             # Those below get it through here all the same.
