@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias, TypedDict, Unpack
 
 from controller import api
-from controller.status import CtlError, ExitStatus
+from controller.status import CtlError, ExitStatus, Mistakes
 from protocol.wishes import Wishes
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -58,30 +58,26 @@ def push_request(
     """The request for a push. Raises CtlError where there is nothing that could be pushed. Looks at the files."""
     image = options.get("image", False)
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
-    if not sources:
-        raise CtlError("nothing to push", ExitStatus.USAGE)
+    wrong = Mistakes()
     folder, name = "@/", ""
     if not image:
-        if not destination.startswith(("/", "@/")) or "\0" in destination:
-            raise CtlError(
-                f"{destination!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE
-            )
         folder, _, name = destination.rpartition("/")
         folder += "/"
-        if name in (".", ".."):
-            raise CtlError(f"{destination}: the destination must name a file, or end with /", ExitStatus.USAGE)
-    if len(sources) > 1 and (name or image):
-        raise CtlError(
-            f"{len(sources)} things go into a directory: end the destination with / (or push one)", ExitStatus.USAGE
-        )
-    absent = []
+        with wrong:
+            _check_destination(destination, name)
+    with wrong:
+        if not sources:
+            raise CtlError("nothing to push", ExitStatus.USAGE)
+        if len(sources) > 1 and (name or image):
+            raise CtlError(
+                f"{len(sources)} things go into a directory: end the destination with / (or push one)", ExitStatus.USAGE
+            )
     for one in sources:
         try:
             os.stat(one)  # noqa: PTH116  a str may be given
         except OSError as error:
-            absent.append(f"{one}: {error.strerror}")
-    if absent:
-        raise CtlError("; ".join(absent), ExitStatus.USAGE)
+            wrong.add(CtlError(f"{one}: {error.strerror}", ExitStatus.USAGE))
+    wrong.check()
     user, _, group = options.get("owner", "").partition(":")
     wishes = Wishes(
         mode=options.get("mode"),
@@ -102,6 +98,13 @@ def push_request(
         by_time=options.get("checksum", "always") == "size-mtime",
         dry_run=options.get("dry_run", False),
     )
+
+
+def _check_destination(destination: str, name: str) -> None:
+    if not destination.startswith(("/", "@/")) or "\0" in destination:
+        raise CtlError(f"{destination!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE)
+    if name in (".", ".."):
+        raise CtlError(f"{destination}: the destination must name a file, or end with /", ExitStatus.USAGE)
 
 
 def pull_request(

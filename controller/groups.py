@@ -11,7 +11,6 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +24,8 @@ from ClusterShell.NodeUtils import (
 )
 
 from controller.hosts import expand
-from controller.status import CtlError, ExitStatus
+from controller.nearest import hint
+from controller.status import CtlError, ExitStatus, Mistakes
 
 #: Groups that mean something by themselves.
 ALL, FAILED = "all", "failed"
@@ -64,9 +64,8 @@ class Facts(Protocol):
 
 
 def _unknown(name: str, known: Iterable[str]) -> CtlError:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"the nearest is @{near[0]}" if near else "ctl get groups lists those that there are"
-    return CtlError(f"there is no group @{name[:_SHOWN]}: {hint}", ExitStatus.USAGE)
+    told = hint(f"@{name}"[:_SHOWN], [f"@{one}" for one in known], more="ctl get groups")
+    return CtlError(f"there is no group @{name[:_SHOWN]}: {told}", ExitStatus.USAGE)
 
 
 def read_groups(text: str, *, file: str) -> dict[str, str]:
@@ -179,7 +178,7 @@ class Groups(GroupResolver):  # type: ignore[misc]  # ClusterShell has no types
         if source == FAILED and re.fullmatch("[0-9]{1,18}", group):
             return self._facts.failed(int(group))
         if source == SITE:
-            return self._of_site(group)
+            return self._of_site(group, f"{SITE}:")
         if source == LABEL:
             return labelled(self._members, [group])
         if source:
@@ -194,7 +193,7 @@ class Groups(GroupResolver):  # type: ignore[misc]  # ClusterShell has no types
             return self._ask(lambda: self._foreign.group_nodes(group, None), group)
         return self._of_site(group)
 
-    def _of_site(self, site: str) -> list[str]:
+    def _of_site(self, site: str, prefix: str = "") -> list[str]:
         try:
             found = [member.name for member in self._members if site and member.site == site]
         except CtlError as error:
@@ -203,7 +202,7 @@ class Groups(GroupResolver):  # type: ignore[misc]  # ClusterShell has no types
                 raise
             found = []
         if not found:
-            raise _unknown(site, self.names())
+            raise _unknown(f"{prefix}{site}", [f"{prefix}{one}" for one in self._sites()] if prefix else self.names())
         return found
 
     def _of_source(self, group: str, source: str) -> list[str]:
@@ -266,20 +265,32 @@ class Groups(GroupResolver):  # type: ignore[misc]  # ClusterShell has no types
 def labelled(members: Sequence[Member], wanted: Iterable[str]) -> list[str]:
     """The hosts that carry all the labels in `wanted`, each `key=value`, or several between commas.
 
-    Raises CtlError (USAGE) for what is no label, and for a key that no host carries.
+    Raises CtlError for what is no label (USAGE), and for those that no host carries (NO_TARGET).
     """
-    pairs = [one for text in wanted for one in text.split(",")]
+    known = sorted({label for member in members for label in member.labels.items()})
+    pairs = dict.fromkeys(one for text in wanted for one in text.split(","))
+    wrong = Mistakes()
     for one in pairs:
-        key, sign, _ = one.partition("=")
-        if not key or not sign:
-            raise CtlError(
-                f"-l {one[:_SHOWN]}: give a label as key=value (`--user` runs a command as somebody else)",
-                ExitStatus.USAGE,
-            )
-        keys = {known for member in members for known in member.labels}
-        if key not in keys:
-            near = get_close_matches(key, keys, n=1, cutoff=0.5)
-            hint = f"the nearest is {near[0]}" if near else "`ctl label` shows those that there are"
-            raise CtlError(f"no host has a label {key[:_SHOWN]}: {hint}", ExitStatus.NO_TARGET)
+        with wrong:
+            _check_label(one, known)
+    wrong.check()
     asked = [(key, value) for key, _, value in (one.partition("=") for one in pairs)]
     return [member.name for member in members if all(member.labels.get(key) == value for key, value in asked)]
+
+
+def _check_label(label: str, known: Sequence[tuple[str, str]]) -> None:
+    """Raise CtlError where no host has that label; `known` are those that some have."""
+    key, sign, _ = label.partition("=")
+    if not key or not sign:
+        raise CtlError(
+            f"-l {label[:_SHOWN]}: give a label as key=value (`--user` runs a command as somebody else)",
+            ExitStatus.USAGE,
+        )
+    keys = dict.fromkeys(one for one, _ in known)
+    if key not in keys:
+        told = hint(key[:_SHOWN], keys, more="ctl label")
+        raise CtlError(f"no host has a label {key[:_SHOWN]}: {told}", ExitStatus.NO_TARGET)
+    of_key = [f"{one}={value}" for one, value in known if one == key]
+    if label not in of_key:
+        told = hint(label[:_SHOWN], of_key, more="ctl label")
+        raise CtlError(f"no host has the label {label[:_SHOWN]}: {told}", ExitStatus.NO_TARGET)

@@ -10,6 +10,7 @@ import msgspec
 from agent.identity import Identity
 from agent.keyring import from_text
 from controller import api
+from controller.nearest import not_here
 from controller.state import Host, State
 from controller.status import CtlError, ExitStatus
 from protocol import ranks, topology
@@ -68,10 +69,7 @@ class Members:
             wanted = list(dict.fromkeys(names))
             strangers = [name for name in wanted if name not in known]
             if strangers:
-                raise CtlError(
-                    f"not in this fleet: {', '.join(strangers)}; `ctl get hosts` lists it, `ctl up` takes hosts in",
-                    ExitStatus.NO_TARGET,
-                )
+                raise CtlError(not_here(strangers, known), ExitStatus.NO_TARGET)
             chosen = {known[name]: name for name in wanted}
         if not chosen:
             raise CtlError("no host matches: `ctl get hosts` lists the fleet", ExitStatus.NO_TARGET)

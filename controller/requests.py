@@ -35,6 +35,8 @@ from protocol.wishes import Wishes
 _DEPART_WITHIN = 15.0
 #: Lost outcomes that are told of a host.
 _LOST_SHOWN = 5
+#: Jobs that are named where one was asked for that is not there.
+_NAMED = 3
 
 
 class Requests:
@@ -192,8 +194,7 @@ class Requests:
         number = job if job is not None else next(iter(state.latest_jobs(1)), None)
         records = [] if number is None else state.commands_of(number)
         if number is None or not records:
-            what = "no job has run yet" if number is None else f"there is no job {number}"
-            raise CtlError(f"{what}: `ctl jobs` lists them", ExitStatus.NO_TARGET)
+            raise self._no_job(number, ExitStatus.NO_TARGET)
         failed = ranks.NONE
         for record in telling(records):
             for fold in outcomes_of(state, record, goes_on=number in self._pulling.live):
@@ -204,12 +205,18 @@ class Requests:
             job=number, hosts=tuple(present[rank].name for rank in ranks.each(failed) if rank in present)
         )
 
+    def _no_job(self, number: int | None, status: ExitStatus) -> CtlError:
+        latest = [str(one) for one in self._node.state.latest_jobs(_NAMED)]
+        if not latest or number is None:
+            return CtlError("no job has run yet: `ctl jobs` lists them", status)
+        return CtlError(f"there is no job {number}: the latest are {', '.join(latest)}; `ctl jobs` lists them", status)
+
     def follow(self, request: api.FollowJob) -> tuple[Job, api.Accepted, Replies]:
         """A job by its number: a queue of what is on record, and of what still comes. Raises CtlError."""
         node, id_ = self._node, request.id
         records = node.state.commands_of(id_)
         if not records:
-            raise CtlError(f"there is no job {id_}: `ctl jobs` lists them", ExitStatus.USAGE)
+            raise self._no_job(id_, ExitStatus.USAGE)
         live = self._pulling.live.get(id_) or next((node.jobs[one.id] for one in records if one.id in node.jobs), None)
         listens = live is not None and request.wait
         queue = live.listen() if live and listens else Replies()
@@ -335,7 +342,7 @@ class Requests:
         (rank,) = hosts
         records = node.state.commands_of(request.job)
         if not records:
-            raise CtlError(f"there is no job {request.job}: `ctl jobs` lists them", ExitStatus.USAGE)
+            raise self._no_job(request.job, ExitStatus.USAGE)
         of = [record.id for record in records if ranks.holds(ranks.unpack(record.delivery.targets), rank)]
         if not of:
             raise CtlError(f"{request.host} was no target of job {request.job}", ExitStatus.NO_TARGET)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controller.hosts import expand, fold, names_in
-from controller.status import CtlError, ExitStatus
+from controller.status import CtlError, ExitStatus, Mistakes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,43 +113,58 @@ class Chooser:
     def expand_all(self, texts: Iterable[str]) -> dict[str, None]:
         """The hosts of several, each once. Raises CtlError with what is wrong in any of them."""
         found: dict[str, None] = {}
-        wrong: list[CtlError] = []
+        wrong = Mistakes()
         for text in texts:
-            try:
+            with wrong:
                 found.update(dict.fromkeys(self.expand(text)))
-            except CtlError as error:
-                wrong.append(error)
-        if wrong:
-            told = "; ".join(dict.fromkeys(str(error) for error in wrong))
-            raise CtlError(told, wrong[0].status)
+        wrong.check()
         return found
 
-    def choose(self, asked: Selection) -> tuple[str, ...] | None:
-        """The hosts that are meant; None where nothing was said, for all of the fleet.
+    def choose(self, asked: Selection, *, known: bool = False) -> tuple[str, ...] | None:
+        """The hosts that are meant; None where nothing was said, for all of the fleet. With `known` it is looked at
+        here whether the fleet has them, which else the service does when it is asked for something.
 
-        Raises CtlError (NO_TARGET) where none is left: nobody who named hosts means all of them.
+        Raises CtlError with all that is wrong, and with NO_TARGET where none is left: nobody who named hosts means all
+        of them.
         """
         if not asked:
             return None
-        if asked.adds:
-            texts = [*asked.where, *_as_sets(asked.groups), *(["@*"] if asked.everybody else [])]
-            found = self.expand_all(texts)
-            for name in asked.hostfile:
+        found: dict[str, None] = {}
+        left_out: dict[str, None] = {}
+        wrong = Mistakes()
+        with wrong:
+            found |= self.expand_all([*asked.where, *_as_sets(asked.groups), *(["@*"] if asked.everybody else [])])
+        for name in asked.hostfile:
+            with wrong:
                 found |= dict.fromkeys(names_in(read_text(name), file=name, expand=self.expand))
-        else:
-            found = {member.name: None for member in self.members()}
-        if asked.labels:
-            from controller.groups import labelled
+        with wrong:
+            left_out |= self.expand_all([*asked.exclude, *_as_sets(asked.exclude_groups)])
+        with wrong:
+            if not asked.adds:
+                found = {member.name: None for member in self.members()}
+            if asked.labels:
+                from controller.groups import labelled
 
-            carry = set(labelled(self.members(), asked.labels))
-            found = {name: None for name in found if name in carry}
-        left_out = self.expand_all([*asked.exclude, *_as_sets(asked.exclude_groups)])
+                carry = set(labelled(self.members(), asked.labels))
+                found = {name: None for name in found if name in carry}
         chosen = tuple(name for name in found if name not in left_out)
+        with wrong:
+            if known:
+                self._check_known(chosen)
+        wrong.check()
         if not chosen:
             raise CtlError(
                 f"no host matches {asked.words()}: `ctl get hosts` lists those of the fleet", ExitStatus.NO_TARGET
             )
         return chosen if asked.pick is None else _some(chosen, asked.pick)
+
+    def _check_known(self, hosts: Iterable[str]) -> None:
+        from controller.nearest import not_here
+
+        fleet = dict.fromkeys(member.name for member in self.members())
+        strangers = [name for name in hosts if name not in fleet]
+        if strangers:
+            raise CtlError(not_here(strangers, fleet), ExitStatus.NO_TARGET)
 
 
 def read_text(path: str) -> str:

@@ -423,9 +423,10 @@ class Session:
         chosen = self.choose(asked)
         return tuple(host.name for host in self.status().hosts) if chosen is None else chosen
 
-    def choose(self, asked: Selection) -> tuple[str, ...] | None:
-        """The hosts that the options of a command stand for; None for all of the fleet. Raises as `select` does."""
-        return self.chooser().choose(asked)
+    def choose(self, asked: Selection, *, known: bool = False) -> tuple[str, ...] | None:
+        """The hosts that the options of a command stand for; None for all of the fleet. Raises as `select` does, and
+        with `known` for hosts that the fleet has not."""
+        return self.chooser().choose(asked, known=known)
 
     def chooser(self) -> Chooser:
         """What reads host sets with the groups of this moment."""

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from controller.ctl.commands import Group
 from controller.ctl.context import Ctl, tell
 from controller.status import CtlError
 from controller.terminal import Terminal
@@ -44,17 +44,15 @@ _MODULES = {
 }
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """The commands, each loaded when it is asked for; and one way for all errors."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_MODULES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        # Of a name that nobody has, the nearest one is suggested, and for this all must be known.
-        for name in (cmd_name,) if cmd_name in _MODULES else _MODULES:
-            if name not in self.commands:
-                self.commands.update(_loaded(_MODULES[name]))
+        if cmd_name in _MODULES and cmd_name not in self.commands:
+            self.commands.update(_loaded(_MODULES[cmd_name]))
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +24,6 @@ def how(
     limits: Sequence[str],
     kill_after: float | None,
     script: str | None,
-    stdin: bool,
-    detach: bool,
 ) -> dict[str, Any]:
     """The arguments of `Session.run` that say so. Raises CtlError (USAGE) with all mistakes."""
     wrong: list[str] = []
@@ -42,7 +39,6 @@ def how(
         "limits": bounds,
         "kill_after": kill_after,
         "script": text,
-        "stdin": standard_input(sys.stdin.buffer, whole=detach) if stdin else None,
     }
 
 

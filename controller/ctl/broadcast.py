@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from controller.ctl.commands import Commands, Gathering, mistakes_of
 from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
 from controller.ctl.running import DEFAULT_LIMIT, LONGEST_TIMEOUT, Broadcast, run
 from controller.selection import EVERYBODY, Selection
 from controller.status import CtlError, ExitStatus
 from protocol.limits import MAX_KILL_AFTER
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 def _no_fanout(given: str | None) -> None:
@@ -33,7 +33,7 @@ def _no_connecting(given: str | None) -> None:
         )
 
 
-class _Broadcast(TyperCommand):
+class _Broadcast(Gathering):
     """Notes whether `--` stood before the command's words, which click drops."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -216,4 +216,4 @@ def broadcast(
         output_limit=output_limit,
         quiet=quiet,
     )
-    raise typer.Exit(run(ctl_of(context), asked))
+    raise typer.Exit(run(ctl_of(context), asked, mistakes_of(context)))

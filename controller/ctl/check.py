@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from controller import check as meaning
 from controller import tune as tuning
 from controller.advice import advice
+from controller.ctl.commands import Commands
 from controller.ctl.context import Ctl
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
@@ -23,7 +24,7 @@ from controller.session import Happening, Job, Result, Session
 from controller.status import CtlError, ExitStatus
 from protocol.checks import HostFacts, TuneAnswer
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 #: `ctl tune` without --apply where there is something to change, as `ctl plan` has it.
 _CHANGES = 2

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from controller.console import ConsoleEnd
+from controller.ctl.commands import Commands
 from controller.ctl.options import ctl_of
 from controller.session import exit_status
 from controller.spawn import on_record
@@ -23,7 +24,7 @@ from controller.terminal import Terminal
 from protocol.limits import CONSOLE_EVERY
 from protocol.outcomes import Cancelled, Outcome, describe, succeeded
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 #: Ctrl-], as virsh(1) and telnet(1) have it.
 _ESCAPE = b"\x1d"

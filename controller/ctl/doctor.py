@@ -10,6 +10,7 @@ import typer
 from msgspec.structs import replace
 
 from controller import doctor as meaning
+from controller.ctl.commands import Commands
 from controller.ctl.completing import complete_host
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
 from controller.render import json_text
@@ -17,7 +18,7 @@ from controller.selection import EVERYBODY, Selection
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Live
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 @app.command(

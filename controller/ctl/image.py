@@ -10,6 +10,7 @@ import typer
 
 from controller import render_images
 from controller.api import KnownImage
+from controller.ctl.commands import Commands
 from controller.ctl.following import Watcher
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
 from controller.render import json_text, label
@@ -21,8 +22,8 @@ from controller.terminal import Terminal
 from protocol.outcomes import describe, succeeded
 from protocol.vms import ImageAction, ImageResult
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
-image = typer.Typer(
+app = Commands()
+image = Commands(
     name="image",
     rich_markup_mode=None,
     no_args_is_help=True,

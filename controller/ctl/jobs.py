@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from controller import render, render_jobs
+from controller.ctl.commands import Commands
 from controller.ctl.completing import complete_job
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of
@@ -22,7 +23,7 @@ from controller.status import ExitStatus
 #: How a job of files begins, of which hosts say a word each, where commands write what they like.
 _OF_FILES = ('["push"', '["pull"')
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 def _user(uid: int) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from controller import labels, tables
+from controller.ctl.commands import Commands
 from controller.ctl.completing import complete_host
 from controller.ctl.options import Json, ctl_of
 from controller.render import json_text
 from controller.selection import Selection
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 @app.command(

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from agent.version import VERSION
+from controller.ctl.commands import Commands
 from controller.ctl.options import ctl_of
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 _ENVIRONMENT = {
     "CANOPY_FLEET": "The fleet that is meant without --fleet.",

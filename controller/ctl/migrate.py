@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from controller import migration
+from controller.ctl.commands import Commands
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
 from controller.migration import Wanted
@@ -25,7 +26,7 @@ from controller.text_problems import some
 from controller.vm_sets import pick
 from protocol.vms import VmChange, VmResult
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 @app.command(

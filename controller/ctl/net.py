@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from controller.ctl.commands import Commands
 from controller.ctl.context import Ctl
 from controller.ctl.following import Watcher
 from controller.ctl.options import Json, Quiet, ctl_of
@@ -13,8 +14,8 @@ from controller.render import json_text
 from controller.session import Job, Result, exit_status
 from protocol.outcomes import describe
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
-net = typer.Typer(
+app = Commands()
+net = Commands(
     name="net",
     rich_markup_mode=None,
     no_args_is_help=True,

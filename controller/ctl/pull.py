@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from controller.ctl.commands import Commands, Gathering, mistakes_of
 from controller.ctl.following import Following
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
 from controller.ctl.said import show_said
@@ -15,11 +16,12 @@ from controller.session import Fetched, Happening, Job
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 @app.command(
     "pull",
+    cls=Gathering,
     epilog="""\b
 Examples:
   ctl pull /var/log/syslog logs              logs/h0/syslog, logs/h1/syslog, …
@@ -50,12 +52,16 @@ def pull(
     Folders of hosts that have the same share their files: hard links, so change none of them in place. What is here
     already is not fetched again. Symbolic links arrive as links. Ctrl-C ends it, and leaves nothing half behind.
     """
-    odd = [path for path in paths if not path.startswith("/") or "\0" in path]
-    if odd:
-        raise CtlError(f"{odd[0]!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE)
+    wrong = mistakes_of(context)
+    for path in paths:
+        with wrong:
+            if not path.startswith("/") or "\0" in path:
+                raise CtlError(f"{path!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE)
     ctl = ctl_of(context)
     with ctl.session() as session:
-        hosts = session.choose(selection)
+        with wrong:
+            hosts = session.choose(selection, known=bool(wrong))
+        wrong.check()
         job = session.pull(paths, directory, hosts, fold=fold, preserve=preserve, xattrs=xattrs, compress=compress)
         raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
 

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from controller import render
+from controller.asking_files import PushOptions, push_request
+from controller.ctl.commands import Commands, Gathering, mistakes_of
 from controller.ctl.following import Following, Pushed
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
 from controller.ctl.said import show_said
@@ -17,11 +19,11 @@ from controller.session import Job
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 def mode_bits(text: str | None) -> int | None:
-    """A typer callback's value: permission bits in octal."""
+    """Permission bits in octal. Raises CtlError (USAGE)."""
     if text is None:
         return None
     try:
@@ -29,7 +31,7 @@ def mode_bits(text: str | None) -> int | None:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o7777:
-        raise typer.BadParameter(f"{text!r} is no mode in octal, like 644 or 0755")
+        raise CtlError(f"--mode {text}: give a mode in octal, like 644 or 0755", ExitStatus.USAGE)
     return mode
 
 
@@ -47,6 +49,7 @@ def _suffix(text: str) -> str:
 
 @app.command(
     "push",
+    cls=Gathering,
     epilog="""\b
 Examples:
   ctl push app.tar.gz /opt/              a destination that ends in / is a directory
@@ -94,25 +97,31 @@ def push(
     Symbolic links in directories arrive as links, holes as holes. A push that was interrupted goes on where it was,
     when it is given again. Ctrl-C ends it on all hosts, and leaves nothing half behind.
     """
-    if not destination.startswith("/"):
-        raise CtlError(f"{destination!r} is no path from / on, and hosts have no working directory", ExitStatus.USAGE)
-    bits = mode_bits(mode)
+    wrong = mistakes_of(context)
+    bits = None
+    with wrong:
+        bits = mode_bits(mode)
+    options: PushOptions = {
+        "mode": bits,
+        "owner": owner,
+        "preserve": preserve,
+        "xattrs": xattrs,
+        "backup": suffix if backup else "",
+        "checksum": checksum,
+        "compress": compress,
+        "dry_run": dry_run,
+    }
+    with wrong:
+        if destination.startswith("@/"):
+            raise CtlError(f"{destination!r} is the agents' own: give a path from / on", ExitStatus.USAGE)
+    with wrong:
+        push_request(files, destination, None, **options)
     ctl = ctl_of(context)
     with ctl.session() as session:
-        hosts = session.choose(selection)
-        job = session.push(
-            files,
-            destination,
-            hosts,
-            mode=bits,
-            owner=owner,
-            preserve=preserve,
-            xattrs=xattrs,
-            backup=suffix if backup else "",
-            checksum=checksum,
-            compress=compress,
-            dry_run=dry_run,
-        )
+        with wrong:
+            hosts = session.choose(selection, known=bool(wrong))
+        wrong.check()
+        job = session.push(files, destination, hosts, **options)
         raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
 
 

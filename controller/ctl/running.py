@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -14,7 +14,7 @@ from controller.ctl.following import Following
 from controller.progress import waiting_line
 from controller.selection import EVERYBODY, Selection
 from controller.session import Job
-from controller.status import CtlError, ExitStatus
+from controller.status import CtlError, ExitStatus, Mistakes
 from controller.terminal import Terminal
 from protocol.limits import DEFAULT_OUTPUT, MAX_OUTPUT
 
@@ -57,13 +57,22 @@ class Broadcast(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[str, ...] = ()
 
 
-def run(ctl: Ctl, asked: Broadcast) -> int:
-    """Run the command and show what comes of it. The exit code; raises CtlError."""
-    _check(asked)
-    limit = size(asked.output_limit)
+def run(ctl: Ctl, asked: Broadcast, wrong: Mistakes | None = None) -> int:
+    """Run the command and show what comes of it. The exit code; raises CtlError with all that is wrong, `wrong`
+    included."""
+    wrong = wrong or Mistakes()
+    hosts: tuple[str, ...] | None = None
+    with wrong:
+        _check(asked)
+    with wrong:
+        limit = size(asked.output_limit)
+    with wrong:
+        how = _how(asked)
     with ctl.session() as session:
         chooser = session.chooser()
-        hosts = chooser.choose(asked.selection)
+        with wrong:
+            hosts = chooser.choose(asked.selection, known=bool(wrong))
+        wrong.check()
         name = views.by_group(chooser) if asked.regroup else render.label
         view = _view(asked, ctl.terminal, name)
         job = session.run(
@@ -75,7 +84,8 @@ def run(ctl: Ctl, asked: Broadcast) -> int:
             detach=asked.detach,
             batch=asked.batch,
             max_fail=asked.max_fail or 0,
-            **_how(asked),
+            stdin=_input(asked) if asked.stdin else None,
+            **how,
         )
         may_fail = None if asked.batch is None else asked.max_fail or "0"
         if asked.detach:
@@ -92,7 +102,7 @@ def _words(asked: Broadcast) -> str | tuple[str, ...]:
 
 
 def _how(asked: Broadcast) -> dict[str, Any]:
-    rare = (asked.cwd, asked.env, asked.user, asked.script, asked.stdin, asked.kill_after, asked.nice, asked.limits)
+    rare = (asked.cwd, asked.env, asked.user, asked.script, asked.kill_after, asked.nice, asked.limits)
     if not any(rare):
         return {}
     from controller.ctl.asking import how
@@ -105,9 +115,15 @@ def _how(asked: Broadcast) -> dict[str, Any]:
         limits=asked.limits,
         kill_after=asked.kill_after,
         script=asked.script,
-        stdin=asked.stdin,
-        detach=asked.detach,
     )
+
+
+def _input(asked: Broadcast) -> bytes | BinaryIO:
+    import sys
+
+    from controller.ctl.asking import standard_input
+
+    return standard_input(sys.stdin.buffer, whole=asked.detach)
 
 
 def _check(asked: Broadcast) -> None:
@@ -132,12 +148,28 @@ def _check(asked: Broadcast) -> None:
         wrong.append("--detach shows no output: leave the others out, `ctl job` shows it")
     if asked.max_fail is not None and asked.batch is None:
         wrong.append("--max-fail goes with --batch: without it all hosts begin at once")
+    wrong += _bad_shares(asked)
     if not asked.command and asked.script is None:
         wrong.append("give a command, or a --script")
     if asked.stdin and asked.batch is not None:
         wrong.append("standard input comes once, for all hosts at a time: leave --stdin or --batch out")
     if wrong:
         raise CtlError("; ".join(wrong), ExitStatus.USAGE)
+
+
+def _bad_shares(asked: Broadcast) -> list[str]:
+    if asked.batch is None and asked.max_fail is None:
+        return []
+    from controller.shares import at_a_time, share
+
+    wrong = []
+    # Of how many, the service knows: here it is looked at how they are written.
+    for option, text, count in (("--batch", asked.batch, at_a_time), ("--max-fail", asked.max_fail, share)):
+        try:
+            count(option, text or "1", 1)
+        except CtlError as error:
+            wrong.append(str(error))
+    return wrong
 
 
 def _view(asked: Broadcast, terminal: Terminal, name: render.Name) -> views.View:

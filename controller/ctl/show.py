@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from controller import tables
 from controller.api import Status, VmStatus
+from controller.ctl.commands import Commands
 from controller.ctl.context import Ctl
 from controller.ctl.following import Following
 from controller.ctl.options import Json, ctl_of, selecting
@@ -22,7 +23,7 @@ from controller.selection import EVERYBODY, Selection
 from controller.session import Session
 from controller.status import CtlError, ExitStatus
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 @app.command()

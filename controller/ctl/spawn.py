@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from controller import api, render_vms
+from controller.ctl.commands import Commands, Gathering, mistakes_of
 from controller.ctl.following import Watcher
 from controller.ctl.options import Json, Quiet, ctl_of, seconds
 from controller.ctl.spawn_options import wanting
@@ -22,11 +23,11 @@ from controller.spawn import NOT_RIGHT, DestroyReport, SpawnReport, Wait, on_rec
 from controller.spawn import destroy as destroy_vms
 from controller.spawn import spawn as spawn_vms
 from controller.spawn_plan import Prepared, SpawnOptions, deployment_name, in_network, load, prepare
-from controller.status import CtlError, ExitStatus
+from controller.status import CtlError, ExitStatus, Mistakes
 from controller.terminal import Terminal
 from protocol.limits import MAX_IN_FLIGHT
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 Deployment = Annotated[
     str | None, typer.Option("--deployment", metavar="NAME", help="The deployment (default: the file's name).")
@@ -39,6 +40,7 @@ CHANGES = 2
 
 @app.command(
     "spawn",
+    cls=Gathering,
     epilog="""\b
 Examples:
   ctl spawn infra.conf --kernel vmlinuz --initrd initrd.gz --cmdline console=ttyS0 \\
@@ -104,6 +106,13 @@ def spawn(
     an address, which it keeps, and the list of names and addresses goes to all hosts. Run it again at any time: what
     is there stays, what is missing is made, and what differs is told and left as it is. `ctl plan` tells beforehand.
     """
+    wrong = mistakes_of(context)
+    # Of how many, is known once the file is read: here it is looked at how they are written.
+    with wrong:
+        at_a_time("--wave", wave or "1", 1)
+    with wrong:
+        share("--max-fail", max_fail or "0", 1)
+    _check_input(infra, wanted, wrong)
     ctl = ctl_of(context)
     terminal = ctl.terminal
     with ctl.session() as session:
@@ -155,6 +164,7 @@ def spawn(
 
 @app.command(
     "plan",
+    cls=Gathering,
     epilog="""\b
 Examples:
   ctl plan infra.conf --image debian.qcow2 --subnet 10.0.0.0/16
@@ -174,12 +184,24 @@ def plan(
     + is made, ~ differs (or is off, and would be started), - is on record and not in the file: `ctl spawn --prune`
     removes it.
     """
+    _check_input(infra, wanted, mistakes_of(context))
     ctl = ctl_of(context)
     with ctl.session() as session:
         looked = look(session, infra, wanted, ctl.terminal, dry_run=True, digest=True)
     found = changes(looked.prepared, looked.status, looked.known)
     ctl.terminal.text(json_text(changes_object(found)) if as_json else render_changes(found))
     raise typer.Exit(CHANGES if found.changes else ExitStatus.OK)
+
+
+def _check_input(infra: Path, wanted: SpawnOptions, wrong: Mistakes) -> None:
+    """Raise CtlError with what is wrong already, and what is wrong with the file where anything is: it is read again
+    otherwise."""
+    with wrong:
+        deployment_name(infra, wanted.deployment or None)
+    if wrong:
+        with wrong:
+            load(infra)
+    wrong.check()
 
 
 @dataclass(frozen=True)

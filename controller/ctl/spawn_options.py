@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from controller.ctl.commands import mistakes_of
 from controller.placement import MemoryUnit, Strategy
 from controller.profile import size_mib
+from controller.shares import needed
 from controller.spawn_plan import SpawnOptions
-from controller.status import CtlError, ExitStatus
+from controller.status import CtlError, ExitStatus, Mistakes
+from protocol.limits import MAX_RANK
 
 File = Path | None
 
@@ -82,12 +85,12 @@ _WANTED: dict[str, tuple[Any, Any]] = {
 
 def wanting(command: Callable[..., None]) -> Callable[..., None]:
     """A decorator: the command's parameter `wanted` is filled from these options, as SpawnOptions. Their deployment is
-    empty where none was given."""
+    empty where none was given. What is wrong with them is among `mistakes_of` the command's context."""
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
         found = {name: given.pop(name) for name in _WANTED}
-        command(**given, wanted=_options(found))
+        command(**given, wanted=_options(found, mistakes_of(given["context"])))
 
     signature = inspect.signature(command, eval_str=True)
     options = [
@@ -101,13 +104,17 @@ def wanting(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _options(given: dict[str, Any]) -> SpawnOptions:
-    """The options. `deployment` is empty where none was given. Raises CtlError."""
-    if given["spread"] and given["pack"]:
-        raise CtlError("either --spread or --pack, not both", ExitStatus.USAGE)
+def _options(given: dict[str, Any], wrong: Mistakes) -> SpawnOptions:
+    """The options. `deployment` is empty where none was given."""
+    with wrong:
+        if given["spread"] and given["pack"]:
+            raise CtlError("either --spread or --pack, not both", ExitStatus.USAGE)
     size = None if given["disk"] is None else size_mib(given["disk"])
-    if given["disk"] is not None and size is None:
-        raise CtlError(f"--disk {given['disk']}: give a size like 10G or 512M, up to 1024T", ExitStatus.USAGE)
+    with wrong:
+        if given["disk"] is not None and size is None:
+            raise CtlError(f"--disk {given['disk']}: give a size like 10G or 512M, up to 1024T", ExitStatus.USAGE)
+    with wrong:
+        needed("--min-hosts", given["min_hosts"] or "0", MAX_RANK)
     rest = {name: given[name] for name in _WANTED if name not in ("deployment", "disk", "spread", "pack")}
     return SpawnOptions(
         deployment=given["deployment"] or "",

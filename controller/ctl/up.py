@@ -11,6 +11,7 @@ import typer
 from msgspec.structs import replace
 
 from controller import progress, render
+from controller.ctl.commands import Commands, Gathering, mistakes_of
 from controller.ctl.context import Ctl
 from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
 from controller.hosts import fold
@@ -18,15 +19,16 @@ from controller.inventory import in_kavlan, site_from, write_hosts
 from controller.labels import parse as parse_labels
 from controller.selection import EVERYBODY, Selection
 from controller.session import Session, exit_status
-from controller.shares import needed
+from controller.shares import at_a_time, needed
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Live, Terminal
+from protocol.limits import MAX_RANK
 from protocol.vms import VmChange
 
 if TYPE_CHECKING:
     from controller.up import DownReport, UpReport
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 def _nodes(path: Path, terminal: Terminal) -> tuple[str, ...]:
@@ -41,6 +43,7 @@ def _nodes(path: Path, terminal: Terminal) -> tuple[str, ...]:
 
 @app.command(
     "up",
+    cls=Gathering,
     epilog="""\b
 Examples:
   ctl up -w h[0-63]
@@ -137,23 +140,34 @@ def up(
     the version that it had, and the upgrade stops. VMs stay, and commands that run on the host are told as lost.
     """
     ctl = ctl_of(context)
-    put, drop = parse_labels(label or ())
-    if drop:
-        raise CtlError("--label gives labels: `ctl label` takes them away", ExitStatus.USAGE)
-    outcome_files = (good_file, bad_file)
-    sites = site_from(site_from_)
-    if local is not None:
-        if infra is not None or selection or hosts_file is not None:
+    wrong = mistakes_of(context)
+    put: Mapping[str, str] = {}
+    sites = site_from(None)
+    names: tuple[str, ...] = ()
+    with wrong:
+        put = _labels(label or ())
+    with wrong:
+        sites = site_from(site_from_)
+    with wrong:
+        if local is None and libvirt is not None:
+            raise CtlError("--libvirt goes with --local: elsewhere agents use the host's own", ExitStatus.USAGE)
+        if local is not None and (infra is not None or selection or hosts_file is not None):
             raise CtlError("--local makes its hosts itself: leave -w, --hosts and the infra.conf out", ExitStatus.USAGE)
-        names = _local_names(local, ctl.terminal)
-        minimum = needed("--min-up", min_up, len(names))
+    with wrong:
+        if local is not None:
+            names = _local_names(local, ctl.terminal)
+        else:
+            asked = _asked(ctl, infra, selection, hosts_file)
+            names = tuple(dict.fromkeys(in_kavlan(name, kavlan) for name in asked))
+    with wrong:
+        minimum = needed("--min-up", min_up, MAX_RANK if wrong else len(names))
+    with wrong:
+        at_a_time("--wave", wave, len(names))
+    wrong.check()
+    outcome_files = (good_file, bad_file)
+    if local is not None:
         report = _local_up(ctl, names, fanout, sites, libvirt=libvirt, put=put, quiet=quiet)
         raise typer.Exit(_report(ctl.terminal, names, report, minimum, outcome_files, as_json=as_json))
-    if libvirt is not None:
-        raise CtlError("--libvirt goes with --local: elsewhere agents use the host's own", ExitStatus.USAGE)
-    asked = _asked(ctl, infra, selection, hosts_file)
-    names = tuple(dict.fromkeys(in_kavlan(name, kavlan) for name in asked))
-    minimum = needed("--min-up", min_up, len(names))
     from controller.bootstrap import Progress
     from controller.up import UpOptions
     from controller.up import up as bring_up
@@ -192,6 +206,13 @@ def up(
 def _label(ctl: Ctl, report: UpReport, put: Mapping[str, str]) -> None:
     if put and report.up:
         ctl.session().label(report.up, put)
+
+
+def _labels(given: Sequence[str]) -> Mapping[str, str]:
+    put, drop = parse_labels(given)
+    if drop:
+        raise CtlError("--label gives labels: `ctl label` takes them away", ExitStatus.USAGE)
+    return put
 
 
 def _asked(ctl: Ctl, infra: Path | None, selection: Selection, hosts_file: Path | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from controller import render_vms
+from controller.ctl.commands import Commands
 from controller.ctl.following import Watcher
 from controller.ctl.options import Json, Quiet, ctl_of, seconds, selecting
 from controller.profile import Settings, size_mib
@@ -23,8 +24,8 @@ from controller.terminal import Terminal
 from controller.vm_sets import pick
 from protocol.vms import Action, VmChange
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
-vm = typer.Typer(
+app = Commands()
+vm = Commands(
     name="vm",
     rich_markup_mode=None,
     no_args_is_help=True,

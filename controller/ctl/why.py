@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
+from controller.ctl.commands import Commands
 from controller.ctl.completing import complete_host
 from controller.ctl.options import Json, ctl_of, selecting
 from controller.render import json_text
@@ -14,7 +15,7 @@ from controller.render_why import why as why_text
 from controller.selection import EVERYBODY, Selection
 from controller.status import CtlError, ExitStatus
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app = Commands()
 
 
 @app.command(

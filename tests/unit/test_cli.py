@@ -23,7 +23,7 @@ from controller.ctl import broadcast, quick
 from controller.ctl.app import app
 from controller.ctl.running import Broadcast
 from controller.selection import Selection
-from controller.status import ExitStatus
+from controller.status import ExitStatus, Mistakes
 from protocol.messages import HostHealth
 from protocol.outcomes import Cancelled, Exited, FailedToStart, Fold, Lost, Outcome, Output, Refused, TimedOut
 from protocol.vms import VmPower, VmState
@@ -291,10 +291,11 @@ def test_a_service_that_goes_away_costs_no_answer_that_has_come(service: FakeSer
 def test_wrong_usage_is_exit_code_2_and_asks_the_service_nothing(
     service: FakeService, ctl: Ctl, arguments: list[str]
 ) -> None:
+    service.replies(api.GetStatus, fake.status(fake.host(0)))
     done = ctl("broadcast", *arguments, "true")
     assert (done.status, done.out) == (ExitStatus.USAGE, b"")
     assert done.err
-    assert not service.requests
+    assert not service.asked(api.RunOn)
 
 
 def test_an_error_of_ours_is_a_sentence_and_with_debug_a_traceback(
@@ -366,7 +367,8 @@ def by_typer(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Broadcast
     """What typer makes of them: a broadcast, or the exit code of its refusal."""
     seen: list[Broadcast] = []
 
-    def run(_: object, asked: Broadcast) -> int:
+    def run(_: object, asked: Broadcast, wrong: Mistakes) -> int:
+        wrong.check()
         seen.append(asked)
         return 0
 
@@ -512,7 +514,8 @@ def test_each_command_explains_itself(ctl: Ctl, name: str) -> None:
 def test_a_slip_in_a_commands_name_is_answered_with_the_nearest(ctl: Ctl) -> None:
     done = ctl("broadcst", "x")
     assert done.status == ExitStatus.USAGE
-    assert "'broadcast'" in done.err
+    assert done.err == "ctl: there is no command ctl broadcst: the nearest is broadcast\n"
+    assert "there are create, start, stop, " in ctl("vm", "nope").err
 
 
 def test_the_version_is_told(ctl: Ctl) -> None:
@@ -550,8 +553,8 @@ def test_a_push_tells_where_the_file_was_there_already(service: FakeService, ctl
     [
         (["/nowhere/at/all", "/x"], "No such file"),
         (["/etc/hostname", "x"], "no path from / on"),
-        (["--mode", "9", "/etc/hostname", "/x"], "no mode in octal"),
-        (["--mode", "77777", "/etc/hostname", "/x"], "no mode in octal"),
+        (["--mode", "9", "/etc/hostname", "/x"], "give a mode in octal"),
+        (["--mode", "77777", "/etc/hostname", "/x"], "give a mode in octal"),
         (["/etc/hostname"], "DST"),
     ],
 )

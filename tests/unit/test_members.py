@@ -122,7 +122,7 @@ def test_an_unknown_name_and_an_empty_fleet_match_no_host(members: Members) -> N
         members.ranks_of(None)
     assert none.value.status == ExitStatus.NO_TARGET
     members.enrol(request("h0"), ())
-    with pytest.raises(CtlError, match="not in this fleet: h1, h2") as strangers:
-        members.ranks_of(["h0", "h1", "h2"])
+    with pytest.raises(CtlError, match=r"not in this fleet: hh0 .the nearest is h0., h.1-2.; it has h0") as strangers:
+        members.ranks_of(["h0", "h1", "h2", "hh0"])
     assert strangers.value.status == ExitStatus.NO_TARGET
     assert members.ranks_of(["h0", "h0"]) == {0: "h0"}

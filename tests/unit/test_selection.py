@@ -180,7 +180,7 @@ def test_nothing_said_is_the_whole_fleet(home: Path) -> None:
     ],
 )
 def test_an_empty_selection_is_an_error_and_never_all(home: Path, asked: dict[str, tuple[str, ...]]) -> None:
-    with pytest.raises(CtlError, match="no host matches") as caught:
+    with pytest.raises(CtlError, match=r"no host (matches|has the label)") as caught:
         chosen(home, **asked)
     assert caught.value.status == ExitStatus.NO_TARGET
 
@@ -217,8 +217,11 @@ def test_set_operators_mean_what_they_mean_for_sets(names: list[str], operators:
     [
         ("@rack", "there is no group @rack: the nearest is @rack1"),
         ("@sofia", "there is no group @sofia: the nearest is @sophia"),
-        ("h1,@zzz", "there is no group @zzz: ctl get groups lists"),
-        ("@site:paris", "there is no group @paris"),
+        ("h1,@zzz", "there is no group @zzz: there are @rack1, @loop, @pool, @bad, "),
+        ("@site:paris", "there is no group @site:paris: there are @site:rennes, @site:sophia"),
+        ("@site:sofia", "the nearest is @site:sophia"),
+        ("@rack2", "there is no group @rack2: there are @rack1, "),
+        ("@label:rack=9", "no host has the label rack=9: there are rack=1, rack=2"),
         ("@slurm:x", "there is no group @slurm:x"),
         ("@failed:x", "there is no group @failed:x"),
         ("@", "there is no group @"),
