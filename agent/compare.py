@@ -41,6 +41,8 @@ class Comparison:
     units: list[int] = field(default_factory=list)
     #: Entries with the right content whose mode, times, owner or attributes differ.
     to_fix: list[int] = field(default_factory=list)
+    #: Directories that are right, and whose time of change is to be so again once something was put into them.
+    to_redate: set[int] = field(default_factory=set)
 
     def said(self, listing: Listing) -> str:
         """What comes of it, in words that fold: `pushed`, `unchanged`, `pushed 3 of 10`, or what else is put right."""
@@ -108,8 +110,8 @@ class Looker:
     """Looks at every entry's place below `folder`, a descriptor.
 
     `right(index, fd)` says whether an open file of the right size has entry `index`'s content. With `by_time` a file
-    with the same size and time is taken for it. With `exact` modes and times of what is there are to be right too, else
-    modes of files alone.
+    with the same size and time is taken for it. With `exact` modes and times of all that is there are to be right too,
+    else those of files alone, and a time alone only where this process can set it.
     """
 
     folder: int
@@ -124,10 +126,12 @@ class Looker:
         self._found = Comparison(bytearray(len(self.listing.entries)))
         self._below = Below(self.folder)
         self._places = first_names(self.listing)
+        self._uid = os.geteuid()
         device = os.fstat(self.folder).st_dev
         #: New directories, and the unit that each is part of. Most of a large push is below one.
         new: dict[bytes, int] = {}
         found, writable = self._found, b"\0"
+        there: dict[bytes, int] = {}
         directory, is_new = Kind.DIRECTORY, int(State.NEW)
         try:
             for index, entry in enumerate(self.listing.entries):
@@ -140,9 +144,13 @@ class Looker:
                     continue
                 state = found.states[index] = self._at(index, entry, above)
                 if state == State.RIGHT:
+                    if self.exact and entry.kind is directory:
+                        there[entry.path] = index
                     continue
-                if state == State.NEW and entry.kind is Kind.DIRECTORY:
+                if state == State.NEW and entry.kind is directory:
                     new[entry.path] = index
+                if above in there:
+                    found.to_redate.add(there[above])
                 if above != writable:
                     self._check_parent(above, device)
                     writable = above
@@ -170,7 +178,7 @@ class Looker:
             return State.NEW
         if not self._same(index, entry, info, parent, name):
             return State.OTHER
-        if self._differs(entry, info) or (entry.xattrs and not _has_attributes(entry, parent, name)):
+        if self._differs(entry, info, parent) or (entry.xattrs and not _has_attributes(entry, parent, name)):
             self._found.to_fix.append(index)
         return State.RIGHT
 
@@ -209,17 +217,21 @@ class Looker:
         other = os.stat(name, dir_fd=self._below.directory(above), follow_symlinks=False)
         return os.path.samestat(other, info)
 
-    def _differs(self, entry: Entry, info: os.stat_result) -> bool:
+    def _differs(self, entry: Entry, info: os.stat_result, parent: int) -> bool:
         if entry.owner is not None:
             uid, gid = self.owners[entry.owner]
             if uid not in (-1, info.st_uid) or gid not in (-1, info.st_gid):
                 return True
-        if entry.kind is Kind.LINK:
-            return False
-        exact = self.exact or entry.kind is Kind.FILE
-        if exact and entry.mode is not None and stat.S_IMODE(info.st_mode) != entry.mode:
-            return True
-        return (self.exact or self.by_time) and entry.mtime_ns is not None and info.st_mtime_ns != entry.mtime_ns
+        if self.exact or entry.kind is Kind.FILE:
+            if entry.mode is not None and entry.kind is not Kind.LINK and stat.S_IMODE(info.st_mode) != entry.mode:
+                return True
+            if entry.mtime_ns is not None and info.st_mtime_ns != entry.mtime_ns:
+                return self.exact or self.by_time or self._can_set_time(info, parent)
+        return False
+
+    def _can_set_time(self, info: os.stat_result, parent: int) -> bool:
+        """Whether this process may set a file's time (utimensat(2)): a time alone fails no push."""
+        return self._uid in (0, info.st_uid) and not os.fstatvfs(parent).f_flag & os.ST_RDONLY
 
 
 def _has_attributes(entry: Entry, parent: int, name: bytes) -> bool:

@@ -249,7 +249,7 @@ class Incoming:
             if self.finished or self.dry_run:
                 self.finished = True
                 return
-            placing = Placing(self._folder, self._to_stage, self._backup, self._by_time, self._exact)
+            placing = Placing(self._folder, self._to_stage, self._backup, self._exact)
             placing.finish()
             self.finished = True
             self._staging.remove()

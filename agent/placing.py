@@ -32,7 +32,6 @@ class Placing:
     folder: int
     staged: Staged
     backup: str
-    by_time: bool
     exact: bool
 
     def __post_init__(self) -> None:
@@ -55,7 +54,7 @@ class Placing:
                 self.staged.below.close()  # what was a directory when it was looked at may be a link now
                 for unit in found.units:
                     self._put(unit)
-            for index in reversed(found.to_fix):
+            for index in sorted({*found.to_fix, *found.to_redate}, reverse=True):
                 self._fix(index)
             if found.units:
                 self._sync_folders()
@@ -160,10 +159,11 @@ class Placing:
             if entry.owner is not None:
                 os.chown(itself, *self.owners[entry.owner])
             set_attributes(itself, entry)
-            if entry.mode is not None and (self.exact or entry.kind is Kind.FILE):
-                os.chmod(itself, entry.mode)
-            if entry.mtime_ns is not None and (self.exact or self.by_time):
-                os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
+            if self.exact or entry.kind is Kind.FILE:
+                if entry.mode is not None:
+                    os.chmod(itself, entry.mode)
+                if entry.mtime_ns is not None:
+                    os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
 

@@ -69,7 +69,7 @@ class Pushing:
     def _gather(self, request: api.PushTo) -> Source:
         wishes = request.wishes
         if request.image:
-            wishes = msgspec.structs.replace(wishes, mode=_IMAGE_MODE, sparse=False)
+            wishes = msgspec.structs.replace(wishes, mode=_IMAGE_MODE, times=False, sparse=False)
             source = gather([(_IMAGE, request.sources[0])], wishes, self._directory, digests=False)
             try:
                 source.rename(source.stream.digest.encode())

@@ -367,7 +367,7 @@ class Requests:
     ) -> tuple[Job, dict[int, str]]:
         """Push a file of the service's to `path` on hosts by rank. Raises CtlError."""
         folder, _, name = path.rpartition("/")
-        wishes = Wishes(mode=mode)
+        wishes = Wishes(mode=mode, times=False)
         request = api.PushTo(hosts=None, sources=(str(source),), folder=f"{folder}/", name=name, wishes=wishes)
         return await self._pushing.push(request, hosts, uid), hosts
 

@@ -127,8 +127,9 @@ class Push(msgspec.Struct, frozen=True, kw_only=True, tag="push", forbid_unknown
     `folder` is a directory that is there; one that begins with @/ is in the agent's own. `listing` is the packed
     listing, None where it is the stream's head. With `image` the one file goes into the host's image store, under the
     stream's digest. With `backup` what is replaced is kept under its name with that at its end. With `by_time` a file
-    that is there with the same size and time is taken for the same; with `exact` modes and times of all that is there
-    are put right. With `dry_run` the stream is the head alone, nothing is changed, and the output says what would be.
+    that is there with the same size and time is taken for the same. Modes and times of files that are there are put
+    right, with `exact` those of all that is there. With `dry_run` the stream is the head alone, nothing is changed, and
+    the output says what would be.
     """
 
     folder: Path

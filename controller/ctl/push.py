@@ -93,9 +93,10 @@ def push(
     """Bring files and directories to all hosts at once.
 
     They go from host to host, are verified by digest, and each replaces what is there in one step: a host has the old
-    file or the new one, never half of it. What is there already is not sent. What is there and not in the push stays.
-    Symbolic links in directories arrive as links, holes as holes. A push that was interrupted goes on where it was,
-    when it is given again. Ctrl-C ends it on all hosts, and leaves nothing half behind.
+    file or the new one, never half of it. What is there already is not sent: only its mode and time are made those that
+    it has here. What is there and not in the push stays. Symbolic links in directories arrive as links, holes as holes.
+    A push that was interrupted goes on where it was, when it is given again. Ctrl-C ends it on all hosts, and leaves
+    nothing half behind.
     """
     wrong = mistakes_of(context)
     bits = None

@@ -210,6 +210,39 @@ def test_all_times_are_kept_where_that_is_asked_for(tree: Path, target: Path, no
     assert bring([(b"tree", tree)], target, notes, Wishes(preserve=True), exact=True) == DRESSED
     assert (target / "tree" / "deep").stat().st_mtime_ns == 7_000_000_007
     assert stat.S_IMODE((target / "tree" / "deep").stat().st_mode) == 0o750
+    # And of a directory that something is put into, or a link.
+    (tree / "deep" / "large").write_bytes(b"other")
+    os.utime(tree / "link", ns=(8, 8_000_000_008), follow_symlinks=False)
+    assert bring([(b"tree", tree)], target, notes, Wishes(preserve=True), exact=True) == "pushed 1 of 9"
+    assert picture(target / "tree", times=True) == picture(tree, times=True)
+    assert (target / "tree" / "link").lstat().st_mtime_ns == 8_000_000_008
+    assert bring([(b"tree", tree)], target, notes, Wishes(preserve=True), exact=True) == "unchanged"
+
+
+def test_a_files_time_is_put_right_and_its_directorys_is_the_hosts_own(tree: Path, target: Path, notes: Path) -> None:
+    bring([(b"tree", tree)], target, notes)
+    there, folder = target / "tree/deep/large", target / "tree/deep"
+    number = there.stat().st_ino
+    os.utime(there)
+    os.utime(folder, ns=(9, 9))
+    assert bring([(b"tree", tree)], target, notes, dry_run=True) == "mode, time, owner or attributes: tree/deep/large"
+    assert bring([(b"tree", tree)], target, notes) == DRESSED
+    assert (there.stat().st_mtime_ns, there.stat().st_ino) == ((tree / "deep/large").stat().st_mtime_ns, number)
+    assert folder.stat().st_mtime_ns == 9
+    assert bring([(b"tree", tree)], target, notes) == "unchanged"
+
+
+def test_only_its_owner_is_expected_to_set_a_files_time(
+    tree: Path, target: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring([(b"tree", tree)], target, notes)
+    there = target / "tree/deep/large"
+    os.utime(there, ns=(1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: there.stat().st_uid + OTHER_UID)
+        assert bring([(b"tree", tree)], target, notes) == "unchanged"
+    assert bring([(b"tree", tree)], target, notes) == DRESSED
+    assert there.stat().st_mtime_ns == (tree / "deep/large").stat().st_mtime_ns
 
 
 @as_root
