@@ -142,6 +142,7 @@ def _mount_root(plan: BootPlan) -> None:
     root = str(plan.root)
     syscalls.mount("overlay", root, "overlay", 0, disk.mount_options(plan.bare, plan.disk))
     os.chdir(root)
+    syscalls.mount(str(plan.disk / "data"), disk.DATA_DISK, "", syscalls.MS_BIND)
     quiet = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount("proc", "proc", "proc", quiet)
     syscalls.mount("sysfs", "sys", "sysfs", quiet)

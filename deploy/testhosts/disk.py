@@ -1,8 +1,10 @@
-"""A host's files: the machine's system as the lowest layer, a "bare" layer over it, and the host's own on top.
+"""A host's files: the machine's system as the lowest layer, a "bare" layer over it, and the host's own on top; and
+beside that a data disk.
 
 The bare layer is one per fleet. It hides what a freshly installed host would not have (homes, /usr/local, logs, state,
-the machine's own keys) and carries what all hosts share. Each host's own layer stays when it is powered off. Layers are
-as overlayfs defines them, https://docs.kernel.org/filesystems/overlayfs.html: a directory with the extended attribute
+the machine's own keys) and carries what all hosts share. A host's own layer stays when it is powered off, as does its
+data disk on /srv, a plain directory: a hypervisor's disks are no overlays, which make each file twice. Layers are as
+overlayfs defines them, https://docs.kernel.org/filesystems/overlayfs.html: a directory with the extended attribute
 ``trusted.overlay.opaque=y`` hides the one below it, a character device 0/0 (a "whiteout") hides a name.
 """
 
@@ -35,6 +37,8 @@ _FRESH = {
     "var/mail": 0o2775,
     "var/tmp": 0o1777,
 }
+# Where a host's data disk is mounted, below its root.
+DATA_DISK = "srv"
 _USR_LOCAL = ("bin", "etc", "games", "include", "lib", "man", "sbin", "share", "src")
 # Emptied of files, with their directories (owners and modes) kept, as packages just installed have them.
 _EMPTIED = ("var/log", "var/cache", "var/lib/libvirt", "etc/libvirt/qemu")
@@ -176,11 +180,14 @@ def _apply_mode(upper: Path, mode: Mode) -> None:
 
 
 def make_own_layer(disk: Path, spec: HostSpec, *, host_key: bytes) -> None:
-    """Make ``disk``/upper and ``disk``/work, the host's own layer: its name, ids, SSH host key and faults."""
+    """Make ``disk``/upper and ``disk``/work, the host's own layer: its name, ids, SSH host key and faults; and
+    ``disk``/data, what it has on DATA_DISK."""
     upper = disk / "upper"
     upper.mkdir(parents=True)
     upper.chmod(0o755)
     (disk / "work").mkdir()
+    (disk / "data").mkdir()
+    (disk / "data").chmod(0o755)
     identity = uuid.uuid5(_NAMESPACE, spec.name)
     _write(upper / "etc/hostname", spec.name + "\n")
     _write(upper / "etc/machine-id", identity.hex + "\n", 0o444)

@@ -256,21 +256,38 @@ def kill(hosts: int, size: int) -> None:
 
 
 def files(hosts: int, size: int) -> None:
-    """10,000 files of 1 KB as a directory against one file of 10 MB, to 16 hosts."""
-    with tempfile.TemporaryDirectory() as folder, fleet_of(min(16, hosts)) as fleet, random_file(10 * MB) as source:
+    """10,000 files of 1 KB as a directory against one file of 10 MB, to 16 hosts: in the hosts' roots, which are
+    overlays and make each file twice, and on their data disks, which are plain directories as real hosts' are. First
+    with links of 80 Mbit/s, then without limit: there these 160,000 files are what this machine's cores have to do, and
+    what tar takes for them alone is said too."""
+    del size
+    hosts = min(16, hosts)
+    with tempfile.TemporaryDirectory() as folder, random_file(10 * MB) as source:
         tree = _tree(Path(folder))
-        # A test host's disk is an overlay, which makes each file twice; its /run is a file system as real hosts have.
-        for where, disk in (("/tmp", "the hosts' disks, overlays"), ("/run", "a plain file system of theirs")):
-            took: list[float] = []
-            for what, which in (("one file of 10 MB", source), ("10,000 files of 1 KB", tree)):
-                before = fleet.cpu()
-                took.append(max(fleet.push(which, folder=where).values()))
-                spent = fleet.cpu() - before
-                say(f"{what} to {len(fleet.names)} hosts, {disk}: {took[-1]:.2f} s, {spent:.1f} CPU-s in all")
-            say(f"many files take {took[1] / took[0]:.1f} times as long as one")
-            fleet.clean()
-            say(f"tar alone, with an archive of them on each host, {disk}: {_unpack(fleet, tree, where):.2f} s")
-            fleet.clean()
+        for rate, links in ((RATE_MBIT, f"{RATE_MBIT:.0f} Mbit/s"), (None, "no limit")):
+            for where, disk in (("/tmp", "overlay"), ("/srv", "data disk")):
+                with fleet_of(hosts, rate=rate) as fleet:
+                    _many_and_one(fleet, tree, source, where, f"{links}, {disk}")
+                    if rate is None:
+                        wall = _unpack(fleet, tree, where)
+                        say(f"{links}, {disk}: tar alone, from an archive on each host: {wall:.2f} s")
+
+
+def _many_and_one(fleet: Fleet, tree: Path, source: Path, where: str, what: str) -> None:
+    """Each three times in turn: the first of a new fleet is the slowest, since agents load then what it takes."""
+    took: dict[Path, list[float]] = {source: [], tree: []}
+    for _ in range(3):
+        for which, walls in took.items():
+            before = fleet.cpu()
+            walls.append(max(fleet.push(which, folder=where).values()))
+            name = "one file of 10 MB   " if which is source else "10,000 files of 1 KB"
+            say(f"{what}: {name} {walls[-1]:.2f} s, {fleet.cpu() - before:.1f} CPU-s in all")
+        fleet.clean()
+    many, one = took[tree], took[source]
+    say(
+        f"{what}: many take {many[0] / one[0]:.1f} times as long as one at first, "
+        f"{statistics.median(many) / statistics.median(one):.1f} times by the medians"
+    )
 
 
 def _unpack(fleet: Fleet, tree: Path, where: str) -> float:

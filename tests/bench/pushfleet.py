@@ -121,7 +121,7 @@ class Fleet:
 
     def clean(self) -> None:
         """Remove what was pushed: the hosts' disks are this machine's memory."""
-        self.session.run("rm -rf /tmp/pushed-* /run/pushed-* /tmp/other-* /run/other-*").results()
+        self.session.run("rm -rf /tmp/pushed-* /srv/pushed-* /tmp/other-* /srv/other-*").results()
 
 
 @contextmanager

@@ -197,6 +197,14 @@ def test_a_file_written_on_a_host_is_there_alone(fleet: TestHosts) -> None:
         assert not Path(path).exists()
 
 
+def test_a_host_has_a_data_disk_of_its_own_which_is_no_overlay(fleet: TestHosts) -> None:
+    said = fleet.run("left", ["sh", "-c", "touch /srv/own; stat -f -c %T / /srv"]).stdout.split()
+    assert (said[0], said[1] != "overlayfs") == ("overlayfs", True)
+    assert os.listdir(fleet.host("right").root / "srv") == []
+    assert not Path("/srv/own").exists()
+    (fleet.host("left").root / "srv/own").unlink()
+
+
 def test_a_host_is_bare(fleet: TestHosts) -> None:
     root = fleet.host("left").root
     assert set(os.listdir(root / "root")) <= {".ssh", "mark"}
@@ -269,7 +277,7 @@ def test_a_cut_link_is_silence_and_a_healed_one_goes_on(fleet: TestHosts, echo: 
 
 
 def test_power_off_ends_the_connections_and_a_reboot_keeps_the_disk(fleet: TestHosts, echo: Echo) -> None:
-    fleet.run("left", ["sh", "-c", "echo kept > /root/mark; touch /run/lost"])
+    fleet.run("left", ["sh", "-c", "echo kept > /root/mark; echo kept > /srv/mark; touch /run/lost"])
     old = fleet.host("left").pid
     fleet.power_off("left")
     assert echo.hear(DEADLINE_S) == b""
@@ -279,7 +287,8 @@ def test_power_off_ends_the_connections_and_a_reboot_keeps_the_disk(fleet: TestH
     with pytest.raises(TestHostsError, match="powered off"):
         fleet.run("left", ["true"])
     fleet.power_on("left")
-    assert fleet.ssh("left", "cat mark; ls /run/lost 2>&1", check=False).stdout.startswith("kept\nls: cannot access")
+    said = fleet.ssh("left", "cat mark /srv/mark; rm /srv/mark; ls /run/lost 2>&1", check=False).stdout
+    assert said.startswith("kept\nkept\nls: cannot access")
 
 
 def test_a_host_that_reboots_itself_is_seen_to_be_off(fleet: TestHosts) -> None:
