@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from protocol import ranks
 from protocol.limits import FOLD_BYTES, FOLD_KEEP, FOLD_WINDOW
 from protocol.messages import Outcomes
-from protocol.outcomes import Exited, Fold, Outcome, Output
+from protocol.outcomes import Fold, Outcome, Output, size
 from protocol.ranks import Ranks
 
-#: What a fold costs beside its texts and its bitmap: tags, lengths and numbers, generously.
-_FOLD_OVERHEAD = 64
 #: Commands that a relay waits for at a time. Above it the oldest is no longer waited for: its outcomes then leave a
 #: FOLD_WINDOW after they come, and none is lost.
 _MOST = 4_096
@@ -94,9 +92,9 @@ class Folding:
             key = (fold.outcome, fold.output)
             if key not in pending.folds:
                 pending.folds[key] = ranks.NONE
-                size = _size(fold)
-                pending.bytes += size
-                self.held += size
+                more = size(fold)
+                pending.bytes += more
+                self.held += more
             pending.folds[key] |= who
             pending.waiting &= ~who
         if pending.due is None and pending.folds:
@@ -135,16 +133,21 @@ class Folding:
             return
         yield from self._leave(sorted(ids))
 
-    def all(self) -> Iterator[Outcomes]:
-        """Everything that is held, due or not: what is sent next must not overtake it."""
+    def about(self, who: Ranks) -> Iterator[Outcomes]:
+        """What is held of these, due or not, perhaps with others' that are equal: what is sent next must not overtake
+        it. As with `ready`, who takes no more leaves the rest here."""
         if self.held:
-            yield from self._leave(sorted(id_ for id_, pending in self._pending.items() if pending.folds))
+            yield from self._leave(sorted(id_ for id_, pending in self._pending.items() if pending.folds), who)
 
-    def _leave(self, ids: list[int]) -> Iterator[Outcomes]:
+    def _leave(self, ids: list[int], about: Ranks | None = None) -> Iterator[Outcomes]:
         for id_ in ids:
             pending = self._pending[id_]
-            while pending.folds:
-                yield self._message(id_, pending)
+            keys = [key for key, who in pending.folds.items() if about is None or who & about]
+            keys.reverse()
+            while keys:
+                yield self._message(id_, pending, keys)
+            if pending.folds:
+                continue
             pending.due = None
             self._hot.discard(id_)
             if not pending.waiting:
@@ -154,20 +157,19 @@ class Folding:
     def _set_due(self) -> None:
         self._due = min((p.due for p in self._pending.values() if p.due is not None), default=None)
 
-    def _message(self, id_: int, pending: _Pending) -> Outcomes:
-        """All of it, or as much as is comfortable in one message. What it holds is forgotten here."""
+    def _message(self, id_: int, pending: _Pending, keys: list[tuple[Outcome, Output]]) -> Outcomes:
+        """The last of `keys`, as many as are comfortable in one message. They are forgotten here."""
         batch: list[Fold] = []
-        size = 0
-        while pending.folds and size < FOLD_BYTES:
-            (outcome, output), who = next(iter(pending.folds.items()))
-            del pending.folds[outcome, output]
-            fold = Fold(ranks.pack(who), outcome, output)
+        count = 0
+        while keys and count < FOLD_BYTES:
+            outcome, output = keys.pop()
+            fold = Fold(ranks.pack(pending.folds.pop((outcome, output))), outcome, output)
             batch.append(fold)
-            size += _size(fold)
+            count += size(fold)
         # What was folded since it came has more ranks than it had, and so a few bytes more.
-        size = min(size, pending.bytes) if pending.folds else pending.bytes
-        pending.bytes -= size
-        self.held -= size
+        count = min(count, pending.bytes) if pending.folds else pending.bytes
+        pending.bytes -= count
+        self.held -= count
         return Outcomes(id_, tuple(batch))
 
     def wakeup(self) -> float | None:
@@ -176,13 +178,3 @@ class Folding:
 
     def __len__(self) -> int:
         return len(self._pending)
-
-
-def _size(fold: Fold) -> int:
-    """About how many bytes it is on the wire, and never less."""
-    output = fold.output
-    size = len(fold.ranks) + len(output.out) + len(output.err) + _FOLD_OVERHEAD
-    if not isinstance(fold.outcome, Exited):
-        # A character takes up to four bytes in UTF-8.
-        size += 4 * len(getattr(fold.outcome, "why", ""))
-    return size + 4 * len(output.spool)

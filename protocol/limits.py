@@ -170,9 +170,14 @@ DEADLINE_SLACK = 2 * KILL_AFTER
 FOLD_WINDOW = 0.02
 #: A relay sends what it has folded when it has this much, so that no message grows without bound.
 FOLD_BYTES = 256 << 10
+#: And as many as there can be in that, at 64 bytes each.
+MAX_FOLDS = 4_096
 #: Outcomes that a relay sends up before its parent has passed them on, in bytes: what a link of 80 Mbit/s and 50 ms
 #: takes. A parent of 32 holds 24 MiB where all send outputs of the usual budget at once, and its own link is slow.
 OUTCOME_CREDIT = 512 << 10
+#: And before the news that hosts are gone, theirs, beyond that: what a child that is lost had sent by its own credit,
+#: two times over. Whoever sends more than this in all holds more of its parent's memory than it may.
+OUTCOME_LAST = 2 << 20
 #: What a relay without a way up keeps of outcomes, so that those of hosts that die meanwhile are not lost. Above it,
 #: the agents are asked again once there is a way.
 FOLD_KEEP = 16 << 20

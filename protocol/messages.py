@@ -16,6 +16,7 @@ from protocol.limits import (
     CONDUIT_TICKET,
     MAX_BITMAP,
     MAX_CHUNKS,
+    MAX_FOLDS,
     MAX_INLINE,
     MAX_LEFT,
     MAX_PAYLOAD,
@@ -146,7 +147,7 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """Child to parent: outcomes of command `id` in my subtree, equal ones folded."""
 
     id: Natural
-    folds: Annotated[tuple[Fold, ...], msgspec.Meta(min_length=1, max_length=MAX_RANK + 1)]
+    folds: Annotated[tuple[Fold, ...], msgspec.Meta(min_length=1, max_length=MAX_FOLDS)]
 
 
 class Streamed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

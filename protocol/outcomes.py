@@ -71,6 +71,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 NO_OUTPUT = Output()
+#: What a fold costs beside its texts and its bitmap: tags, lengths and numbers, generously, in bytes.
+_FOLD_OVERHEAD = 64
 #: Why a command is lost that was given to an agent's predecessor, whoever says so.
 RESTARTED = "its agent restarted"
 #: And one whose outcome was on its disk, where that is no longer what was written.
@@ -128,3 +130,13 @@ def describe(outcome: Outcome) -> str:
             return f"failed to start: {why}"
         case Lost(why):
             return f"lost: {why}"
+
+
+def size(fold: Fold) -> int:
+    """About how many bytes it is on the wire, and never less; the same at both ends of a link."""
+    output = fold.output
+    count = len(fold.ranks) + len(output.out) + len(output.err) + _FOLD_OVERHEAD
+    if not isinstance(fold.outcome, Exited):
+        # A character takes up to four bytes in UTF-8.
+        count += 4 * len(getattr(fold.outcome, "why", ""))
+    return count + 4 * len(output.spool)

@@ -559,8 +559,9 @@ class Relay:
         if claims is None:
             self._expel(rank, f"it sent a {type(message).__name__}, which only parents send", now)
             return
-        if isinstance(message, Outcomes):
-            self._pace.came(rank, message.folds)
+        if isinstance(message, Outcomes) and not self._pace.came(rank, message.folds):
+            self._expel(rank, "it sent more outcomes than its credit allows", now)
+            return
         foreign = self._rights.foreign(rank, claims, self.routed_through(rank))
         if foreign:
             if not self._rights.forgives(rank, now):
@@ -625,6 +626,11 @@ class Relay:
         if known is not None and later(known, own):
             self._effects.append(ToChild(rank, Rejected("a later attachment of yours is known")))
             return
+        if self._pace.clogged(rank):
+            why = "outcomes that you sent before are still on their way: wait, or find another way up"
+            self._effects.append(ToChild(rank, Rejected(why)))
+            self._child_lost(rank, why, now)
+            return
         self._heard_at[rank] = now
         self._rights.begin(rank, now)
         self._stranded.came(rank, now)
@@ -686,9 +692,11 @@ class Relay:
         if self._uplink is not None and not self._uplink.attached:
             self._untold |= {link.rank: link for link in told}
             return
-        # What a host answered must not come after the news that it is gone or began anew.
-        for message in self._folding.all():
+        # What a host answered shall not come after the news that it is gone or began anew.
+        for message in self._folding.about(gone | named | anew) if self._pace.last_room else ():
             self._up_outcomes(message)
+            if not self._pace.last_room:
+                break  # the rest comes late
         self._up(Links(told))
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
@@ -767,10 +775,10 @@ class Relay:
             self._reporting.rest(now)
             return
         for message in self._folding.ready(now) if self._pace.room else ():
-            self._up_outcomes(message)
+            self._up_outcomes(self._to_say(message))
             if not self._pace.room:
                 break  # the rest stays until the parent has passed some on
-        self._effects += [ToChild(rank, Heard(total)) for rank, total in self._pace.due()]
+        self._effects += [ToChild(rank, Heard(total)) for rank, total in self._pace.due(self._folding.held)]
         for report in self._reporting.ready(now):
             if self._root is None:
                 self._up(report)
@@ -800,9 +808,21 @@ class Relay:
         if self._uplink is not None and self._uplink.attached:
             self._effects.append(ToParent(message))
 
-    def _up_outcomes(self, message: Outcomes) -> None:
-        self._pace.sent(message.folds)
-        self._up(message)
+    def _up_outcomes(self, message: Outcomes | None) -> None:
+        if message is not None:
+            self._pace.sent(message.folds)
+            self._up(message)
+
+    def _to_say(self, message: Outcomes) -> Outcomes | None:
+        """What of it is this relay's to say: who was only for a while below, and went elsewhere before its outcome
+        could go up, is asked again there."""
+        claims = claimed(message)
+        here = self._rights.below | self._picture.reachable | ranks.only(self._rank())
+        foreign = ranks.NONE if claims is None else claims & ~here
+        if not foreign:
+            return message
+        left = without(message, foreign)
+        return left if isinstance(left, Outcomes) and left.folds else None
 
     def _grant(self, id_: int, grants: tuple[Grant, ...]) -> None:
         """Whoever hangs here may send so much more of a command's output."""

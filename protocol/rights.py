@@ -28,6 +28,8 @@ class Rights:
     def __init__(self, below: tuple[Below, ...]) -> None:
         #: For each rank below, the ranks that are planned to speak through it, itself included.
         self.planned: dict[int, Ranks] = {}
+        #: All of them.
+        self.below: Ranks = ranks.NONE
         #: The same by this plan or the one before.
         self._allowed: dict[int, Ranks] = {}
         #: By attached child: until when it is forgiven; for whom it spoke without a right by the present plan, who may
@@ -53,6 +55,7 @@ class Rights:
                 members[at].append(rank)
                 at = up[at]
         before = self.planned
+        self.below = ranks.union(up)
         self.planned = {rank: ranks.union(found) for rank, found in members.items()}
         self._allowed = {rank: found | before.get(rank, ranks.NONE) for rank, found in self.planned.items()}
 

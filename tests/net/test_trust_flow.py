@@ -19,6 +19,7 @@ from protocol.limits import (
     INPUT_CREDIT,
     INPUT_PIECE,
     OUTCOME_CREDIT,
+    OUTCOME_LAST,
     STREAM_FIRST,
     STREAM_MOST,
     STREAM_PIECE,
@@ -34,10 +35,11 @@ from protocol.messages import (
     Manner,
     Message,
     Outcomes,
+    Rejected,
     Streamed,
     Taken,
 )
-from protocol.outcomes import Cancelled, Exited, Fold, Outcome, Output
+from protocol.outcomes import Cancelled, Exited, Fold, Lost, Outcome, Output
 from protocol.pacing import weight
 from protocol.quota import PASSED_MOST, STRANGE_MOST
 from protocol.trust import Signer
@@ -90,8 +92,15 @@ def give(stage: Stage, body: Run, to: int = AGENT) -> int:
     return delivery.id
 
 
+def heard(stage: Stage, id_: int) -> list[Fold]:
+    """What came of a command, where the parent passes on all that comes."""
+    stage.parent.send(Heard(2**62))
+    return stage.parent.folds(id_)
+
+
 def end_of(stage: Stage, id_: int) -> Outcome:
-    return stage.until(lambda: stage.parent.outcomes(id_).get(AGENT), "an outcome")[-1]
+    stage.until(lambda: heard(stage, id_), "an outcome")
+    return stage.parent.outcomes(id_)[AGENT][-1]
 
 
 def cut_off(stage: Stage, child: Child) -> None:
@@ -145,6 +154,78 @@ def test_outcomes_wait_below_a_parent_that_passes_none_on_and_arrive_when_it_doe
     stage.until(go_on, "all of them")
     assert passed_on() == folds
     stage.leave(child)
+
+
+def _flood(stage: Stage, child: Child, outcome_of: Callable[[int], Outcomes]) -> int:
+    """Send outcomes that nobody hears, until the child is cut off; by how many KiB the agent has grown at the most."""
+    assert stage.process is not None
+    before = grown = resident_kib(stage.process.pid)
+    made_up = itertools.count(10**9)
+
+    def send() -> bool:
+        nonlocal grown
+        for _ in range(8):
+            child.send(outcome_of(next(made_up)))
+        assert stage.process is not None
+        grown = max(grown, resident_kib(stage.process.pid))
+        return child.ended
+
+    stage.until(send, "it to be cut off")
+    stage.leave(child)
+    return grown - before
+
+
+def _unheard_parent(stage: Stage) -> None:
+    """Use up the agent's own credit, so that it may send no more."""
+    other = stage.attached(next(_unused))
+    fold = Fold(ranks.pack(ranks.only(other.rank)), Exited(0), Output(os.urandom(FOLD_BYTES)))
+    for id_ in (10**8, 10**8 + 1):
+        other.send(Outcomes(id_, (fold,)))
+        stage.until(lambda: stage.parent.folds(id_), "it to be passed on")  # noqa: B023
+    stage.leave(other)
+
+
+@pytest.mark.parametrize("kind", ["large", "many", "wordy"])
+def test_a_child_that_sends_outcomes_beyond_its_credit_is_cut_off_and_fills_no_memory(stage: Stage, kind: str) -> None:
+    _unheard_parent(stage)
+    child = stage.attached(next(_unused))
+    packed = ranks.pack(ranks.only(child.rank))
+
+    def outcome_of(id_: int) -> Outcomes:
+        if kind == "large":
+            return Outcomes(id_, (Fold(packed, Exited(0), Output(os.urandom(FOLD_BYTES))),))
+        if kind == "many":
+            return Outcomes(id_, tuple(Fold(packed, Exited(0), Output(out_total=number)) for number in range(1_000)))
+        why = Lost(f"{id_:2000}")
+        return Outcomes(id_, tuple(Fold(packed, why, Output(err_total=number)) for number in range(30)))
+
+    assert _flood(stage, child, outcome_of) < 8 * OUTCOME_LAST // 1024
+
+
+def test_a_message_of_more_outcomes_than_a_relay_folds_into_one_costs_its_sender_the_link(
+    stage: Stage, child: Child
+) -> None:
+    rank = ranks.pack(ranks.only(child.rank))
+    child.send(Outcomes(10**7, tuple(Fold(rank, Exited(0), Output(os.urandom(FOLD_BYTES // 2))) for _ in range(4))))
+    cut_off(stage, child)
+    assert not stage.parent.folds(10**7)
+
+
+def test_who_comes_back_with_more_while_as_much_is_held_of_it_is_sent_elsewhere(stage: Stage) -> None:
+    _unheard_parent(stage)
+    first = stage.attached(next(_unused))
+    packed = ranks.pack(ranks.only(first.rank))
+    for id_ in range(10**7 + 100, 10**7 + 104):
+        first.send(Outcomes(id_, (Fold(packed, Exited(0), Output(os.urandom(FOLD_BYTES))),)))
+    beats = len(stage.parent.all(Beat))
+    stage.until(lambda: len(stage.parent.all(Beat)) > beats, "the agent to have read them")
+    again = stage.child(first.rank)
+    again.attach()
+    (refused,) = stage.until(lambda: again.all(Rejected), "it to be refused")
+    assert "on their way" in refused.why
+    stage.leave(first, again)
+    for id_ in range(10**7 + 100, 10**7 + 104):
+        assert stage.until(lambda: heard(stage, id_), "what it sent before"), "nothing of it is lost"  # noqa: B023
 
 
 # --- a child's output -------------------------------------------------------------------------------------------------

@@ -241,8 +241,8 @@ MUTANTS = (
     Mutant(
         "news overtakes the outcomes that came before it",
         "relay.py",
-        "        for message in self._folding.all():\n            self._up_outcomes(message)\n",
-        "",
+        "        for message in self._folding.about(gone | named | anew) if self._pace.last_room else ():\n",
+        "        for message in ():\n",
     ),
     Mutant(
         "what changed below while there was no way up is not told",

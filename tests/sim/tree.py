@@ -780,6 +780,8 @@ class Tree:
         assert not twice, f"run more than once: {twice}"
         for id_ in self.settled:
             assert ranks.union(self.told[id_]) == self.targets[id_]
+        liars = [(rank, child) for rank, child, why in self.dropped if "than its credit" in why]
+        assert not liars, f"honest relays were cut off for the outcomes that they sent: {liars}"
         given = self.next_id - 1
         for rank, node in self.nodes.items():
             # A command is kept as what is owed below, and as what was done here.

@@ -118,13 +118,18 @@ def test_the_oldest_expectation_goes_when_there_are_too_many_and_its_outcomes_st
     assert _ready(folding, FOLD_WINDOW) == [Outcomes(0, (_fold(1),))]
 
 
-def test_everything_held_leaves_when_news_must_not_overtake_it() -> None:
+def test_what_is_held_of_hosts_leaves_when_news_of_them_must_not_overtake_it() -> None:
     folding = Folding()
-    folding.expect(1, ranks.union([1, 2]))
-    folding.add(1, [_fold(1)], 0.0)
-    assert list(folding.all()) == [Outcomes(1, (_fold(1),))]
+    folding.expect(1, ranks.union([1, 2, 3, 4]))
+    folding.add(1, [_fold(1), _fold(3, 4, out=b"x")], 0.0)
+    folding.add(2, [_fold(3)], 0.0)
+    assert list(folding.about(ranks.only(1))) == [Outcomes(1, (_fold(1),))]
+    assert list(folding.about(ranks.only(1))) == []
+    assert list(folding.about(ranks.only(4))) == [Outcomes(1, (_fold(3, 4, out=b"x"),))]
     folding.add(1, [_fold(2)], 0.0)
     assert _ready(folding, 0.0) == [Outcomes(1, (_fold(2),))]
+    assert _ready(folding, FOLD_WINDOW) == [Outcomes(2, (_fold(3),))]
+    assert (folding.held, len(folding)) == (0, 0)
 
 
 @given(

@@ -8,8 +8,8 @@ import pytest
 
 from protocol import ranks
 from protocol.folding import Folding
-from protocol.limits import FOLD_BYTES, MAX_OUTPUT, OUTCOME_CREDIT
-from protocol.outcomes import NO_OUTPUT, Exited, Fold, Output
+from protocol.limits import FOLD_BYTES, MAX_FOLDS, MAX_OUTPUT, MAX_TEXT, OUTCOME_CREDIT, OUTCOME_LAST
+from protocol.outcomes import NO_OUTPUT, Exited, Fold, Lost, Output
 from protocol.pacing import Pace, weight
 
 
@@ -66,6 +66,49 @@ def test_nobody_hears_more_than_it_sent_and_a_new_parent_counts_anew() -> None:
     assert [child for child, _ in pace.due()] == [8]
 
 
+def test_who_sends_on_though_nothing_was_heard_of_it_is_found_out() -> None:
+    parent = Pace()
+    parent.attached(1)
+    parent.sent([fold(1, OUTCOME_CREDIT)])  # nothing more may go up from there
+    sent = 0
+    while parent.came(1, [fold(1, FOLD_BYTES)]):
+        sent += weight([fold(1, FOLD_BYTES)])
+        assert parent.due() == []
+    assert OUTCOME_LAST <= sent <= OUTCOME_LAST + weight([fold(1, FOLD_BYTES)])
+
+
+def test_texts_and_numbers_of_outcomes_count_as_well() -> None:
+    assert weight([Fold(b"\1", Lost("x" * MAX_TEXT))]) > 4 * MAX_TEXT
+    assert weight([Fold(bytes(8_000) + b"\1", Exited(0), Output(spool="/" * 1_000))]) > 12_000
+    assert weight([Fold(b"\1", Exited(0))] * MAX_FOLDS) > OUTCOME_LAST, "what Python needs for each"
+
+
+def test_a_message_that_holds_more_than_a_relay_puts_in_one_is_found_out() -> None:
+    parent = Pace()
+    parent.attached(1)
+    assert parent.came(1, [fold(1, FOLD_BYTES // 2), fold(2, 2 * MAX_OUTPUT)])
+    parent.due()
+    assert not parent.came(1, [fold(1, FOLD_BYTES), fold(2, 8)])
+
+
+def test_attaching_again_brings_no_credit_while_as_much_is_held_of_what_came_before() -> None:
+    parent = Pace()
+    parent.sent([fold(1, OUTCOME_CREDIT)])
+    for turn in range(8):  # a little each time
+        assert not parent.clogged(1), f"after {turn} attachments"
+        parent.attached(1)
+        assert parent.came(1, [fold(1, OUTCOME_CREDIT // 8)])
+        if turn % 2:
+            parent.lost(1)
+    assert parent.clogged(1)
+    assert not parent.clogged(2)
+    parent.heard(2**62)
+    assert parent.due(held=OUTCOME_CREDIT + 1) == [], "it may go up, and has not"
+    assert parent.clogged(1)
+    parent.due()
+    assert not parent.clogged(1)
+
+
 @pytest.mark.parametrize("size", [200, 100_000, MAX_OUTPUT])
 def test_a_relay_behind_a_narrow_link_holds_a_credit_and_a_message_of_each_child_and_all_gets_through(
     size: int,
@@ -98,5 +141,5 @@ def test_a_relay_behind_a_narrow_link_holds_a_credit_and_a_message_of_each_child
             came |= {rank for one in above.popleft() for rank in ranks.each(ranks.unpack(one.ranks))}
             relay.heard(passed)
     assert len(came) == len(children) * each
-    assert most <= (len(children) + 1) * (OUTCOME_CREDIT + FOLD_BYTES + size + 1_000)
+    assert most <= (len(children) + 1) * (OUTCOME_CREDIT + FOLD_BYTES + size + 3_000)
     assert (folding.held, len(folding)) == (0, 0)

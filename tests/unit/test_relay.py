@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -50,9 +51,12 @@ from protocol.limits import (
     BEAT_EVERY,
     CLOCK_EVERY,
     CLOCK_RETRY,
+    FOLD_BYTES,
     FOLD_WINDOW,
     LOST_AFTER,
     ORPHANED_AFTER,
+    OUTCOME_CREDIT,
+    OUTCOME_LAST,
     PLAN_GRACE,
     REPORT_WINDOW,
     SILENT_AFTER,
@@ -67,6 +71,7 @@ from protocol.messages import (
     Credit,
     Deliver,
     Grant,
+    Heard,
     Link,
     Links,
     Manner,
@@ -78,7 +83,8 @@ from protocol.messages import (
     Streamed,
     Taken,
 )
-from protocol.outcomes import RESTARTED, Cancelled, Exited, Fold, Lost, Refused
+from protocol.outcomes import RESTARTED, Cancelled, Exited, Fold, Lost, Output, Refused
+from protocol.pacing import weight
 from protocol.relay import Relay, RootPart
 from protocol.trust import Guard, Signer
 
@@ -504,6 +510,69 @@ def test_what_a_host_answered_goes_up_before_the_news_that_it_is_gone() -> None:
     sent = [effect.message for effect in effects if isinstance(effect, ToParent)]
     assert [type(message) for message in sent] == [Outcomes, Links]
     assert sent[0] == Outcomes(1, (_fold(3),))
+
+
+def _large(*who: int, size: int = FOLD_BYTES) -> Fold:
+    return Fold(ranks.pack(ranks.union(who)), Exited(0), Output(os.urandom(size), b"", size))
+
+
+def test_a_child_that_sends_outcomes_that_nobody_asked_it_for_is_cut_off_before_they_fill_the_relay() -> None:
+    bench = _agent()
+    held, effects = [0], list[Effect]()
+    for number in range(OUTCOME_LAST):  # the parent passes nothing on
+        effects = bench.child(3, Outcomes(number, (_large(3),)))
+        if _dropped(effects):
+            break
+        held.append(bench.relay.held())
+    assert _dropped(effects) == [3]
+    assert OUTCOME_LAST - OUTCOME_CREDIT <= held[-1] <= OUTCOME_LAST + FOLD_BYTES
+    (refused,) = bench.attach(3, epoch=2)
+    assert isinstance(refused, ToChild), "nor does it get more credit by attaching again"
+    assert isinstance(refused.message, Rejected)
+    bench.parent(Heard(2**62))
+    while bench.relay.held():
+        bench.parent(Heard(2**62))
+    assert ToChild(3, Attached(1, 3)) in bench.attach(3, epoch=3)
+
+
+def test_before_the_news_that_a_host_is_gone_its_outcomes_go_up_within_a_credit_of_their_own_and_no_others() -> None:
+    bench = _agent()
+    sent = []
+    for number, who in enumerate((2, 2, 3, 3, 3)):
+        sent += _sent_up(bench.child(who, Outcomes(number, (_large(who),))), Outcomes)
+    assert [message.id for message in sent] == [0, 1], "what the credit allows"
+    effects = bench(ChildLost(3, "connection closed"))
+    *messages, links = _sent_up(effects, object)
+    assert [message.id for message in messages] == [2, 3, 4]
+    assert isinstance(links, Links)
+    more = range(10, 8 + OUTCOME_LAST // FOLD_BYTES)
+    for number in more:
+        bench.child(2, Outcomes(number, (_large(4),)))
+    effects = bench(ChildLost(2, "connection closed"))
+    *before, links = _sent_up(effects, object)
+    assert isinstance(links, Links)
+    assert sum(weight(message.folds) for message in (*sent, *messages, *before)) < OUTCOME_LAST + 2 * FOLD_BYTES
+    rest = []
+    while bench.relay.held():
+        rest += _sent_up(bench.parent(Heard(2**62)), Outcomes)
+    assert [message.id for message in (*before, *rest)] == list(more)
+    assert rest
+
+
+def test_a_relay_does_not_speak_late_for_hosts_that_were_below_it_only_for_a_while() -> None:
+    bench = _agent()
+    for number in range(OUTCOME_LAST // FOLD_BYTES):
+        bench.child(3, Outcomes(number, (_large(3),)))
+    bench(ChildLost(3, "connection closed"))  # with all that may go before the news of it
+    assert not _sent_up(bench.child(2, Outcomes(77, (_large(4, size=9), _large(5, size=9)))), Outcomes)
+    parents = {rank: parent for rank, parent in _PARENTS.items() if rank != 5}
+    bench(Replan(_plan(1, 2, parents)))
+    for version in (3, 4):  # two plans later the parent would not take it
+        bench(Replan(_plan(1, version, parents)))
+    bench.attach(2, Link(4, 2, 1, 1, True), epoch=2)
+    said = _sent_up(bench.parent(Heard(2**62)) + bench.wait(FOLD_WINDOW), Outcomes)
+    folds = [fold for message in said if message.id == 77 for fold in message.folds]
+    assert [set(ranks.each(ranks.unpack(fold.ranks))) for fold in folds] == [{4}]
 
 
 def test_targets_that_are_not_below_are_told_upwards_for_what_is_known_of_them() -> None:
