@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.ctl import lean  # noqa: F401  before anything that imports msgspec
+from controller.ctl import lean  # before anything that imports msgspec
 
 # isort: split
 import os
@@ -14,6 +14,8 @@ from controller.ctl.context import Ctl, tell
 from controller.ctl.running import run as run_broadcast
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
+
+lean.read()
 
 
 def main() -> None:

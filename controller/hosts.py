@@ -73,12 +73,43 @@ def fold(names: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(names))
     if len(distinct) <= 1:
         return "".join(distinct)
+    numbered = _fold_numbered(distinct)
+    if numbered is not None:
+        return numbered
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
     try:
         return str(NodeSet.fromlist(distinct, resolver=RESOLVER_NOGROUP))
     except NodeSetException:
         return ",".join(distinct)
+
+
+def _fold_numbered(names: list[str]) -> str | None:
+    """The set of several names that differ in one number alone, as ClusterShell writes it; None for all others. To load
+    ClusterShell takes as long as the rest of a short command."""
+    around, numbers = None, []
+    for name in names:
+        host, dot, domain = name.partition(".")
+        prefix = host.rstrip("0123456789")
+        digits = host[len(prefix) :]
+        letters = prefix.replace("-", "").replace("_", "")
+        if not (digits and letters.isascii() and letters.isalpha()) or (digits[0] == "0" and digits != "0"):
+            return None
+        if around is None:
+            around = (prefix, dot + domain)
+        elif around != (prefix, dot + domain):
+            return None
+        numbers.append(int(digits))
+    if around is None:
+        return None
+    numbers.sort()
+    # A range ends where the number after it is missing.
+    ends = [place for place, number in enumerate(numbers[:-1]) if numbers[place + 1] != number + 1]
+    ranges, first = [], 0
+    for last in [*ends, len(numbers) - 1]:
+        ranges.append(str(numbers[first]) if first == last else f"{numbers[first]}-{numbers[last]}")
+        first = last + 1
+    return f"{around[0]}[{','.join(ranges)}]{around[1]}"
 
 
 def names_in(text: str, *, file: str, expand: Callable[[str], tuple[str, ...]] = expand) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 
@@ -13,6 +12,8 @@ class Later:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        from importlib import import_module
+
         found = getattr(import_module(self._name), attribute)
         setattr(self, attribute, found)  # the next time it is found without coming here
         return found

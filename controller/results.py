@@ -138,11 +138,12 @@ class Followed:
         match reply:
             case run_api.Folded(folds=folds):
                 for fold in folds:
-                    self._left.difference_update(ranks.each(ranks.unpack(fold.ranks)))
-                    yield self._result(fold)
+                    members = tuple(ranks.each(ranks.unpack(fold.ranks)))
+                    self._left.difference_update(members)
+                    yield self._result(members, fold)
             case run_api.Late(folds=folds):
                 for fold in folds:
-                    yield Late(self._result(fold))
+                    yield Late(self._result(ranks.each(ranks.unpack(fold.ranks)), fold))
             case run_api.Streamed(rank=rank, stream=stream, offset=offset, data=data):
                 yield Piece(self.hosts[rank], stream, offset, data)
             case run_api.InputRoom(upto=upto):
@@ -172,9 +173,8 @@ class Followed:
             case _:
                 raise CtlError(f"the service answered with a {type(reply).__name__} in the middle of a command")
 
-    def _result(self, fold: Fold) -> Result:
-        members = ranks.each(ranks.unpack(fold.ranks))
-        return Result(tuple(self.hosts[rank] for rank in members), fold.outcome, fold.output)
+    def _result(self, members: Iterable[int], fold: Fold) -> Result:
+        return Result(tuple([self.hosts[rank] for rank in members]), fold.outcome, fold.output)
 
     def waiting_for(self) -> tuple[str, ...]:
         """The hosts that have no outcome yet."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import socket
+# The C half of `socket`, which has all that a client uses. The other half makes enumerations of some 300 numbers: a
+# tenth of the start of a quick command.
+import _socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -21,6 +23,8 @@ else:
 
 #: One read from the client socket.
 _READ = 1 << 20
+#: And what it begins with: most commands are done in that, and each page of it has its price.
+_FIRST = 64 << 10
 
 #: What iterating over a job gives.
 H_co = TypeVar("H_co", covariant=True)
@@ -92,9 +96,9 @@ class Connection:
     def __init__(self, path: str, unpack: Callable[[memoryview], api.Reply] | None = None) -> None:
         """Connects. `unpack` reads what may be answered. Raises CtlError with NO_SERVICE where nobody listens."""
         self._unpack = unpack or api.unpack_reply
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         #: What was received, and which part of it was not asked for yet.
-        self._buffer = memoryview(b"")
+        self._buffer = memoryview(bytearray(_FIRST))
         self._taken = self._read = 0
         #: Input goes out from a thread of its own.
         self.sending: AbstractContextManager[object] = nullcontext()

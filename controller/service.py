@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from controller import api
@@ -28,6 +29,7 @@ from controller.replies import Replies
 from controller.requests import Requests
 from controller.status import CtlError, ExitStatus
 from controller.vm_requests import VmRequests
+from protocol.outcomes import Fold
 
 log = logging.getLogger("canopy")
 
@@ -98,7 +100,7 @@ class Service:
         try:
             while batch := await _some(replies):
                 # One call for all that there is: outcomes come by the dozen, and the client wakes up for each.
-                writer.write(b"".join(map(api.pack, batch)))
+                writer.write(b"".join(map(api.pack, together(batch))))
                 await writer.drain()
                 for reply in batch:
                     if isinstance(reply, api.Streamed):
@@ -226,6 +228,24 @@ async def _some(replies: Replies) -> list[api.Reply]:
         some.append(reply)
         size += _size(reply)
     return some
+
+
+def together(batch: Sequence[api.Reply]) -> list[api.Reply]:
+    """The same with outcomes that follow each other in one reply: where all hosts differ, what a reply costs at both
+    ends is more than what an outcome does."""
+    found: list[api.Reply] = []
+    folds: list[Fold] = []
+    for reply in batch:
+        if isinstance(reply, api.Folded):
+            folds += reply.folds
+            continue
+        if folds:
+            found.append(api.Folded(folds=tuple(folds)))
+            folds = []
+        found.append(reply)
+    if folds:
+        found.append(api.Folded(folds=tuple(folds)))
+    return found
 
 
 def _size(reply: api.Reply) -> int:

@@ -34,6 +34,9 @@ def union(ranks: Iterable[int]) -> Ranks:
 
 def each(ranks: Ranks) -> Iterator[int]:
     """The members of the set, in ascending order."""
+    if ranks and not ranks & (ranks - 1):  # one alone, as where all outputs differ
+        yield ranks.bit_length() - 1
+        return
     for index, byte in enumerate(ranks.to_bytes((ranks.bit_length() + 7) // 8, "little")):
         base = index << 3
         left = byte

@@ -190,6 +190,8 @@ def _view(asked: Broadcast, terminal: Terminal, name: render.Name) -> views.View
 
 def size(text: str) -> int:
     """Bytes as people write them: 65536, 256k, 1M. Raises CtlError (USAGE) for others, and above MAX_OUTPUT."""
+    if text == DEFAULT_LIMIT:  # to compile a pattern takes a hundredth of a command's start
+        return DEFAULT_OUTPUT
     found = re.fullmatch("([0-9]{1,12})([kKmM]?)", text)
     count = int(found[1]) << {"": 0, "k": 10, "m": 20}[found[2].lower()] if found else MAX_OUTPUT + 1
     if count > MAX_OUTPUT:

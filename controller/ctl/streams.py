@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from binascii import crc32
-
 from controller.session import Piece
 from controller.terminal import Terminal
 from protocol.outcomes import Output
@@ -74,6 +72,8 @@ class Streams:
         if found is None:
             text = f"{host}: "
             if self._terminal.colours(stream):
+                from binascii import crc32
+
                 # Of its name alone, so that a host has its colour in every command.
                 text = f"\x1b[{_COLOURS[crc32(host.encode()) % len(_COLOURS)]}m{text}\x1b[0m"
             found = self._prefixes[host, stream] = text.encode()

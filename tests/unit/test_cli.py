@@ -440,11 +440,34 @@ def test_a_broadcast_starts_without_anything_heavy(service: FakeService) -> None
     assert not {name.partition(".")[0] for name in loaded} & heavy
     assert not loaded & {"controller.infra", "controller.api", "protocol.commands", "protocol.vms"}
     assert not loaded & {"dataclasses", "inspect"}, "they take as long as all of ctl's own files"
+    assert not loaded & {"uuid", "platform", "decimal", "socket", "selectors", "msgspec.inspect"}, "nor these"
+
+
+def test_hosts_that_answer_alike_are_named_without_anything_heavy(service: FakeService) -> None:
+    answering(service, 3, fake.fold([0, 1, 2], None, fake.printed(b"a\n")))
+    assert not {name.partition(".")[0] for name in modules_of(service, "broadcast", "true")} & {"ClusterShell"}
 
 
 def test_what_was_kept_out_at_the_start_is_there_for_who_asks_for_it() -> None:
-    code = "import controller.cli, typing_extensions; assert typing_extensions.Protocol"
+    code = """
+import controller.cli, gc, typing_extensions
+import datetime, decimal, msgspec, msgspec.inspect, msgspec.json, msgspec.yaml, uuid
+assert typing_extensions.Protocol and uuid.uuid4() and decimal.Decimal(1)
+assert msgspec.inspect.type_info(int) == msgspec.inspect.IntType()
+moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
+assert msgspec.convert(msgspec.to_builtins(moment), datetime.datetime) == moment
+assert gc.isenabled()
+"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=DEADLINE_S, check=True)
+
+
+def test_another_msgspec_that_asks_for_more_is_given_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "msgspec").mkdir()
+    (tmp_path / "msgspec/__init__.py").write_text("import uuid\nNAMESPACE = uuid.NAMESPACE_DNS\n")
+    code = "import controller.ctl.lean, sys; assert 'msgspec' not in sys.modules; import msgspec; msgspec.NAMESPACE"
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=DEADLINE_S, check=True)
 
 
 def test_rich_is_not_loaded_for_any_command(service: FakeService) -> None:

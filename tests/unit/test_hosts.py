@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.hosts import expand, fold, names_in, site_of
@@ -76,9 +77,23 @@ def test_what_is_folded_expands_to_the_same_hosts(names: set[str]) -> None:
     assert set(expand(fold(names))) == names
 
 
-def test_one_host_costs_no_clustershell() -> None:
+@given(
+    st.from_regex(r"[A-Za-z][A-Za-z_-]{0,4}", fullmatch=True),
+    st.sampled_from(["", ".lab", ".sophia.grid5000.fr", ".r2", ".007.x", ".a-3-b"]),
+    st.sets(st.one_of(st.integers(0, 30), st.integers(0, 10**10)), min_size=2, max_size=30),
+)
+@settings(derandomize=True, deadline=None)
+def test_hosts_that_differ_in_a_number_are_folded_as_clustershell_does(
+    prefix: str, domain: str, numbers: set[int]
+) -> None:
+    names = [f"{prefix}{number}{domain}" for number in numbers]
+    assert fold(names) == str(NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP))
+
+
+def test_the_usual_hosts_cost_no_clustershell() -> None:
     script = (
         "import sys; from controller.hosts import expand, fold; expand('h3.site'); fold(['h3']);"
+        " assert fold(['n-3.grid5000.fr', 'n-5.grid5000.fr', 'n-4.grid5000.fr']) == 'n-[3-5].grid5000.fr';"
         " sys.exit('ClusterShell' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0

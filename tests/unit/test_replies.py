@@ -10,6 +10,7 @@ import pytest
 from controller import api
 from controller.jobs import Job
 from controller.replies import HELD_MOST
+from controller.service import together
 from controller.status import CtlError
 from protocol.outcomes import Exited, Fold, Output
 
@@ -125,3 +126,11 @@ def test_what_is_on_record_no_more_is_said() -> None:
             await job.replies.get()
 
     asyncio.run(run())
+
+
+def test_outcomes_that_follow_each_other_are_sent_as_one_reply() -> None:
+    folds = [fold(number) for number in range(4)]
+    piece = api.Streamed(rank=1, stream=1, offset=0, data=b"x")
+    batch = [*(api.Folded(folds=(one,)) for one in folds[:3]), piece, api.Folded(folds=(folds[3],)), api.Settled()]
+    assert together(batch) == [api.Folded(folds=tuple(folds[:3])), piece, api.Folded(folds=(folds[3],)), api.Settled()]
+    assert together([]) == []
