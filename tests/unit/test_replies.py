@@ -131,6 +131,11 @@ def test_what_is_on_record_no_more_is_said() -> None:
 def test_outcomes_that_follow_each_other_are_sent_as_one_reply() -> None:
     folds = [fold(number) for number in range(4)]
     piece = api.Streamed(rank=1, stream=1, offset=0, data=b"x")
-    batch = [*(api.Folded(folds=(one,)) for one in folds[:3]), piece, api.Folded(folds=(folds[3],)), api.Settled()]
+    batch: list[api.Reply] = [
+        *(api.Folded(folds=(one,)) for one in folds[:3]),
+        piece,
+        api.Folded(folds=(folds[3],)),
+        api.Settled(),
+    ]
     assert together(batch) == [api.Folded(folds=tuple(folds[:3])), piece, api.Folded(folds=(folds[3],)), api.Settled()]
     assert together([]) == []
