@@ -1,4 +1,5 @@
-"""A command's streamed output on its way to the root: batched by time and size, and held back where nobody reads."""
+"""A command's streamed output on its way to the root: batched by time and size, and held back where nobody reads. A
+command that writes nothing holds nothing back from others."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 
 from protocol.flow import Outflow
-from protocol.limits import STREAM_DELAY, STREAM_FIRST
+from protocol.limits import STREAM_DELAY, STREAM_FIRST, STREAM_IDLE
 from protocol.messages import Grant
 
 
@@ -27,11 +28,13 @@ class Outlet:
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._over = False
         #: The command has ended: what there is need not wait for more.
         self._ended = False
         self.on_room: Callable[[], None] = lambda: None
         self.on_empty: Callable[[], None] = lambda: None
+        self._look_later()
 
     @property
     def full(self) -> bool:
@@ -68,6 +71,18 @@ class Outlet:
         if self._timer is None and self._flow.sendable:
             self._timer = self._loop.call_later(STREAM_DELAY, self.flush)
 
+    def _look_later(self) -> None:
+        """Look again, in a while, whether anything was written meanwhile."""
+        if self._idle is None and not self._over and not self._ended and self._flow.lavish:
+            self._idle = self._loop.call_later(STREAM_IDLE, self._look, self._flow.written)
+
+    def _look(self, written: int) -> None:
+        self._idle = None
+        if not self._over and not self._ended and self._flow.written == written:
+            self._flow.forgo()
+            self.flush()
+        self._look_later()
+
     def end(self) -> None:
         """The command has ended: send what may be sent, now and whenever more may."""
         self._ended = True
@@ -89,6 +104,7 @@ class Outlet:
         if was_full and not self._flow.full:
             self.on_room()
         if self.empty:
+            self._look_later()
             self.on_empty()
 
     def granted(self, grant: Grant) -> None:
@@ -108,5 +124,6 @@ class Outlet:
     def close(self) -> None:
         """The command is forgotten."""
         self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._idle):
+            if timer is not None:
+                timer.cancel()

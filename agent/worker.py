@@ -217,7 +217,8 @@ class AgentWorker:
         def send(stream: int, offset: int, data: bytes, has: int, fast: bool) -> None:
             self._shell.feed(events.Wrote(id_, stream, offset, data, has, fast))
 
-        return self._outlets.setdefault(id_, Outlet(send, first, outlets=lambda: len(self._outlets)))
+        outlet = self._outlets[id_] = Outlet(send, first, outlets=lambda: len(self._outlets))
+        return outlet
 
     def granted(self, id_: int, grant: Grant) -> None:
         """More of a command's output may go up."""

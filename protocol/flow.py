@@ -3,8 +3,10 @@
 Output: a host sends what its limit allows, and keeps what the root has not said that it has. It sends that again
 whenever it is attached anew, so that no relay need keep anything; the root takes what comes next and leaves out what it
 has. Limits grow as the client reads. Each piece says how much its host would have sent if it might, so that few need to
-ask; where many want more than there is, they take turns, for a message a turn costs least. Input: the other way round,
-and every host says how much it has taken.
+ask; where many want more than there is, they take turns, for a message a turn costs least. Who writes nothing gives
+back what it may send: it counts that as if it had sent it, so that no grant that is on its way can be misread, and
+neither end ever takes anything back from the other. Input: the other way round, and every host says how much it has
+taken.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from protocol.limits import (
     INPUT_TOTAL,
     INPUT_WINDOW,
     STREAM_FIRST,
+    STREAM_LEAST,
     STREAM_MOST,
     STREAM_PIECE,
     STREAM_TOTAL,
@@ -26,11 +29,15 @@ from protocol.messages import Grant
 
 #: Standard output and standard error, by number.
 STREAMS = (1, 2)
+#: An empty piece of this one asks for nothing: its offset is how many bytes the host forgoes in all.
+_FORGONE = 2
 #: What a host reads from a command's pipes ahead of what it may send: the next piece while one is on its way. And what
 #: it reads so for all its commands together, beyond the least for each.
 _AHEAD, _AHEAD_LEAST, _AHEAD_ALL = 2 * STREAM_PIECE, 64 << 10, 4 << 20
 #: What a host that writes without end is granted at the least: one piece, one message and one grant.
 _TURN = STREAM_PIECE
+#: Less is not worth a message: what may be sent and is kept, some times over.
+_WORTH = 4 * STREAM_LEAST
 
 
 class _Kept:
@@ -60,9 +67,13 @@ class Outflow:
         """`first` is what may be sent before anything is granted."""
         self._out, self._err = _Kept(), _Kept()
         self._streams = dict(zip(STREAMS, (self._out, self._err), strict=True))
+        #: What may be sent, in bytes of both streams since the command began, without what was given back.
         self._limit = first
         #: The limit at which more was asked for.
         self._asked: int | None = None
+        #: What was given back in all, and whether the root is to be told.
+        self._forgone = 0
+        self._forgoing = False
         #: What may wait here to be sent, in bytes, before nothing more is read from the command.
         self.ahead = _AHEAD
         #: Nobody reads it: what is written is of no use.
@@ -130,9 +141,31 @@ class Outflow:
                 if has > self._limit == self._out.sent + self._err.sent:
                     self._asked = self._limit
                 yield number, offset, data, has, fast
+        if self._forgoing:
+            # Behind all that was sent before: so nobody can have more on its way than the root takes.
+            self._forgoing = False
+            yield _FORGONE, self._forgone, b"", has, False
         if self.waiting and self._would_ask:
             self._asked = self._limit
             yield STREAMS[0], self._out.sent, b"", has, fast
+
+    @property
+    def written(self) -> int:
+        """How many bytes of both streams there are so far."""
+        return self._out.end + self._err.end
+
+    @property
+    def lavish(self) -> bool:
+        """Whether more may be sent than is worth keeping, and nothing waits."""
+        return not self.waiting and not self.unread and self._limit - self.written >= _WORTH
+
+    def forgo(self) -> None:
+        """Nothing was written for a while: others may have what may be sent. `take` tells."""
+        if self.lavish:
+            spare = self._limit - self.written - STREAM_LEAST
+            self._forgone += spare
+            self._limit -= spare
+            self._asked, self._forgoing = None, True
 
     def granted(self, grant: Grant) -> None:
         """The root's word."""
@@ -142,13 +175,13 @@ class Outflow:
                 kept.start = kept.sent = kept.end
                 kept.data.clear()
             return
-        self._limit = max(self._limit, grant.limit)
+        self._limit = max(self._limit, grant.limit - self._forgone)
         self._streams[1].acknowledge(grant.out)
         self._streams[2].acknowledge(grant.err)
 
     def rewind(self) -> None:
         """The way up is a new one: what was on its way may be lost."""
-        self._asked = None
+        self._asked, self._forgoing = None, self._forgone > 0
         for kept in self._streams.values():
             kept.sent = kept.start
 
@@ -177,7 +210,9 @@ class _Host:
 
     def __init__(self, first: int) -> None:
         self.have = dict.fromkeys(STREAMS, 0)
+        #: What it may send, without what it gave back; and that.
         self.limit = first
+        self.forgone = 0
         #: Bytes that the client has read.
         self.read = 0
         #: How many bytes there are, sent or not, and whether more follow at once.
@@ -239,6 +274,9 @@ class Inflow:
             return b""
         host.has, host.fast = max(host.has, has), fast
         self._count(rank, host)
+        if not data and stream == _FORGONE:
+            self._forgo(rank, host, offset - host.forgone)
+            return b""
         have = host.have[stream]
         if not data or offset < have:
             # It asks, or sends again what it sent: it may have missed what it was told.
@@ -254,6 +292,19 @@ class Inflow:
             if not self.held:  # else the client is behind, and it is served when that has read
                 self._serve()
         return fresh
+
+    def _forgo(self, rank: int, host: _Host, spare: int) -> None:
+        """It gives back so much more of what it may send."""
+        if not 0 < spare <= host.limit - host.arrived:
+            return  # it said that before, or has no such thing
+        host.forgone += spare
+        host.limit -= spare
+        self._count(rank, host)
+        self._move(-spare)
+        if self._uses_up(host):
+            self._wants[rank] = None
+        if not self.held:
+            self._serve()
 
     def read(self, rank: int, count: int) -> None:
         """The client has read so many bytes of this host's."""
@@ -302,7 +353,7 @@ class Inflow:
         client."""
         if self._helped is not None:
             rank, limit = self._helped
-            if rank not in self._hosts or self._hosts[rank].arrived >= limit:
+            if rank not in self._hosts or self._hosts[rank].arrived >= min(limit, self._hosts[rank].limit):
                 self._helped = None
         while self._wants:
             rank = next(iter(self._wants))
@@ -378,7 +429,7 @@ class Inflow:
         """What hosts are to be told since the last call."""
         due, self._due = sorted(self._due), set()
         return tuple(
-            Grant(rank, host.limit, host.have[1], host.have[2])
+            Grant(rank, host.limit + host.forgone, host.have[1], host.have[2])
             for rank in due
             if (host := self._hosts.get(rank)) and not host.over
         )

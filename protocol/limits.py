@@ -43,6 +43,9 @@ STREAM_MOST = 1 << 20
 #: as 300 KiB: with pieces of 64 KiB, and grants of as little, a flood of 64 hosts took five times the CPU time.
 STREAM_PIECE = 256 << 10
 STREAM_DELAY = 0.02
+#: What writes nothing for so long (s) gives back what it may send, but for this: some lines need no grant first.
+STREAM_IDLE = 1.0
+STREAM_LEAST = 1 << 10
 #: A command's input travels in pieces of this size, of which a host has at most so many bytes that it did not take
 #: yet: it shares links with commands, and must not hold them up.
 INPUT_PIECE = 64 << 10

@@ -15,6 +15,7 @@ from protocol.limits import (
     INPUT_TOTAL,
     INPUT_WINDOW,
     STREAM_FIRST,
+    STREAM_LEAST,
     STREAM_MOST,
     STREAM_PIECE,
     STREAM_TOTAL,
@@ -318,9 +319,129 @@ def test_an_output_over_links_that_break_arrives_whole() -> None:
                 up.clear()
                 down.clear()
                 host.rewind()
+            if draw.random() < 0.1:
+                host.forgo()
             if got == whole:
                 break
         assert got == whole
+
+
+class _Trips:
+    """One command of some hosts, by round trips: what may be sent comes, its client reads it, the grants go back."""
+
+    def __init__(self, hosts: int) -> None:
+        self.flow = Inflow(range(hosts))
+        self.sources = {rank: Outflow() for rank in range(hosts)}
+        #: What each is still to write.
+        self.left = dict.fromkeys(range(hosts), 0)
+
+    def trip(self) -> int:
+        """One of them; how many bytes came."""
+        came = 0
+        for rank, source in self.sources.items():
+            pieces: list[tuple[int, int, bytes, int, bool]] = []
+            while self.left[rank] and not source.full:  # as an outlet does
+                size = min(STREAM_PIECE // 4, self.left[rank])
+                source.write(1, bytes(size))
+                self.left[rank] -= size
+                if source.waiting > source.piece:
+                    pieces += source.take(fast=True)
+            pieces += source.take(fast=self.left[rank] > 0)
+            for stream, offset, data, has, fast in pieces:
+                fresh = self.flow.arrived(rank, stream, offset, data, has, fast=fast)
+                assert fresh == data
+                self.flow.read(rank, len(fresh))
+                came += len(fresh)
+        for grant in self.flow.grants():
+            self.sources[grant.rank].granted(grant)
+        return came
+
+    def rate(self) -> float:
+        """Bytes a round trip, when it has settled."""
+        for _ in range(20):
+            self.trip()
+        return sum(self.trip() for _ in range(20)) / 20
+
+
+@pytest.mark.parametrize(("hosts", "idle"), [(8, 4), (8, 6), (64, 16), (64, 40)])
+def test_hosts_that_wrote_much_and_then_nothing_do_not_slow_the_others(hosts: int, idle: int) -> None:
+    trips, alone = _Trips(hosts), _Trips(hosts)
+    for rank in range(idle):
+        trips.left[rank] = 600_000
+        while trips.trip():
+            pass
+    for rank in range(idle, hosts):
+        trips.left[rank] = alone.left[rank] = 1 << 30
+    slowed, rate = trips.rate(), alone.rate()
+    assert slowed < rate / 2, "as long as they may still write"
+    for rank in range(idle):
+        trips.sources[rank].forgo()
+    assert trips.rate() > 0.95 * rate
+    for rank in range(idle):  # and they go on as the others do
+        trips.left[rank] = 1 << 20
+    while any(trips.left[rank] for rank in range(idle)):
+        assert trips.trip()
+
+
+def test_a_grant_that_was_on_its_way_when_a_host_gave_back_what_it_had_is_not_misread() -> None:
+    host, root = Outflow(), Inflow([1])
+    host.write(1, bytes(100))
+    for stream, offset, data, has, fast in host.take():
+        root.read(1, len(root.arrived(1, stream, offset, data, has, fast=fast)))
+    root.arrived(1, 1, 0, b"", 5 * STREAM_FIRST, fast=True)  # it will write more
+    (late,) = root.grants()
+    host.forgo()
+    (told,) = list(host.take())
+    host.granted(late)
+    root.arrived(1, *told[:4], fast=told[4])
+    host.granted(late)
+    host.write(2, bytes(STREAM_MOST))
+    for stream, offset, data, has, fast in host.take():
+        assert root.arrived(1, stream, offset, data, has, fast=fast) == data, "no more is sent than is taken"
+
+
+def test_what_a_host_kept_of_its_limit_lets_it_write_some_lines_at_once() -> None:
+    host = Outflow()
+    host.forgo()
+    assert list(host.take()) == [(2, STREAM_FIRST - STREAM_LEAST, b"", 0, False)]
+    host.forgo()
+    assert list(host.take()) == [], "once"
+    host.write(1, bytes(STREAM_LEAST + 1))
+    assert [(stream, offset, len(data), has) for stream, offset, data, has, _ in host.take()] == [
+        (1, 0, STREAM_LEAST, STREAM_LEAST + 1)
+    ]
+    host.rewind()
+    assert list(host.take())[-1] == (2, STREAM_FIRST - STREAM_LEAST, b"", STREAM_LEAST + 1, False), "again by a new way"
+
+
+@pytest.mark.parametrize("offset", [0, 1, STREAM_FIRST, STREAM_FIRST + 1, 2**62])
+def test_nobody_gives_back_what_it_does_not_have(offset: int) -> None:
+    window = Window()
+    flow = Inflow([1], STREAM_FIRST, window)
+    flow.arrived(1, 1, 0, b"x")
+    for _ in range(3):
+        flow.arrived(1, 2, offset, b"")
+        flow.arrived(2, 2, offset, b"")
+    assert window.ahead == STREAM_FIRST - offset * (offset < STREAM_FIRST)
+    flow.ended(1, 1, 0)
+    assert flow.complete(1)
+    flow.read(1, 1)
+    flow.over(1)
+    assert window.ahead == 0
+
+
+def test_commands_that_write_nothing_leave_new_ones_what_they_need() -> None:
+    window = Window()
+    for _ in range(100):  # a hundred `tail -f`
+        first = window.first(64)
+        flow = Inflow(range(64), first, window)
+        for rank in range(64):
+            host = Outflow(first)
+            host.forgo()
+            for stream, offset, data, has, fast in host.take():
+                flow.arrived(rank, stream, offset, data, has, fast=fast)
+    assert window.first(64) == STREAM_FIRST
+    assert window.free > STREAM_TOTAL // 2
 
 
 # --- many commands' output at the root --------------------------------------------------------------------------------

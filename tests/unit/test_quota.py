@@ -75,6 +75,8 @@ def test_an_honest_host_is_never_cut_off_whatever_is_lost_and_comes_again(seed: 
             down.append(grant)
         while down and draw.random() < 0.7:
             host.granted(down.popleft())
+        if draw.random() < 0.1:
+            host.forgo()
         if draw.random() < 0.05:  # the relay finds another parent: what was on its way up is lost
             above.clear()
             quota.anew(ranks.only(RANK))
