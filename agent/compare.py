@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -36,28 +37,38 @@ class Comparison:
     """What is to be done. A *unit* is what one rename puts in place: a file, a link, or a whole new directory."""
 
     states: bytearray
-    #: For each entry that is not right: the entry whose rename brings it there.
-    unit_of: dict[int, int] = field(default_factory=dict)
-    units: list[int] = field(default_factory=list)
+    #: For each entry that is not right: the entry whose rename brings it there. An array, since there may be 50,000.
+    unit_of: array[int] = field(default_factory=lambda: array("l"))
+    units: array[int] = field(default_factory=lambda: array("l"))
     #: Entries with the right content whose mode, times, owner or attributes differ.
-    to_fix: list[int] = field(default_factory=list)
+    to_fix: array[int] = field(default_factory=lambda: array("l"))
     #: Directories that are right, and whose time of change is to be so again once something was put into them.
     to_redate: set[int] = field(default_factory=set)
+
+    def changing(self) -> Iterator[int]:
+        """The entries that are not right, in order."""
+        right = State.RIGHT
+        return (index for index, state in enumerate(self.states) if state != right)
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.states) - self.states.count(State.RIGHT)
 
     def said(self, listing: Listing) -> str:
         """What comes of it, in words that fold: `pushed`, `unchanged`, `pushed 3 of 10`, or what else is put right."""
         if not self.units:
             return f"{_DRESS} of {len(self.to_fix)}" if self.to_fix else "unchanged"
-        if len(self.unit_of) == len(self.states):
+        if self.count == len(self.states):
             return "pushed"
         total = len(self.states) - sum(entry.kind is Kind.DIRECTORY for entry in listing.entries)
-        changed = sum(listing.entries[index].kind is not Kind.DIRECTORY for index in self.unit_of)
+        changed = sum(listing.entries[index].kind is not Kind.DIRECTORY for index in self.changing())
         return "pushed" if changed == total else f"pushed {changed} of {total}"
 
     def would(self, listing: Listing) -> str:
         """What would come of it, a line for each change."""
         words = {State.NEW: "new", State.OTHER: "changed"}
-        lines = [f"{words[State(self.states[i])]}: {shown(listing.entries[i].path)}" for i in self.unit_of]
+        lines = [f"{words[State(self.states[i])]}: {shown(listing.entries[i].path)}" for i in self.changing()]
         lines += [f"{_DRESS}: {shown(listing.entries[i].path)}" for i in self.to_fix]
         if not lines:
             return "nothing would change"
@@ -123,7 +134,8 @@ class Looker:
 
     def look(self) -> Comparison:
         """Raises BadDestination where something is in the way, OSError. Changes nothing."""
-        self._found = Comparison(bytearray(len(self.listing.entries)))
+        count = len(self.listing.entries)
+        self._found = Comparison(bytearray(count), array("l", [-1]) * count)
         self._below = Below(self.folder)
         self._places = first_names(self.listing)
         self._uid = os.geteuid()
@@ -279,9 +291,9 @@ def check_room(folder: int, listing: Listing, found: Comparison, there: int) -> 
     on disk already, from an earlier attempt. Source: statvfs(3)."""
     room = os.statvfs(folder)
     block = room.f_frsize or 4096
-    entries, names = listing.entries, len(found.unit_of)
+    entries, names = listing.entries, found.count
     blocks = 0
-    for index in found.unit_of:
+    for index in found.changing():
         entry = entries[index]
         data = entry.size if entry.extents is None else entry.data  # of what is no file, 0
         blocks += -(-data // block)
@@ -296,10 +308,10 @@ def check_room(folder: int, listing: Listing, found: Comparison, there: int) -> 
 
 def missing_chunks(listing: Listing, places: Map, found: Comparison, chunk: int, count: int) -> bytearray:
     """For each of `count` chunks of data whether it has something that is not here (1)."""
-    if len(found.unit_of) == len(listing.entries):
+    if found.count == len(listing.entries):
         return bytearray(b"\1") * count
     missing = bytearray(count)
-    for index in found.unit_of:
+    for index in found.changing():
         if listing.entries[index].data:
             begin, end = places.span(index)
             first, last = begin // chunk, (end - 1) // chunk

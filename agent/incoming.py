@@ -61,7 +61,9 @@ class Incoming:
         self._only = only
         self._found: Comparison | None = None
         self._staged: Staged | None = None
-        self._head: dict[int, bytes] = {}
+        #: The stream's head, as far as it has come, in one piece: the listing is read where it lies.
+        self._head = bytearray()
+        self._head_came: set[int] = set()
         self._listing_fd: int | None = None
         self._lock = threading.Lock()
         self._users = 0
@@ -89,7 +91,7 @@ class Incoming:
         Raises BadDestination, OSError.
         """
         with self._in_use():
-            return self._look(b"".join(self._head[index] for index in range(self._stream.head)))
+            return self._look(self._head)
 
     def _adopt_head(self) -> None:
         """The head that an earlier push left, as far as it is right."""
@@ -100,12 +102,12 @@ class Incoming:
                 for index in range(stream.head):
                     blob = os.pread(fd, chunk_size(stream, index), index * stream.chunk)
                     if is_right(stream, index, blob):
-                        self._head[index] = blob
+                        self._keep_head(index, blob)
                         self.have |= 1 << index
             finally:
                 os.close(fd)
 
-    def _look(self, packed: bytes) -> int:
+    def _look(self, packed: bytes | bytearray) -> int:
         stream = self._stream
         try:
             self._listing = listings.unpack(packed)
@@ -166,7 +168,7 @@ class Incoming:
         found, staged = self._required, self._to_stage
         there = 0
         if self._staging.adopted:
-            for index in found.unit_of:
+            for index in found.changing():
                 with suppress(OSError):
                     info = os.stat(staged.name(index), dir_fd=self._staging.fd, follow_symlinks=False)
                     there += info.st_blocks * 512
@@ -179,12 +181,12 @@ class Incoming:
             staging = self._staging.make()
             fd = os.open(LISTING, _MAKE, 0o600, dir_fd=staging)
             try:
-                write_all(fd, b"".join(self._head[index] for index in range(self._stream.head)), 0)
+                write_all(fd, self._head, 0)
             except BaseException:
                 os.close(fd)
                 raise
             self._listing_fd = fd
-            self._head.clear()
+            self._head = bytearray()
 
     @property
     def _required(self) -> Comparison:
@@ -214,9 +216,13 @@ class Incoming:
                 staged.write(data)
 
     def _keep_head(self, index: int, blob: Blob) -> None:
-        if index >= self._stream.head:
+        stream = self._stream
+        if index >= stream.head:
             raise OSError(errno.EINVAL, "a chunk came before the listing was looked at")
-        self._head[index] = bytes(blob)
+        if self._found is None and index not in self._head_came:  # else it is in use
+            self._head = self._head or bytearray(stream.head * stream.chunk)
+            self._head[index * stream.chunk : (index + 1) * stream.chunk] = blob
+            self._head_came.add(index)
 
     def take(self, folder: int) -> None:
         """Instead of chunks: the files of the same listing that are in place below `folder`, a descriptor."""
@@ -231,7 +237,8 @@ class Incoming:
             if index < stream.head:
                 if self._listing_fd is not None:
                     return os.pread(self._listing_fd, size, index * stream.chunk)
-                return self._head.get(index, b"")
+                begin = index * stream.chunk
+                return bytes(self._head[begin : begin + size]) if index in self._head_came else b""
             return self._to_stage.read((index - stream.head) * stream.chunk, size)
 
     def read_or_none(self, index: int) -> bytes | None:
@@ -313,6 +320,7 @@ class Incoming:
         self._listing = listings.NOTHING
         self._map = Map(self._listing)
         self._found = None
+        self._head = bytearray()
 
     def _release(self) -> None:
         if self._staged is not None:

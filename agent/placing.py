@@ -54,7 +54,7 @@ class Placing:
                 self.staged.below.close()  # what was a directory when it was looked at may be a link now
                 for unit in found.units:
                     self._put(unit)
-            for index in sorted({*found.to_fix, *found.to_redate}, reverse=True):
+            for index in sorted(found.to_redate.union(found.to_fix), reverse=True):
                 self._fix(index)
             if found.units:
                 self._sync_folders()
@@ -63,7 +63,7 @@ class Placing:
         """Make what has no data, and check and dress what came in parts."""
         found, entries, staging = self.found, self.listing.entries, self.staging.make()
         files, done, directories = first_names(self.listing), self.staged.done, []
-        for index in found.unit_of:
+        for index in found.changing():
             if done[index]:
                 continue
             entry = entries[index]
@@ -111,10 +111,10 @@ class Placing:
     def _sync(self) -> None:
         """What is staged to disk."""
         found, staging = self.found, self.staging.make()
-        if len(found.unit_of) > _SYNCED_EACH:
+        if found.count > _SYNCED_EACH:
             _syncfs(staging)
             return
-        for index in reversed(list(found.unit_of)):
+        for index in reversed(list(found.changing())):
             if self.listing.entries[index].kind in (Kind.FILE, Kind.DIRECTORY):
                 fd = os.open(self.staged.name(index), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
                 try:

@@ -104,7 +104,7 @@ class Staged:
         staging, entries, self._large = self.staging.make(), self.listing.entries, large
         self._umask_counts = not _has_default_acl(staging)
         directory = Kind.DIRECTORY
-        for index in self.found.unit_of:
+        for index in self.found.changing():
             entry = entries[index]
             if entry.kind is directory:
                 with suppress(FileExistsError):
@@ -187,7 +187,7 @@ class Staged:
         its other name (a hard link), or copied where that can't be."""
         entries, there = self.listing.entries, Below(folder)
         try:
-            for index in self.found.unit_of:
+            for index in self.found.changing():
                 entry = entries[index]
                 if entry.kind is Kind.FILE:
                     above = parent_of(entry.path)
@@ -299,7 +299,7 @@ class _Run:
                 self._begin += len(view)
 
 
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all of it, however little one call takes. Raises OSError."""
     view = memoryview(data)
     while view:

@@ -109,8 +109,8 @@ UNSTORED_MOST = 4 << 20
 #: host by host. Measured with links of 80 Mbit/s, the service's too, 16 hosts, in ms, by the tree and by the chain:
 #: 64 KiB 121 and 340, 96 KiB 185 and 257, 128 KiB 235 and 220, 256 KiB 497 and 254. More children bring that nearer.
 MAX_INLINE = 64 << 10
-#: Names in one push or pull. Each takes some 350 bytes of a host's memory while the push lasts: 16 MiB at the most, of
-#: the 32 that a push may take.
+#: Names in one push or pull. On a host each takes what it has in the packed listing, up to 8 MiB in all of the 32 MiB
+#: that a push may take, and some 25 bytes beside.
 MAX_ENTRIES = 50_000
 #: Paths that one pull may name: each has a name of its own in the folder that they go to.
 MAX_OFFERED = 1_000

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from itertools import pairwise
+from operator import eq
 from typing import Annotated
 
 import msgspec
 
 from protocol.limits import MAX_ENTRIES, MAX_EXTENTS, MAX_LISTING, MAX_PATH
+from protocol.packed import Packed
 from protocol.wishes import OwnerName
 
 #: Linux's NAME_MAX (limits.h).
@@ -29,6 +31,11 @@ _NAME_MOST = 255
 #: Of what a message about a bad entry shows.
 _SHOWN = 200
 _LENGTH = 4
+#: Entries of a listing above so many bytes are decoded when they are looked at. Decoded, an entry takes four times as
+#: much memory as packed; of a listing of this size that is 5 MB.
+_PACKED_ABOVE = 1 << 20
+#: Paths that are looked at together.
+_PATHS_AT_ONCE = 4_096
 #: Names that no file has.
 _ODD = frozenset((b"", b".", b".."))
 
@@ -85,12 +92,16 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         return self.size if self.extents is None else sum(length for _, length in self.extents)
 
 
-class Listing(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+_Owners = Annotated[tuple[tuple[OwnerName, OwnerName], ...], msgspec.Meta(max_length=MAX_ENTRIES)]
+_Some = msgspec.Meta(min_length=1, max_length=MAX_ENTRIES)
+
+
+class Listing(msgspec.Struct, frozen=True, array_like=True):
     """The entries, each directory before what is in it. `owners` are pairs of a user and a group, by name or number,
     empty where that one is not to change."""
 
-    entries: Annotated[tuple[Entry, ...], msgspec.Meta(min_length=1, max_length=MAX_ENTRIES)]
-    owners: Annotated[tuple[tuple[OwnerName, OwnerName], ...], msgspec.Meta(max_length=MAX_ENTRIES)] = ()
+    entries: Sequence[Entry]
+    owners: _Owners = ()
 
     @property
     def data(self) -> int:
@@ -118,7 +129,7 @@ def check(listing: Listing) -> None:
     entries = listing.entries
     _check_paths([entry.path for entry in entries])
     directories, inside = {b""}, b""
-    extents, owners = 0, len(listing.owners)
+    extents, owners, named = 0, len(listing.owners), False
     for entry in entries:
         above = entry.path.rpartition(b"/")[0]
         if above != inside:  # else it was seen with the entry before
@@ -141,20 +152,27 @@ def check(listing: Listing) -> None:
             _check_no_file(entry)
             if entry.kind is _DIRECTORY:
                 directories.add(entry.path)
+            named = named or entry.kind is Kind.SAME
     if extents > MAX_EXTENTS:
         raise BadListing(f"its sparse files have {extents} parts, and {MAX_EXTENTS} are the most")
-    _check_names(entries)
+    if named:
+        _check_names(entries)
 
 
 def _check_paths(paths: list[bytes]) -> None:
-    """All at once, since there may be 50,000: each part is between two slashes, and between two paths is one NUL."""
-    joined = b"/" + b"/\0/".join(paths) + b"/"
-    odd = b"//" in joined or b"/./" in joined or b"/../" in joined or joined.count(b"\0") >= len(paths)
-    for path in paths:
-        if odd or len(path) > _NAME_MOST:
-            _check_path(path)
-    if len(set(paths)) < len(paths):
-        raise BadListing(f"{shown(Counter(paths).most_common(1)[0][0])} is listed twice")
+    """Many at once, since there may be 50,000: each part is between two slashes, and between two paths is one NUL.
+    Leaves them sorted."""
+    for at in range(0, len(paths), _PATHS_AT_ONCE):
+        some = paths[at : at + _PATHS_AT_ONCE]
+        joined = b"".join((b"/", b"/\0/".join(some), b"/"))
+        odd = b"//" in joined or b"/./" in joined or b"/../" in joined or joined.count(b"\0") >= len(some)
+        for path in some:
+            if odd or len(path) > _NAME_MOST:
+                _check_path(path)
+    paths.sort()
+    if any(map(eq, paths, paths[1:])):
+        twice = next(path for path, after in pairwise(paths) if path == after)
+        raise BadListing(f"{shown(twice)} is listed twice")
 
 
 def _check_no_file(entry: Entry) -> None:
@@ -164,10 +182,8 @@ def _check_no_file(entry: Entry) -> None:
         raise BadListing(f"{shown(entry.path)} is a symbolic link to nowhere")
 
 
-def _check_names(entries: tuple[Entry, ...]) -> None:
+def _check_names(entries: Sequence[Entry]) -> None:
     """Further names are those of files before them."""
-    if Kind.SAME not in {entry.kind for entry in entries}:
-        return
     files: set[bytes] = set()
     for entry in entries:
         if entry.kind is _FILE:
@@ -198,8 +214,25 @@ def _check_extents(entry: Entry) -> None:
         raise BadListing(f"the parts of {shown(entry.path)} go beyond its end")
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Listing)
+class _Whole(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A listing as it travels."""
+
+    entries: Annotated[tuple[Entry, ...], _Some]
+    owners: _Owners = ()
+
+
+class _Raw(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The same, with nothing in it looked at."""
+
+    entries: Annotated[tuple[msgspec.Raw, ...], _Some]
+    owners: msgspec.Raw = msgspec.Raw()
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=list)  # of Packed
+_decoder, _raw_decoder = msgspec.msgpack.Decoder(_Whole), msgspec.msgpack.Decoder(_Raw)
+_entries_decoder, _owners_decoder = msgspec.msgpack.Decoder(tuple[Entry, ...]), msgspec.msgpack.Decoder(_Owners)
+#: The first byte of an array whose length the next two bytes say (MessagePack's array 16).
+_ARRAY = b"\xdc"
 
 
 def pack(listing: Listing) -> bytes:
@@ -214,19 +247,39 @@ def pack(listing: Listing) -> bytes:
     return len(body).to_bytes(_LENGTH, "big") + body
 
 
-def unpack(data: bytes) -> Listing:
-    """The listing that `data` begins with; behind it may be zeros, up to a chunk's end. Raises BadListing."""
+def unpack(data: bytes | bytearray) -> Listing:
+    """The listing that `data`, which must stay as it is, begins with; behind it may be zeros, up to a chunk's end.
+    Raises BadListing."""
     length = int.from_bytes(data[:_LENGTH], "big")
     if length > MAX_LISTING:
         raise BadListing(f"a list of {length} bytes is too long, {MAX_LISTING} are the most")
     if len(data) < _LENGTH + length or data[_LENGTH + length :].strip(b"\0"):
         raise BadListing("the list is cut short, or has more behind it")
+    body = memoryview(data)[_LENGTH : _LENGTH + length]
     try:
-        listing: Listing = _decoder.decode(memoryview(data)[_LENGTH : _LENGTH + length])
+        listing = _read(body) if length <= _PACKED_ABOVE else _read_packed(body)
+        check(listing)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadListing(f"the list is malformed: {error}") from error
-    check(listing)
     return listing
+
+
+def _read(body: memoryview) -> Listing:
+    whole = _decoder.decode(body)
+    return Listing(whole.entries, whole.owners)
+
+
+def _read_packed(body: memoryview) -> Listing:
+    """The same where entries stay packed. Those that are malformed raise when they are looked at, as `check` does."""
+    raw = _raw_decoder.decode(body)
+    sizes = array("L", map(len, raw.entries))
+    owners = _owners_decoder.decode(raw.owners) if len(raw.owners) else ()
+    begin = len(body) - len(raw.owners) - sum(sizes)  # behind two arrays' first bytes, however they were written
+    return Listing(Packed(body, begin, sizes, _some_entries), owners)
+
+
+def _some_entries(count: int, packed: memoryview) -> tuple[Entry, ...]:
+    return _entries_decoder.decode(b"".join((_ARRAY, count.to_bytes(2, "big"), packed)))
 
 
 #: A part of a chunk that lies in one file: the entry, where in its file, where in the chunk, how many bytes.

@@ -205,6 +205,7 @@ def memory(hosts: int, size: int) -> None:
                 (f"{4 * size / MB:.0f} MB", lambda: fleet.push(source)),
                 ("a second time", lambda: fleet.push(source)),
                 ("10,000 files", lambda: fleet.push(_tree(Path(folder)))),
+                ("49,000 files", lambda: fleet.push(_tree(Path(folder), 49_000))),
                 (f"{4 * size / MB:.0f} MB and {size / MB:.0f} MB at a time", both),
             ):
                 grown = fleet.growth(work)
@@ -304,11 +305,11 @@ def _unpack(fleet: Fleet, tree: Path, where: str) -> float:
     return wall
 
 
-def _tree(folder: Path) -> Path:
-    """10,000 files of 1 KB."""
-    tree = folder / "tree"
+def _tree(folder: Path, count: int = 10_000) -> Path:
+    """So many files of 1 KB."""
+    tree = folder / f"tree-{count}"
     if not tree.exists():
-        for number in range(10_000):
+        for number in range(count):
             path = tree / f"{number // 100}" / f"{number}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(random.Random(number).randbytes(1_000))

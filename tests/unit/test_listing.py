@@ -21,6 +21,14 @@ def listing(*entries: Entry, owners: tuple[tuple[str, str], ...] = ()) -> Listin
     return Listing(entries, owners)
 
 
+@pytest.fixture(params=["decoded", "packed"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As short listings are read, and as long ones are."""
+    if request.param == "packed":
+        monkeypatch.setattr(listings, "_PACKED_ABOVE", 0)
+
+
+@pytest.mark.usefixtures("_either_way")
 def test_a_listing_travels_and_may_have_zeros_behind_it() -> None:
     whole = listing(
         Entry(b"a", D, 0o755),
@@ -30,7 +38,45 @@ def test_a_listing_travels_and_may_have_zeros_behind_it() -> None:
         owners=(("root", ""),),
     )
     packed = listings.pack(whole)
-    assert listings.unpack(packed) == listings.unpack(packed.ljust(1 << 18, b"\0")) == whole
+    for data in (packed, packed.ljust(1 << 18, b"\0")):
+        found = listings.unpack(data)
+        assert (tuple(found.entries), found.owners) == (whole.entries, whole.owners)
+        assert listings.pack(found) == packed
+
+
+def test_a_long_listing_is_the_same_from_wherever_it_is_looked_at() -> None:
+    entries = (Entry(b"a", D), *(Entry(b"a/%05d" % i, F, 0o644, i, i, bytes(32)) for i in range(20_000)))
+    packed = listings.pack(listing(*entries))
+    found = listings.unpack(packed).entries
+    assert not isinstance(found, tuple)
+    assert len(found) == len(entries)
+    assert list(found) == list(entries)
+    for index in (0, 255, 256, 5_000, 256, 20_000, -1, -20_001):
+        assert found[index] == entries[index]
+    assert found[1_000:1_600:7] == list(entries[1_000:1_600:7])
+    for index in (20_001, -20_002):
+        with pytest.raises(IndexError):
+            found[index]
+    ends = [start.size for start in (found[300], found[20_000])]
+    assert ends == [299, 19_999]
+    assert Map(listings.unpack(packed)).size == sum(range(20_000))
+
+
+@pytest.mark.parametrize("where", [1, 10_000, 20_000])
+def test_a_long_listing_that_is_malformed_or_odd_anywhere_is_refused_whole(where: int) -> None:
+    good = [msgspec.msgpack.encode(Entry(b"%05d" % i, F, 0o644, i, i, bytes(32))) for i in range(20_001)]
+    for bad, why in (
+        (b"\xc0", "malformed"),
+        (msgspec.msgpack.encode([b"x", 9]), "malformed"),
+        (msgspec.msgpack.encode([b"x" * 5_000, 0]), "malformed"),
+        (msgspec.msgpack.encode(Entry(b"../x", F)), "part '..'"),
+        (good[0], "twice"),
+        (msgspec.msgpack.encode(Entry(b"x", F, owner=0)), "owner"),
+    ):
+        entries = b"".join([*good[:where], bad, *good[where + 1 :]])
+        body = b"\x91\xdc" + len(good).to_bytes(2, "big") + entries
+        with pytest.raises(BadListing, match=why):
+            listings.unpack(len(body).to_bytes(4, "big") + body)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +117,7 @@ def test_a_listing_travels_and_may_have_zeros_behind_it() -> None:
         ([Entry(b"a", F, xattrs=(("user.\0", b""),))], "extended attribute"),
     ],
 )
+@pytest.mark.usefixtures("_either_way")
 def test_a_listing_that_is_odd_anywhere_is_refused_whole(entries: list[Entry], why: str) -> None:
     bad = listing(Entry(b"good", F), *entries, Entry(b"good too", F))
     with pytest.raises(BadListing, match=why):
@@ -94,11 +141,14 @@ def test_a_listing_of_too_many_or_too_much_is_refused() -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(st.binary(max_size=200))
-def test_whatever_comes_is_a_listing_or_refused(data: bytes) -> None:
-    for raw in (data, len(data).to_bytes(4, "big") + data):
-        with contextlib.suppress(BadListing):
-            listings.check(listings.unpack(raw))
+@given(st.binary(max_size=200), st.booleans())
+def test_whatever_comes_is_a_listing_or_refused(data: bytes, packed: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if packed:
+            patch.setattr(listings, "_PACKED_ABOVE", 0)
+        for raw in (data, len(data).to_bytes(4, "big") + data):
+            with contextlib.suppress(BadListing):
+                listings.check(listings.unpack(raw))
 
 
 def test_a_listing_that_is_cut_short_or_goes_on_is_refused() -> None:
