@@ -72,7 +72,7 @@ def open_folder(path: str) -> int:
         raise BadDestination(f"{path}: {folder} is not a directory") from error
     except FileNotFoundError as error:
         os.close(fd)
-        raise BadDestination(f"{path}: {folder} does not exist") from error
+        raise BadDestination(f"{path}: {folder} does not exist: make it first") from error
     except BaseException:
         os.close(fd)
         raise

@@ -247,9 +247,9 @@ def pack(listing: Listing) -> bytes:
     return len(body).to_bytes(_LENGTH, "big") + body
 
 
-def unpack(data: bytes | bytearray) -> Listing:
-    """The listing that `data`, which must stay as it is, begins with; behind it may be zeros, up to a chunk's end.
-    Raises BadListing."""
+def unpack(data: bytes | bytearray, *, packed_above: int = _PACKED_ABOVE) -> Listing:
+    """The listing that `data`, which must stay as it is, begins with; behind it may be zeros, up to a chunk's end. Of
+    more than `packed_above` bytes the entries stay packed. Raises BadListing."""
     length = int.from_bytes(data[:_LENGTH], "big")
     if length > MAX_LISTING:
         raise BadListing(f"a list of {length} bytes is too long, {MAX_LISTING} are the most")
@@ -257,7 +257,7 @@ def unpack(data: bytes | bytearray) -> Listing:
         raise BadListing("the list is cut short, or has more behind it")
     body = memoryview(data)[_LENGTH : _LENGTH + length]
     try:
-        listing = _read(body) if length <= _PACKED_ABOVE else _read_packed(body)
+        listing = _read(body) if length <= packed_above else _read_packed(body)
         check(listing)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadListing(f"the list is malformed: {error}") from error

@@ -99,15 +99,24 @@ def profile(data: bytes) -> None:
 
 
 def pushed(data: bytes) -> None:
-    """The listing of a push: what is taken stays below its folder and packs to what it was, or BadListing."""
-    try:
-        found = listing.unpack(data)
-    except listing.BadListing:
+    """The listing of a push: what is taken stays below its folder and packs to what it was, or BadListing; the same
+    where it stays packed, as long ones do."""
+    found, packed = _listed(data), _listed(data, packed_above=0)
+    assert (found is None) == (packed is None)
+    if found is None or packed is None:
         return
+    assert (tuple(packed.entries), packed.owners) == (found.entries, found.owners)
     assert not any(b".." in entry.path.split(b"/") or entry.path.startswith(b"/") for entry in found.entries)
     assert listing.unpack(listing.pack(found)) == found
     total = listing.Map(found)
     assert sum(length for _, _, _, length in total.pieces(0, min(total.size, 1 << 20))) == min(total.size, 1 << 20)
+
+
+def _listed(data: bytes, **how: int) -> listing.Listing | None:
+    try:
+        return listing.unpack(data, **how)
+    except listing.BadListing:
+        return None
 
 
 def request(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import msgspec
@@ -21,14 +22,10 @@ def listing(*entries: Entry, owners: tuple[tuple[str, str], ...] = ()) -> Listin
     return Listing(entries, owners)
 
 
-@pytest.fixture(params=["decoded", "packed"])
-def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As short listings are read, and as long ones are."""
-    if request.param == "packed":
-        monkeypatch.setattr(listings, "_PACKED_ABOVE", 0)
+#: As short listings are read, and as long ones are.
+EITHER_WAY = (MAX_LISTING, 0)
 
 
-@pytest.mark.usefixtures("_either_way")
 def test_a_listing_travels_and_may_have_zeros_behind_it() -> None:
     whole = listing(
         Entry(b"a", D, 0o755),
@@ -38,8 +35,8 @@ def test_a_listing_travels_and_may_have_zeros_behind_it() -> None:
         owners=(("root", ""),),
     )
     packed = listings.pack(whole)
-    for data in (packed, packed.ljust(1 << 18, b"\0")):
-        found = listings.unpack(data)
+    for data, above in itertools.product((packed, packed.ljust(1 << 18, b"\0")), EITHER_WAY):
+        found = listings.unpack(data, packed_above=above)
         assert (tuple(found.entries), found.owners) == (whole.entries, whole.owners)
         assert listings.pack(found) == packed
 
@@ -117,14 +114,14 @@ def test_a_long_listing_that_is_malformed_or_odd_anywhere_is_refused_whole(where
         ([Entry(b"a", F, xattrs=(("user.\0", b""),))], "extended attribute"),
     ],
 )
-@pytest.mark.usefixtures("_either_way")
 def test_a_listing_that_is_odd_anywhere_is_refused_whole(entries: list[Entry], why: str) -> None:
     bad = listing(Entry(b"good", F), *entries, Entry(b"good too", F))
     with pytest.raises(BadListing, match=why):
         listings.pack(bad)
     body = msgspec.msgpack.encode(bad)
-    with pytest.raises(BadListing, match=why):
-        listings.unpack(len(body).to_bytes(4, "big") + body)
+    for above in EITHER_WAY:
+        with pytest.raises(BadListing, match=why):
+            listings.unpack(len(body).to_bytes(4, "big") + body, packed_above=above)
 
 
 def test_a_listing_of_too_many_or_too_much_is_refused() -> None:
@@ -141,14 +138,11 @@ def test_a_listing_of_too_many_or_too_much_is_refused() -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(st.binary(max_size=200), st.booleans())
-def test_whatever_comes_is_a_listing_or_refused(data: bytes, packed: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        if packed:
-            patch.setattr(listings, "_PACKED_ABOVE", 0)
-        for raw in (data, len(data).to_bytes(4, "big") + data):
-            with contextlib.suppress(BadListing):
-                listings.check(listings.unpack(raw))
+@given(st.binary(max_size=200), st.sampled_from(EITHER_WAY))
+def test_whatever_comes_is_a_listing_or_refused(data: bytes, above: int) -> None:
+    for raw in (data, len(data).to_bytes(4, "big") + data):
+        with contextlib.suppress(BadListing):
+            listings.check(listings.unpack(raw, packed_above=above))
 
 
 def test_a_listing_that_is_cut_short_or_goes_on_is_refused() -> None:
