@@ -27,6 +27,7 @@ from controller.planning import Planning
 from controller.rollcall import RollCalls
 from controller.rolling import Roll, Rolling
 from controller.root_worker import RootWorker
+from controller.shelf import DiskShelf
 from controller.state import Record, State
 from controller.streaming import Recorded, Sending, Streaming
 from controller.vm_words import words
@@ -42,7 +43,8 @@ from protocol.commands import (
     Push,
     Run,
 )
-from protocol.flow import InputWindow, Window, nobody_reads
+from protocol.feeding import InputWindow
+from protocol.flow import Window, nobody_reads
 from protocol.limits import DEFAULT_LIFETIME_MS
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Cancelled, Fold, succeeded
@@ -66,6 +68,7 @@ class RootNode:
     def __init__(self, directory: Path, listen: str, advertised: str | None) -> None:
         """`listen` is the address to listen at (0.0.0.0: all), `advertised` the one that hosts are told."""
         self.loop = asyncio.get_running_loop()
+        self._directory = directory
         self.state = State(directory / "state.db")
         self.identity: Identity = HostDirectory(directory / "root").enrol(listen)
         self.fleet = self._fleet_name(directory)
@@ -193,8 +196,10 @@ class RootNode:
                 id_,
                 ranks.each(who),
                 self._input_window,
+                DiskShelf(self._directory),
                 give=lambda some, piece: self._submit(self.state.new_id(), some, piece, Manner.QUIET, None),
                 room=lambda upto: job.tell_client(api.InputRoom(upto=upto)),
+                broken=partial(self._input_broke, job),
             )
         self.shell.feed(events.Submit(delivery, body))
         return id_
@@ -297,6 +302,10 @@ class RootNode:
                 body=body,
             )
         )
+
+    def _input_broke(self, job: Job, error: OSError) -> None:
+        log.error("command %d is cancelled: its input can't be read back from the disk: %s", min(job.ids), error)
+        self.cancel(job)
 
     def cancel(self, job: Job) -> None:
         """Stop what of a job still runs, everywhere, and begin no more of it."""

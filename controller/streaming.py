@@ -10,7 +10,8 @@ from typing import TypeAlias
 from controller import api
 from protocol import ranks
 from protocol.commands import Input
-from protocol.flow import Feeding, Inflow, InputWindow, Window, nobody_reads
+from protocol.feeding import Feeding, InputWindow, Shelf
+from protocol.flow import Inflow, Window, nobody_reads
 from protocol.messages import Grant
 from protocol.outcomes import Exited, Fold, Killed, TimedOut
 from protocol.ranks import Ranks
@@ -167,16 +168,18 @@ class Sending:
         of: int,
         hosts: Iterable[int],
         window: InputWindow,
+        shelf: Shelf,
         *,
         give: Callable[[Ranks, Input], None],
         room: Callable[[int], None],
+        broken: Callable[[OSError], None],
     ) -> None:
-        """`give` signs and sends a piece; `room` tells the client up to which offset it may send; `window` is shared
-        with other commands."""
+        """`give` signs and sends a piece; `room` tells the client up to which offset it may send; `broken` is called
+        where what was put on the `shelf` can't be read; `window` is shared with other commands."""
         self._of = of
-        self._feeding = Feeding(hosts, window)
+        self._feeding = Feeding(hosts, window, shelf)
         self.close = self._feeding.close
-        self._give, self._room = give, room
+        self._give, self._room, self._broken = give, room, broken
         self._told = 0
         self.tell_room()
 
@@ -199,8 +202,11 @@ class Sending:
         self._pump()
 
     def _pump(self) -> None:
-        for who, offset, data, last in self._feeding.pieces():
-            self._give(ranks.union(who), Input(of=self._of, offset=offset, data=data, last=last))
+        try:
+            for who, offset, data, last in self._feeding.pieces():
+                self._give(ranks.union(who), Input(of=self._of, offset=offset, data=data, last=last))
+        except OSError as error:
+            self._broken(error)
         self.tell_room()
 
     def tell_room(self) -> None:

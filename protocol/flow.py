@@ -1,12 +1,11 @@
-"""Flow control of streamed output and input, from the client's terminal to the process's pipe and back. Pure.
+"""Flow control of streamed output, from the process's pipe to the client's terminal. Pure. (Input: `protocol.feeding`.)
 
-Output: a host sends what its limit allows, and keeps what the root has not said that it has. It sends that again
+A host sends what its limit allows, and keeps what the root has not said that it has. It sends that again
 whenever it is attached anew, so that no relay need keep anything; the root takes what comes next and leaves out what it
 has. Limits grow as the client reads. Each piece says how much its host would have sent if it might, so that few need to
 ask; where many want more than there is, they take turns, for a message a turn costs least. Who writes nothing gives
 back what it may send: it counts that as if it had sent it, so that no grant that is on its way can be misread, and
-neither end ever takes anything back from the other. Input: the other way round, and every host says how much it has
-taken.
+neither end ever takes anything back from the other.
 """
 
 from __future__ import annotations
@@ -14,10 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from protocol.limits import (
-    INPUT_CREDIT,
-    INPUT_PIECE,
-    INPUT_TOTAL,
-    INPUT_WINDOW,
     STREAM_FIRST,
     STREAM_LEAST,
     STREAM_MOST,
@@ -438,122 +433,3 @@ class Inflow:
 def nobody_reads(ranks: Iterable[int]) -> tuple[Grant, ...]:
     """To these hosts: there is no client any more."""
     return tuple(Grant(rank, None, 0, 0) for rank in ranks)
-
-
-class InputWindow:
-    """What the service keeps of the inputs of all commands together, beyond what each needs to go on."""
-
-    def __init__(self, total: int = INPUT_TOTAL) -> None:
-        self._total = total
-        #: Bytes that clients may send or have sent and some host has not taken.
-        self.ahead = 0
-
-    @property
-    def free(self) -> int:
-        """How much more may be kept."""
-        return max(0, self._total - self.ahead)
-
-
-class _Reader:
-    """One host that reads an input: how much it has taken, and how much it was sent."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-        self.sent = 0
-        self.ready = False
-
-
-class Feeding:
-    """The standard input of one command at the root. It keeps INPUT_WINDOW: whoever takes least holds back the others
-    once they are so far ahead."""
-
-    def __init__(self, hosts: Iterable[int], window: InputWindow | None = None) -> None:
-        """`window` is shared with other commands."""
-        self._readers = {rank: _Reader() for rank in hosts}
-        self._window = window or InputWindow()
-        self._data = bytearray()
-        self._start = 0
-        self._last = False
-        #: The offset up to which the client may send.
-        self.room = 0
-        self._closed = False
-        self._widen()
-
-    def _widen(self) -> None:
-        ahead = self.room - self._start
-        # What a host may have untaken is each command's own: it goes on, whatever others keep.
-        more = max(min(INPUT_WINDOW - ahead, self._window.free), INPUT_CREDIT - ahead)
-        if more > 0:
-            self.room += more
-            self._window.ahead += more
-
-    def close(self) -> None:
-        """The command is over, once."""
-        self._readers.clear()
-        self._data.clear()
-        self._window.ahead -= self.room - self._start
-        self._closed = True
-
-    def add(self, data: bytes, *, last: bool) -> bool:
-        """More from the client; false where that was more than it may send, or comes after the end."""
-        if self._closed:
-            return True  # it was on its way
-        if self._last or self._start + len(self._data) + len(data) > self.room:
-            return False
-        if self._readers:
-            self._data += data
-        else:
-            self._advance(self._start + len(data))
-        self._last = last
-        return True
-
-    def _advance(self, start: int) -> None:
-        self._window.ahead -= start - self._start
-        self._start = start
-        self._widen()
-
-    def taken(self, rank: int, count: int, *, is_open: bool, anew: bool) -> None:
-        """A host has read `count` bytes. With `anew` it begins there, for it may have missed what it was sent."""
-        reader = self._readers.get(rank)
-        if reader is None:
-            return
-        if not is_open:
-            self.over(rank)
-            return
-        end = self._start + len(self._data)
-        if not reader.taken <= count <= end:
-            return  # it can't have taken what it was not sent, nor give it back
-        reader.ready |= anew
-        reader.taken = count
-        reader.sent = count if anew else max(reader.sent, count)
-        self._forget()
-
-    def over(self, rank: int) -> None:
-        """This host reads no more."""
-        if self._readers.pop(rank, None) is not None:
-            self._forget()
-
-    def _forget(self) -> None:
-        least = min((reader.taken for reader in self._readers.values()), default=self._start + len(self._data))
-        if least > self._start:
-            del self._data[: least - self._start]
-            self._advance(least)
-
-    def pieces(self) -> Iterator[tuple[list[int], int, bytes, bool]]:
-        """What is to be sent now: to whom, from which offset, the bytes, and whether it is the end."""
-        end = self._start + len(self._data)
-        while True:
-            groups: dict[int, list[int]] = {}
-            for rank, reader in self._readers.items():
-                at_end = reader.sent == end and self._last
-                if reader.ready and (at_end or (reader.sent < end and reader.sent - reader.taken < INPUT_CREDIT)):
-                    groups.setdefault(reader.sent, []).append(rank)
-            if not groups:
-                return
-            for offset, who in sorted(groups.items()):
-                data = bytes(self._data[offset - self._start : offset - self._start + INPUT_PIECE])
-                last = self._last and offset + len(data) == end
-                yield who, offset, data, last
-                for rank in who:
-                    # One beyond the end: it was sent.
-                    self._readers[rank].sent = offset + len(data) + last

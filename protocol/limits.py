@@ -50,11 +50,14 @@ STREAM_LEAST = 1 << 10
 #: yet: it shares links with commands, and must not hold them up.
 INPUT_PIECE = 64 << 10
 INPUT_CREDIT = 256 << 10
-#: And so far may the host that takes most be ahead of the one that takes least: what the service keeps of an input.
+#: And so much the service keeps of an input in memory, and for the clients to send ahead: hosts that are about as fast
+#: as one another are no further apart.
 INPUT_WINDOW = 8 << 20
-#: And what it keeps of all commands' inputs together, beyond an INPUT_CREDIT of each: then the slowest host of each
-#: holds back its others sooner.
+#: And what it keeps so of all commands' inputs together, beyond an INPUT_CREDIT of each.
 INPUT_TOTAL = 64 << 20
+#: So far may the host that takes most be ahead of the one that takes least: the service keeps that on its disk. Larger
+#: than what most people send, so that a host that never reads holds up nobody.
+INPUT_APART = 1 << 30
 #: Environment variables that a command may set, and resource limits: more than anybody types.
 MAX_ENV = 256
 #: A script, or an input, that rides in the signed command: larger ones are pushed, or sent piece by piece.

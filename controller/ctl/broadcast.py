@@ -156,7 +156,12 @@ def broadcast(
         str | None,
         typer.Option(metavar="FILE", help="Send this script and run it; CMD... are its arguments. No file stays."),
     ] = None,
-    stdin: Annotated[bool, typer.Option("--stdin", help="Send standard input to all hosts.")] = False,
+    stdin: Annotated[
+        bool,
+        typer.Option(
+            "--stdin", help="Send standard input to all hosts; the fastest may be 1 GiB ahead of the slowest."
+        ),
+    ] = False,
     kill_after: Annotated[
         float | None,
         typer.Option(

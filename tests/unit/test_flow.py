@@ -8,7 +8,8 @@ from collections import deque
 
 import pytest
 
-from protocol.flow import Feeding, Inflow, InputWindow, Outflow, Window, nobody_reads
+from protocol.feeding import Feeding, InputWindow
+from protocol.flow import Inflow, Outflow, Window, nobody_reads
 from protocol.limits import (
     INPUT_CREDIT,
     INPUT_PIECE,
