@@ -32,7 +32,6 @@ from protocol.trust import Guard, Untrusted
 
 _NONCE = 16
 
-
 #: How often a running agent looks whether it was enrolled anew, in seconds: `ctl up` waits longer for it than that.
 _WELCOME_EVERY = 3.0
 
@@ -114,11 +113,18 @@ async def serve(directory: HostDirectory, uri: str | None, *, waited: bool = Fal
     welcomes.close()
     notifier.end()
     shell.close()
-    await worker.close(leave)
-    if leave is not None:
-        from agent.leaving import leave as leave_host
+    from agent import leaving
 
-        leave_host(welcome.fleet, directory.path, purge=leave.purge)
+    await leaving.let_go(worker.close(leave), vms=leave is not None and leave.vms)
+    if leave is not None:
+        leaving.leave(welcome.fleet, directory.path, purge=leave.purge)
+
+
+async def _serve_and_exit(directory: HostDirectory, uri: str | None, *, waited: bool) -> None:
+    await serve(directory, uri, waited=waited)
+    # Now, and without waiting for tasks and threads: those that wait for libvirt may wait for ever.
+    logging.shutdown()
+    os._exit(0)
 
 
 def main() -> int:
@@ -140,14 +146,13 @@ def main() -> int:
             return 0
         try:
             waited = directory.is_locked()
-            lock = directory.lock()
+            directory.lock()  # until this process ends
         except BlockingIOError:
             print(f"an agent runs in {directory.path} already", file=sys.stderr)
             return 1
         with suppress(OSError):
             os.chdir(Path.home())
-        asyncio.run(serve(directory, arguments.libvirt, waited=waited))
-        os.close(lock)
+        asyncio.run(_serve_and_exit(directory, arguments.libvirt, waited=waited))
     except (NotEnrolled, Untrusted, OSError) as error:
         print(f"agent: {error}", file=sys.stderr)
         return 1

@@ -154,8 +154,7 @@ class Hypervisor:
         """Let go of libvirt. Calls that hang are left to their threads."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})  # however it ends
         self._drop_connections()
         for lane in (*self._lanes.values(), self._opener):
             lane.stop()

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
+from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
 
 from agent import etchosts
 
+log = logging.getLogger("canopy")
+
 _UNITS = Path("/etc/systemd/system")
+#: How long an agent may take to let go of all that it has, in seconds, and how long where its VMs go with it, some of
+#: them perhaps by a QEMU that hangs, which takes libvirt 8 s.
+_CLOSE_WITHIN, _DESTROY_WITHIN = 30.0, 600.0
+
+
+async def let_go(closing: Awaitable[None], *, vms: bool, seconds: float = _CLOSE_WITHIN) -> None:
+    """Wait until an agent has let go of all that it has, its VMs included with `vms`. What fails at that, or hangs,
+    does not keep it from leaving."""
+    from agent.lanes import within  # an agent without VMs has no use for it until then
+
+    try:
+        await within(_DESTROY_WITHIN if vms else seconds, closing)
+    except Exception as error:
+        log.warning("not all came to its end: %s: %s", type(error).__name__, error)
 
 
 def unit_name(fleet: str) -> str:

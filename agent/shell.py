@@ -90,7 +90,7 @@ class Shell:
         self._address = address
         self._loop = asyncio.get_running_loop()
         self._queue: deque[events.Event] = deque()
-        self._busy = False
+        self._busy = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._parent: Member | None = None
         #: What was logged of parents that could not be had, since the last that could.
@@ -114,6 +114,8 @@ class Shell:
 
     def feed(self, event: events.Event) -> None:
         """Give the relay an event, and do what it wants done. May be called from within an effect."""
+        if self._closed:
+            return
         self._queue.append(event)
         if self._busy:
             return
@@ -341,7 +343,9 @@ class Shell:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close all sockets; what is queued for the parent gets a moment to go, and what must be kept is written."""
+        """Close all sockets; what is queued for the parent gets a moment to go, and what must be kept is written. What
+        happens afterwards is nobody's business any more."""
+        self._closed = True
         for effect in self.relay.close():
             self._perform(effect)
         if self._timer is not None:

@@ -75,8 +75,7 @@ class VmWatch:
         """Stop, and let go of libvirt."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait({self._task})  # however it ends
         if self._hypervisor is not None:
             await self._hypervisor.close()
 

@@ -15,6 +15,8 @@ from agent.embedded import EmbeddedError, embedded_root, prepare_embedded
 from agent.hypervisor import Hypervisor, Unavailable, Unusable, load_libvirt
 from agent.kvmprobe import probe_kvm
 from agent.ping import ping
+from agent.vmfiles import VmFiles
+from agent.vmwatch import VmWatch
 
 DEADLINE_S = 30.0
 
@@ -95,5 +97,24 @@ def test_ping_of_what_nobody_has_ends_with_its_deadline() -> None:
         assert await ping([], DEADLINE_S) == {}
         answers = await ping(["255.255.255.255"], 0.1)
         assert not answers["255.255.255.255"]
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+def test_a_watch_that_failed_is_closed_like_any_other(tmp_path: Path) -> None:
+    """Whoever leaves a host closes it first, and must not be kept by what came of it."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("nobody listens any more")
+
+    async def scenario() -> None:
+        files = VmFiles(tmp_path)
+        watch = VmWatch("test:///default", str(tmp_path), files, is_busy=lambda _: False, on_change=fail, poll_s=0.01)
+        await watch.close()
+        watch.hypervisor()
+        assert watch._task is not None
+        watch._report = fail  # type: ignore[assignment,method-assign]
+        await asyncio.wait({watch._task})
+        await watch.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
-from agent.leaving import leave, unit_name
+from agent.leaving import leave, let_go, unit_name
 
 
 @pytest.fixture
@@ -61,3 +62,16 @@ def test_without_systemd_nothing_is_called(tmp_path: Path, systemctl: Path) -> N
     directory, units, _ = _installed(tmp_path)
     leave("f-3", directory, purge=False, units=units)
     assert not systemctl.exists()
+
+
+def test_an_agent_that_can_not_let_go_leaves_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise RuntimeError("libvirt said something odd")
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    asyncio.run(let_go(fail(), vms=False))
+    assert "libvirt said something odd" in caplog.text
+    asyncio.run(let_go(hang(), vms=False, seconds=0.01))
+    assert "TimeoutError" in caplog.text
