@@ -137,6 +137,9 @@ def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool =
         show_said(following)
         following.show_failures()
         if not quiet:
-            for (whom, why), by in pushed.bypassed.items():
+            # A push that can't go on anywhere is no fault of the hosts that passed this on.
+            told = {getattr(result.outcome, "why", "") for result in following.results}
+            bypassed = ((whom, why, by) for (whom, why), by in pushed.bypassed.items() if why not in told)
+            for whom, why, by in bypassed:
                 terminal.say(f"{whom} was bypassed by {render.label(by)}: {render.clean(why)}")
     return following.end()

@@ -571,6 +571,25 @@ def test_a_push_tells_where_the_file_was_there_already(service: FakeService, ctl
     )
 
 
+def test_a_push_names_who_was_bypassed_but_not_for_what_fails_everywhere(
+    service: FakeService, ctl: Ctl, tmp_path: Path
+) -> None:
+    (tmp_path / "tool").write_bytes(b"x")
+    service.replies(
+        api.PushTo,
+        api.Accepted(id=7, hosts=fake.names(4)),
+        api.Advanced(size=1, done={}, left=((1, 0, "it was silent"), (2, 0, "it was silent"), (3, 1, "it changed"))),
+        api.Folded(folds=(fake.fold([0, 1, 2, 3], FailedToStart("it changed")),)),
+        api.Settled(),
+    )
+    done = ctl("push", "-w", "h[0-3]", str(tmp_path / "tool"), "/opt/")
+    assert done.err.splitlines() == [
+        "h[0-3] (4): failed to start: it changed",
+        "h0 was bypassed by h[1-2] (2): it was silent",
+        "0 of 4 answered ok; failed: h[0-3]",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
