@@ -18,6 +18,7 @@ from agent.incoming import Incoming
 from agent.paths import BadDestination
 from agent.source import Source, gather
 from agent.walk import BadSource
+from protocol import listing as listings
 from protocol.limits import CHUNK
 from protocol.listing import Entry, Kind, Listing, pack
 from protocol.stream import stream_of
@@ -343,6 +344,32 @@ def test_a_long_listing_travels_in_front_of_the_data(tmp_path: Path, target: Pat
 
 
 # --- what is not sent -------------------------------------------------------------------------------------------------
+
+
+def test_a_listing_that_stays_packed_is_followed_as_any_other(
+    tree: Path, target: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = listings.unpack.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "packed_above", 0)
+    whole = Wishes(preserve=True)
+    assert bring([(b"tree", tree)], target, notes, whole, exact=True) == "pushed"
+    assert picture(target / "tree", times=True) == picture(tree, times=True)
+    assert (target / "tree/deep/another").stat().st_ino == (target / "tree/small").stat().st_ino
+    assert bring([(b"tree", tree)], target, notes, whole, exact=True) == "unchanged"
+    (tree / "small").write_bytes(b"other")
+    (tree / "deep/shut").chmod(0o600)
+    assert bring([(b"tree", tree)], target, notes, dry_run=True).split("\n") == [
+        "changed: tree/small",
+        "changed: tree/deep/another",
+        "mode, time, owner or attributes: tree/deep/shut",
+    ]
+    assert bring([(b"tree", tree)], target, notes, whole, exact=True, backup="~") == "pushed 2 of 9"
+    assert (target / "tree/small~").read_bytes() == b"small"
+    for path in (target / "tree/small~", target / "tree/deep/another~"):
+        path.unlink()
+    assert picture(target / "tree") == picture(tree)
+    assert not leftovers(target)
 
 
 def test_what_is_no_file_is_refused_by_name_and_all_of_it_at_once(tree: Path, notes: Path) -> None:
