@@ -89,15 +89,13 @@ def _fold_numbered(names: list[str]) -> str | None:
     ClusterShell takes as long as the rest of a short command."""
     around, numbers = None, []
     for name in names:
-        host, dot, domain = name.partition(".")
-        prefix = host.rstrip("0123456789")
-        digits = host[len(prefix) :]
+        prefix, digits, domain = _parts(name)
         letters = prefix.replace("-", "").replace("_", "")
         if not (digits and letters.isascii() and letters.isalpha()) or (digits[0] == "0" and digits != "0"):
             return None
         if around is None:
-            around = (prefix, dot + domain)
-        elif around != (prefix, dot + domain):
+            around = (prefix, domain)
+        elif around != (prefix, domain):
             return None
         numbers.append(int(digits))
     if around is None:
@@ -110,6 +108,19 @@ def _fold_numbered(names: list[str]) -> str | None:
         ranges.append(str(numbers[first]) if first == last else f"{numbers[first]}-{numbers[last]}")
         first = last + 1
     return f"{around[0]}[{','.join(ranges)}]{around[1]}"
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """A name as what stands before its number, the number's digits, and what follows from the first dot on."""
+    host, dot, domain = name.partition(".")
+    prefix = host.rstrip("0123456789")
+    return prefix, host[len(prefix) :], dot + domain
+
+
+def counted(name: str) -> tuple[str, str, int, str]:
+    """What a name is sorted by, so that h2 comes before h10."""
+    prefix, digits, domain = _parts(name)
+    return prefix, domain, int(digits or 0), digits
 
 
 def names_in(text: str, *, file: str, expand: Callable[[str], tuple[str, ...]] = expand) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from controller import render
 from controller.ctl.context import Interruptible
+from controller.hosts import counted
 from controller.progress import push_line, waiting_line
 from controller.session import Happening, ImageAnswer, Job, Late, Progress, Result, VmAnswer, VmReached, exit_status
 from controller.status import CtlError, ExitStatus
@@ -32,8 +33,8 @@ class Following:
         self.results: list[Result] = []
         #: What hosts answered that are lost all the same.
         self.late: list[Result] = []
-        #: Names to ranks, in the order of ranks.
-        self.order = {name: rank for rank, name in sorted(job.hosts.items())}
+        #: Names to their places, in the order that people count in: h2 before h10, whoever came first.
+        self.order = {name: place for place, name in enumerate(sorted(job.hosts.values(), key=counted))}
         #: Hosts without an outcome. A dictionary, since the live line copies it while it changes.
         self.waiting = dict.fromkeys(self.order)
         self._job = job

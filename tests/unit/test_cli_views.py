@@ -375,3 +375,15 @@ def test_rolling_work_that_was_stopped_lists_who_did_not_begin(service: FakeServ
     assert [(asked.batch, asked.max_fail) for asked in service.asked(api.RunOn)] == [("2", "0")]
     ctl("broadcast", "--batch", "10%", "--max-fail", "5%", "x")
     assert [(asked.batch, asked.max_fail) for asked in service.asked(api.RunOn)][1:] == [("10%", "5%")]
+
+
+def test_hosts_stand_in_the_order_that_people_count_in_whoever_came_first(service: FakeService, ctl: Ctl) -> None:
+    hosts = {0: "h10", 1: "h9", 2: "a-2.lab", 3: "h2", 4: "a-10.lab", 5: "lone"}
+    service.replies(
+        api.RunOn,
+        api.Accepted(id=7, hosts=hosts),
+        *(api.Folded(folds=(fake.fold([rank], None, fake.printed(b"x\n")),)) for rank in hosts),
+        api.Settled(),
+    )
+    done = ctl("broadcast", "-L", "x")
+    assert done.out.decode().split(": x\n")[:-1] == ["a-2.lab", "a-10.lab", "h2", "h9", "h10", "lone"]
