@@ -20,6 +20,8 @@ from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
 
 #: Changes that a dry run tells of one by one.
 _TOLD = 200
+#: In nanoseconds.
+_SECOND = 1_000_000_000
 #: What is put right of things whose content is.
 _DRESS = "mode, time, owner or attributes"
 
@@ -215,7 +217,7 @@ class Looker:
             return self._found.states[self._places[entry.target]] == State.RIGHT and self._is_name_of(entry, info)
         if info.st_size != entry.size:
             return False
-        if self.by_time and entry.mtime_ns is not None and info.st_mtime_ns == entry.mtime_ns:
+        if self.by_time and entry.mtime_ns is not None and _is_time(entry.mtime_ns, info):
             return True
         fd = os.open(name, READ, dir_fd=parent)  # not blocking, should it have become a pipe since
         try:
@@ -237,13 +239,20 @@ class Looker:
         if self.exact or entry.kind is Kind.FILE:
             if entry.mode is not None and entry.kind is not Kind.LINK and stat.S_IMODE(info.st_mode) != entry.mode:
                 return True
-            if entry.mtime_ns is not None and info.st_mtime_ns != entry.mtime_ns:
+            if entry.mtime_ns is not None and not _is_time(entry.mtime_ns, info):
                 return self.exact or self.by_time or self._can_set_time(info, parent)
         return False
 
     def _can_set_time(self, info: os.stat_result, parent: int) -> bool:
         """Whether this process may set a file's time (utimensat(2)): a time alone fails no push."""
         return self._uid in (0, info.st_uid) and not os.fstatvfs(parent).f_flag & os.ST_RDONLY
+
+
+def _is_time(mtime_ns: int, info: os.stat_result) -> bool:
+    """Whether a file's time is that, as exactly as its file system keeps it: some keep whole seconds (ext4(5) with
+    inodes of 128 bytes)."""
+    there = info.st_mtime_ns
+    return there == mtime_ns or (not there % _SECOND and there == mtime_ns - mtime_ns % _SECOND)
 
 
 def _has_attributes(entry: Entry, parent: int, name: bytes) -> bool:

@@ -231,6 +231,12 @@ def test_a_files_time_is_put_right_and_its_directorys_is_the_hosts_own(tree: Pat
     assert (there.stat().st_mtime_ns, there.stat().st_ino) == ((tree / "deep/large").stat().st_mtime_ns, number)
     assert folder.stat().st_mtime_ns == 9
     assert bring([(b"tree", tree)], target, notes) == "unchanged"
+    # A file system that keeps whole seconds has the time as exactly as it can.
+    os.utime(tree / "deep/large", ns=(0, 5_000_000_007))
+    os.utime(there, ns=(0, 5_000_000_000))
+    assert bring([(b"tree", tree)], target, notes) == "unchanged"
+    os.utime(there, ns=(0, 5_000_000_008))
+    assert bring([(b"tree", tree)], target, notes) == DRESSED
 
 
 def test_only_its_owner_is_expected_to_set_a_files_time(
