@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -60,6 +61,8 @@ log = logging.getLogger("canopy")
 _KEEP_HOUSE_EVERY = 60.0
 #: Jobs whose history is kept, with their output: at the default budget of 256 KiB a host some megabytes each at most.
 _KEEP_JOBS = 1_000
+#: The numbers of pieces of input begin here, far from those of jobs, which people type. Nobody remembers them.
+_PIECES = 1 << 61
 
 
 class RootNode:
@@ -94,6 +97,7 @@ class RootNode:
         #: Commands whose output is streamed, or whose input is sent.
         self._outputs: dict[int, tuple[Job, Streaming]] = {}
         self._inputs: dict[int, Sending] = {}
+        self._pieces = itertools.count(_PIECES)
         self._window, self._input_window = Window(), InputWindow()
         self.forgetting = Forgetting(
             self.state,
@@ -197,7 +201,7 @@ class RootNode:
                 ranks.each(who),
                 self._input_window,
                 DiskShelf(self._directory),
-                give=lambda some, piece: self._submit(self.state.new_id(), some, piece, Manner.QUIET, None),
+                give=lambda some, piece: self._submit(next(self._pieces), some, piece, Manner.QUIET, None),
                 room=lambda upto: job.tell_client(api.InputRoom(upto=upto)),
                 broken=partial(self._input_broke, job),
             )

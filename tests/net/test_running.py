@@ -28,6 +28,7 @@ from controller.status import CtlError, ExitStatus
 from protocol.commands import Run
 from protocol.limits import (
     DEFAULT_OUTPUT,
+    INPUT_PIECE,
     INPUT_WINDOW,
     MAX_OUTPUT,
     MAX_SCRIPT,
@@ -232,8 +233,10 @@ def test_a_small_input_goes_with_the_command(fleet: LocalFleet) -> None:
 
 def test_a_large_input_reaches_all_whole_and_so_does_its_end(fleet: LocalFleet) -> None:
     data = os.urandom(1 << 20) * 3
-    found = one(fleet.session.run("sha256sum | cut -c1-64", stdin=io.BytesIO(data)))
-    assert found.stdout.strip().decode() == hashlib.sha256(data).hexdigest()
+    job = fleet.session.run("sha256sum | cut -c1-64", stdin=io.BytesIO(data))
+    assert one(job).stdout.strip().decode() == hashlib.sha256(data).hexdigest()
+    with fleet.session.run("true") as next_:
+        assert next_.id - job.id < len(data) // INPUT_PIECE, "pieces take no jobs' numbers"
 
 
 def test_whoever_closes_its_input_does_not_hold_the_others_back(fleet: LocalFleet) -> None:
