@@ -235,8 +235,8 @@ MUTANTS = (
     Mutant(
         "outcomes that came in time are not sent",
         "folding.py",
-        "                yield self._message(id_, pending)\n",
-        "                self._message(id_, pending)\n",
+        "                yield self._message(id_, pending, keys)\n",
+        "                self._message(id_, pending, keys)\n",
     ),
     Mutant(
         "news overtakes the outcomes that came before it",
