@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,10 +31,6 @@ _UNSHOWN_MOST = 256
 #: A host that lost its power acknowledges nothing; its connection ends after so many milliseconds (tcp(7),
 #: TCP_USER_TIMEOUT). Those that ask here have asked others long before.
 _UNACKNOWLEDGED_MS = 10_000
-
-
-#: Parts of records that are sealed and sent at a time: eight chunks.
-_PARTS = 16
 
 
 class Conduit:
@@ -61,9 +56,6 @@ class Conduit:
         self._sealer, self._records = Sealer(mine), Records(theirs, taken)
         self._heard, self._lost, self._admitted = heard, lost, admitted
         self._loop = asyncio.get_running_loop()
-        #: What is to be sent: sealed only when there is room for it, so that little of it is held twice.
-        self._waiting: deque[Sequence[Blob]] = deque()
-        self._begun: list[memoryview] = []
         self._blocked = False
         self._over = False
         self._lowat = 1
@@ -76,7 +68,7 @@ class Conduit:
     def send(self, frames: Sequence[Blob]) -> None:
         """Send a message with the next `flush` of the traffic, after all before: several cost little more than one."""
         if not self._over:
-            self._waiting.append(frames)
+            self._sealer.add(frames)
             self._traffic.has_to_send(self)
 
     def flush(self) -> None:
@@ -86,17 +78,8 @@ class Conduit:
 
     def _send(self) -> None:
         try:
-            while self._begun or self._waiting:
-                while self._waiting and len(self._begun) < _PARTS:
-                    self._begun += map(memoryview, self._sealer.seal(self._waiting.popleft()))
-                sent = self._socket.sendmsg(self._begun)
-                whole = 0
-                while whole < len(self._begun) and sent >= len(self._begun[whole]):
-                    sent -= len(self._begun[whole])
-                    whole += 1
-                del self._begun[:whole]
-                if sent:
-                    self._begun[0] = self._begun[0][sent:]
+            while data := self._sealer.ready():
+                self._sealer.sent(self._socket.send(data))
         except BlockingIOError:
             self._blocked = True
             self._loop.add_writer(self._socket, self._has_room)
@@ -159,8 +142,6 @@ class Conduit:
         """End it, without a word."""
         if not self._over:
             self._over = True
-            self._waiting.clear()
-            self._begun.clear()
             self._traffic.leave(self)
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)

@@ -13,29 +13,19 @@ records. So what is altered, repeated, left out, turned round or sent in another
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 
-from nacl.bindings import (
-    crypto_aead_aegis256_ABYTES as TAG,
-)
-from nacl.bindings import (
-    crypto_aead_aegis256_decrypt as _open,
-)
-from nacl.bindings import (
-    crypto_aead_aegis256_encrypt as _seal,
-)
-from nacl.bindings import (
-    crypto_aead_aegis256_NPUBBYTES as _NONCE,
-)
-from nacl.exceptions import CryptoError
-
-from protocol.limits import CONDUIT_BODY, CONDUIT_TAKEN, MAX_CHUNK
+from protocol.aegis import NONCE, TAG, open_, seal
+from protocol.limits import CONDUIT_BODY, CONDUIT_SEALED, CONDUIT_TAKEN, MAX_CHUNK
 from protocol.stream import Blob
 
 #: Of the sealed part; of the header and of the body in it.
 _LENGTH, _LENGTHS = struct.Struct(">I"), struct.Struct(">BH")
 #: The longest record's sealed part.
 _MOST = _LENGTHS.size + 255 + CONDUIT_BODY + MAX_CHUNK + TAG
+#: What there is room for at first, in bytes: it grows where more comes at a time.
+_FIRST_ROOM = 128 << 10
 
 
 class BadRecord(ValueError):
@@ -43,25 +33,62 @@ class BadRecord(ValueError):
 
 
 class Sealer:
-    """What one end sends."""
+    """What one end sends: messages, to bytes as there is room for them."""
 
     def __init__(self, key: bytes) -> None:
         """`key` has 32 random bytes and seals for nobody else."""
         self._key = key
         self._count = 0
+        #: Messages that are not sealed yet, so that little is held twice: how long each is, and its parts.
+        self._waiting: deque[tuple[int, Sequence[Blob]]] = deque()
+        self._plain = self._sealed = memoryview(b"")
+        self._begin = self._end = 0
 
-    def seal(self, frames: Sequence[Blob]) -> tuple[bytes, bytes]:
-        """The next record, in two parts. `frames` are a message's header, its body, and its blob where it has one.
+    def add(self, frames: Sequence[Blob]) -> None:
+        """Send a message: `frames` are its header, its body, and its blob where it has one.
 
         Raises ValueError where the other end would not take it: that is our mistake.
         """
         header, body = frames[:2]
         if len(header) > 255 or len(body) > CONDUIT_BODY or sum(map(len, frames[2:])) > MAX_CHUNK:
             raise ValueError("a message is too large for a conduit")
-        plain = b"".join((_LENGTHS.pack(len(header), len(body)), *frames))
-        length = _LENGTH.pack(len(plain) + TAG)
+        lengths = _LENGTHS.pack(len(header), len(body))
+        self._waiting.append((_LENGTHS.size + sum(map(len, frames)), (lengths, *frames)))
+
+    def ready(self) -> memoryview:
+        """The bytes that are to be sent next, none where there are none; good until `ready` or `sent` is called."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+            while self._waiting and self._has_room(self._waiting[0][0]):
+                self._seal(*self._waiting.popleft())
+        return self._sealed[self._begin : self._end]
+
+    def sent(self, count: int) -> None:
+        """So many of them were."""
+        self._begin += count
+
+    def _has_room(self, size: int) -> bool:
+        needed = self._end + _LENGTH.size + size + TAG
+        if self._end == 0 and needed > len(self._sealed):
+            # For all that waits, within bounds: whoever only asks needs little.
+            all_ = sum(_LENGTH.size + each + TAG for each, _ in self._waiting)
+            self._sealed = memoryview(bytearray(max(needed, min(all_, CONDUIT_SEALED))))
+        return needed <= len(self._sealed)
+
+    def _seal(self, size: int, frames: Sequence[Blob]) -> None:
+        if size > len(self._plain):
+            self._plain = memoryview(bytearray(size))
+        at = 0
+        for frame in frames:
+            self._plain[at : at + len(frame)] = frame
+            at += len(frame)
         self._count += 1
-        return length, _seal(plain, length, self._count.to_bytes(_NONCE, "little"), self._key)
+        length = _LENGTH.pack(size + TAG)
+        first = self._end + _LENGTH.size
+        self._sealed[self._end : first] = length
+        nonce = self._count.to_bytes(NONCE, "little")
+        seal(self._plain[:size], length, nonce, self._key, self._sealed[first:])
+        self._end = first + size + TAG
 
 
 class Records:
@@ -71,7 +98,8 @@ class Records:
         """So many bytes are `taken` at a time, at most; more where one record has more."""
         self._key = key
         self._count = 0
-        self._buffer = bytearray(taken)
+        self._taken = taken
+        self._buffer = bytearray(min(taken, _FIRST_ROOM))
         self._filled = 0
         #: How many bytes must come before there is more to open.
         self.missing = _LENGTH.size
@@ -84,6 +112,9 @@ class Records:
         """So many bytes were put into `room`: the frames of each message that is whole, the blob as a part of what was
         opened. Raises BadRecord."""
         self._filled += count
+        room = len(self._buffer)
+        if self._filled == room:
+            room = min(2 * room, max(room, self._taken))  # more came than there was room for
         begin = 0
         while True:
             size = self._size(begin)
@@ -93,10 +124,11 @@ class Records:
             begin += size
         left = self._filled - begin
         self.missing = size - left
-        if begin or size > len(self._buffer):
+        room = max(room, size)
+        if begin or room > len(self._buffer):
             rest = self._buffer[begin : self._filled]
-            if size > len(self._buffer):
-                self._buffer = bytearray(size)
+            if room > len(self._buffer):
+                self._buffer = bytearray(room)
             self._buffer[:left] = rest
             self._filled = left
 
@@ -110,18 +142,16 @@ class Records:
         return _LENGTH.size + int(length)
 
     def _open(self, begin: int, end: int) -> list[Blob]:
-        at = begin + _LENGTH.size
+        first = begin + _LENGTH.size
         self._count += 1
-        nonce = self._count.to_bytes(_NONCE, "little")
+        nonce = self._count.to_bytes(NONCE, "little")
         with memoryview(self._buffer) as view:
-            sealed, length = bytes(view[at:end]), bytes(view[begin:at])
-        try:
-            plain = _open(sealed, length, nonce, self._key)
-        except CryptoError:
-            raise BadRecord("a record does not open: it was altered, or is not the next") from None
+            plain = open_(view[first:end], bytes(view[begin:first]), nonce, self._key)
+        if plain is None:
+            raise BadRecord("a record does not open: it was altered, or is not the next")
         header, body = _LENGTHS.unpack_from(plain)
         first = _LENGTHS.size + header
-        frames: list[Blob] = [plain[_LENGTHS.size : first], plain[first : first + body]]
+        frames: list[Blob] = [bytes(plain[_LENGTHS.size : first]), bytes(plain[first : first + body])]
         if len(plain) > first + body:
-            frames.append(memoryview(plain)[first + body :])
+            frames.append(plain[first + body :])
         return frames

@@ -99,9 +99,16 @@ def with_host(test: Callable[[Host], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
+def sealed(sealer: Sealer, message: Any) -> bytes:
+    sealer.add(encode(message))
+    data = bytes(sealer.ready())
+    sealer.sent(len(data))
+    return data
+
+
 def say(sock: socket.socket, sealer: Sealer, *messages: Any) -> None:
     for message in messages:
-        sock.sendall(b"".join(sealer.seal(encode(message))))
+        sock.sendall(sealed(sealer, message))
 
 
 def test_who_shows_the_ticket_is_heard_as_who_got_it_and_answered() -> None:
@@ -254,8 +261,8 @@ def test_who_is_not_admitted_is_offered_none() -> None:
 @pytest.mark.parametrize(
     "hostile",
     [
-        lambda offer: b"".join(Sealer(offer.down).seal(encode(Ask(5, ())))),
-        lambda offer: b"".join(Sealer(bytes(32)).seal(encode(Ask(5, ())))),
+        lambda offer: sealed(Sealer(offer.down), Ask(5, ())),
+        lambda offer: sealed(Sealer(bytes(32)), Ask(5, ())),
         lambda offer: b"\xff" * 4,
         lambda offer: bytes(1_000),
     ],
@@ -277,7 +284,7 @@ def test_what_came_before_a_bad_record_is_heard() -> None:
     async def test(host: Host) -> None:
         offer = host.offer()
         sock, sealer = await host.connect(offer.ticket), Sealer(offer.up)
-        good, bad = (b"".join(sealer.seal(encode(Ask(id_, ())))) for id_ in (5, 6))
+        good, bad = (sealed(sealer, Ask(id_, ())) for id_ in (5, 6))
         sock.sendall(good + bad[:-1] + b"?")
         assert await is_hung_up(sock)
         assert host.heard == [(RANK, Ask(5, ()))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -19,10 +20,20 @@ CHUNK_OF = Chunk(7, 3)
 LARGEST = bytes(range(256)) * (MAX_CHUNK // 256)
 
 
+def sealed_by(sealer: Sealer, frames: Sequence[Blob]) -> bytes:
+    """All that is to be sent once a message was added."""
+    sealer.add(frames)
+    data = b""
+    while part := bytes(sealer.ready()):
+        data += part
+        sealer.sent(len(part))
+    return data
+
+
 def sealed(*frames: list[Blob] | list[bytes], key: bytes = KEY) -> list[bytes]:
     """The records of these messages, of which the first is the first that was ever sealed with the key."""
     sealer = Sealer(key)
-    return [b"".join(sealer.seal(each)) for each in frames]
+    return [sealed_by(sealer, each) for each in frames]
 
 
 def opened(records: Records, data: bytes, *, at_a_time: int = CONDUIT_TAKEN) -> list[list[bytes]]:
@@ -159,7 +170,7 @@ def test_noise_opens_nothing(noise: bytes) -> None:
 )
 def test_what_the_other_end_would_not_take_is_not_sealed(frames: list[bytes]) -> None:
     with pytest.raises(ValueError, match="too large"):
-        Sealer(KEY).seal(frames)
+        Sealer(KEY).add(frames)
 
 
 def test_what_has_come_is_a_message_of_the_protocol() -> None:
