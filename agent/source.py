@@ -6,7 +6,6 @@ All functions block; the caller runs them in a thread.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import tempfile
@@ -23,6 +22,7 @@ from agent.paths import BadDestination, Below
 from agent.walk import READ, BadSource, Walk, extents_of, xattrs
 from protocol import listing as listings
 from protocol.commands import Stream
+from protocol.digest import content_digest, digester
 from protocol.limits import MAX_INLINE, MAX_LISTING
 from protocol.listing import BadListing, Entry, Kind, Listing, Map, shown
 from protocol.stream import chunk_count, chunk_for
@@ -46,12 +46,12 @@ _SHORTER = "it became shorter while it was read"
 
 
 class _Digester:
-    """SHA-256 of each chunk of what it is fed, and a copy of it where there is to be one."""
+    """The digest of each chunk of what it is fed, and a copy of it where there is to be one."""
 
     def __init__(self, chunk: int, copied: BinaryIO | None) -> None:
         self._chunk, self._copied = chunk, copied
         self._left = chunk
-        self._hash = hashlib.sha256()
+        self._hash = digester()
         self._little: list[bytes] = []
         self._waiting = 0
         self.digests = bytearray()
@@ -78,7 +78,7 @@ class _Digester:
 
     def _next(self) -> None:
         self.digests += self._hash.digest()
-        self._hash, self._left = hashlib.sha256(), self._chunk
+        self._hash, self._left = digester(), self._chunk
 
     def end(self) -> None:
         self._take()
@@ -105,8 +105,8 @@ class Source:
 
     @property
     def listing_digest(self) -> str:
-        """The SHA-256 of the packed listing, in hexadecimal."""
-        return hashlib.sha256(self.packed).hexdigest()
+        """The digest of the packed listing, in hexadecimal."""
+        return content_digest(self.packed).hex()
 
     @property
     def inline_listing(self) -> bytes | None:
@@ -275,7 +275,7 @@ def _stream(listing: Listing, packed: bytes, chunk: int, digester: _Digester, wi
         first.feed(packed.ljust(head * chunk, b"\0"))
         first.end()
         digests, size = bytes(first.digests) + digests, size + head * chunk
-    digest = hashlib.sha256(digests).hexdigest()
+    digest = content_digest(digests).hex()
     return Stream(size=size, chunk=chunk, digests=digests, digest=digest, head=head, compress=wishes.compress)
 
 
@@ -351,10 +351,10 @@ class _Reader:
         if len(data) < size:
             raise BadSource(_SHORTER)
         self.digester.feed(data)
-        return hashlib.sha256(data).digest() if self.each else b""
+        return content_digest(data) if self.each else b""
 
     def _large(self, fd: int, entry: Entry) -> bytes:
-        whole = hashlib.sha256() if self.each else None
+        whole = digester() if self.each else None
         for data in _data(fd, entry):
             if self.stopped.is_set():
                 raise BadSource("it was stopped")
@@ -377,8 +377,8 @@ def _data(fd: int, entry: Entry) -> Iterator[bytes]:
 
 
 def digest_of(fd: int, entry: Entry) -> bytes:
-    """The SHA-256 of what of an open file would be `entry`'s data, as a listing has it. Raises BadSource, OSError."""
-    found = hashlib.sha256()
+    """The digest of what of an open file would be `entry`'s data, as a listing has it. Raises BadSource, OSError."""
+    found = digester()
     for data in _data(fd, entry):
         found.update(data)
     return found.digest()

@@ -11,12 +11,12 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 
 from agent.compare import Comparison, State
 from agent.paths import BadDestination, Below
 from agent.staging import Staging
 from agent.walk import READ
+from protocol.digest import content_digest
 from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
 from protocol.stream import Blob
 
@@ -136,7 +136,7 @@ class Staged:
 
     def _whole(self, index: int, entry: Entry, data: memoryview) -> None:
         """A file whose data is all there at once: four system calls, for there may be 50,000 such."""
-        if entry.digest and sha256(data).digest() != entry.digest:
+        if entry.digest and content_digest(data) != entry.digest:
             raise OSError(errno.EIO, f"{shown(entry.path)} does not match its digest")
         mode = 0o600 if entry.mode is None else entry.mode & 0o777
         fd = self._make(index, entry, mode)

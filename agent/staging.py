@@ -25,6 +25,7 @@ import msgspec
 from agent.identity import write_atomically
 from agent.paths import BadDestination, open_folder
 from protocol.commands import Stream
+from protocol.digest import content_digest
 
 PREFIX = ".canopy-"
 LISTING = "listing"
@@ -45,12 +46,8 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def key_of(folder: str, stream: Stream, listing: bytes | None) -> str:
     """What stands for a push of these bytes to that folder."""
-    # An agent that has no push does without libcrypto, which is 3 MB of memory on each host.
-    import hashlib
-
-    found = hashlib.sha256(stream.digest.encode() + hashlib.sha256(listing or b"").digest())
-    found.update(os.fsencode(folder))
-    return found.hexdigest()[:32]
+    found = stream.digest.encode() + content_digest(listing or b"") + os.fsencode(folder)
+    return content_digest(found).hex()[:32]
 
 
 class Staging:

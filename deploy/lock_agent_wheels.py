@@ -16,6 +16,7 @@ from pathlib import Path
 
 PINS = (
     "backports.zstd==1.8.0",
+    "blake3==1.0.10",
     "cffi==2.1.1",
     "msgspec==0.22.0",
     "psutil==7.2.2",

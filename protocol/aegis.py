@@ -8,13 +8,13 @@ function by the same binding that theirs use.
 
 from __future__ import annotations
 
-from nacl import bindings
 from nacl._sodium import ffi, lib
+from nacl.bindings import crypto_aead_aegis256_ABYTES, crypto_aead_aegis256_KEYBYTES, crypto_aead_aegis256_NPUBBYTES
 
 #: How long these are, in bytes: what a sealed text has more than the plain one, a key, a nonce.
-TAG: int = bindings.crypto_aead_aegis256_ABYTES
-KEY: int = bindings.crypto_aead_aegis256_KEYBYTES
-NONCE: int = bindings.crypto_aead_aegis256_NPUBBYTES
+TAG: int = crypto_aead_aegis256_ABYTES
+KEY: int = crypto_aead_aegis256_KEYBYTES
+NONCE: int = crypto_aead_aegis256_NPUBBYTES
 
 #: Memory that is written before it is read needs no clearing.
 _take = ffi.new_allocator(should_clear_after_alloc=False)

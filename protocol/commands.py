@@ -104,11 +104,11 @@ class Hop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`size` bytes that travel in chunks: all that the bulk path knows of what is pushed.
 
-    `digests` holds the SHA-256 of each chunk of `chunk` bytes, one after the other; `digest` is the SHA-256 of
-    `digests`, so that chunk digests vouch for the whole. A host stores the first `head` chunks (a directory's listing)
-    before it asks for others: only then does it know which it has. A small stream has its bytes in `inline`.
-    `order` names the targets in the order in which chunks pass through them; each asks the one before it, the first
-    the root. The root puts it in when the command is given. `compress` allows chunks to travel compressed.
+    `digests` holds the digest of each chunk of `chunk` bytes (see `protocol.digest`), one after the other; `digest` is
+    the digest of `digests`, so that chunk digests vouch for the whole. A host stores the first `head` chunks (a
+    directory's listing) before it asks for others: only then does it know which it has. A small stream has its bytes in
+    `inline`. `order` names the targets in the order in which chunks pass through them; each asks the one before it, the
+    first the root. The root puts it in when the command is given. `compress` allows chunks to travel compressed.
     """
 
     size: Natural

@@ -84,8 +84,6 @@ MAX_CHUNKS = 32_768
 #: What is taken from a conduit at a time, in bytes: where the processor is the limit much has come by the time that its
 #: turn comes, and a wake-up costs as much as several chunks do. This much takes a millisecond or two.
 CONDUIT_TAKEN = 1 << 20
-#: What is sealed of what waits, and sent at a time: one system call for two chunks, which are in the processor's cache.
-CONDUIT_SEALED = 132 << 10
 #: A ticket to a conduit, and the largest body there, in bytes: ASK_WINDOW indices, or a sentence.
 CONDUIT_TICKET = 32
 CONDUIT_BODY = 16 << 10

@@ -57,7 +57,7 @@ class Kind(IntEnum):
 
 
 _FILE, _DIRECTORY = Kind.FILE, Kind.DIRECTORY  # found faster than a class's: a listing is gone through several times
-#: Lengths of a file's digest: none, or SHA-256.
+#: Lengths of a file's digest: none, or that of `protocol.digest`.
 _DIGESTS = (0, 32)
 
 
@@ -66,7 +66,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
     `mode` is the permission bits and `mtime_ns` nanoseconds since 1970, each None where the host is to choose. `size`
     is the file's length in bytes; `extents` (offset and length) are the parts of it that are data, None where all of it
-    is. `digest` is the SHA-256 of its data; empty where the stream is this one file, whose chunks vouch for it.
+    is. `digest` is the digest of its data; empty where the stream is this one file, whose chunks vouch for it.
     `target` is what a LINK says, or the path of the entry that a SAME is another name of. `owner` is an index into
     the listing's owners.
     """

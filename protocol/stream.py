@@ -6,19 +6,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from protocol.commands import Stream
+from protocol.digest import SIZE, content_digest
 from protocol.limits import CHUNK, CHUNK_LARGE, CHUNKS_LEAST, MAX_CHUNK, MAX_CHUNKS, MAX_INLINE
 
 #: A chunk's bytes: also those of a message as it came, which need not be copied to be given on.
 Blob: TypeAlias = "bytes | memoryview"
-
-_DIGEST = 32
-
-
-def _sha256(data: Blob) -> bytes:
-    # An agent without a push does without libcrypto, which is 3 MB of memory on each host.
-    import hashlib
-
-    return hashlib.sha256(data).digest()
 
 
 def chunk_for(size: int) -> int:
@@ -54,25 +46,25 @@ def chunk_size(stream: Stream, index: int) -> int:
 
 def is_right(stream: Stream, index: int, blob: Blob) -> bool:
     """Whether `blob` is chunk `index`, by its digest."""
-    want = stream.digests[index * _DIGEST : (index + 1) * _DIGEST]
-    return len(blob) == chunk_size(stream, index) and _sha256(blob) == want
+    want = stream.digests[index * SIZE : (index + 1) * SIZE]
+    return len(blob) == chunk_size(stream, index) and content_digest(blob) == want
 
 
 def is_consistent(stream: Stream) -> bool:
     """Whether sizes and digests agree with each other, and the order names each host once."""
     count = count_of(stream)
     return (
-        len(stream.digests) == count * _DIGEST
+        len(stream.digests) == count * SIZE
         and stream.head <= count
         and len({hop.rank for hop in stream.order}) == len({hop.key for hop in stream.order}) == len(stream.order)
-        and _sha256(stream.digests).hex() == stream.digest
+        and content_digest(stream.digests).hex() == stream.digest
     )
 
 
 def digest_chunks(read: Callable[[int], bytes], size: int, chunk: int) -> tuple[bytes, str]:
     """The digests of a stream's chunks and the digest over them; `read(index)` gives a chunk's bytes."""
-    digests = b"".join(_sha256(read(index)) for index in range(chunk_count(size, chunk)))
-    return digests, _sha256(digests).hex()
+    digests = b"".join(content_digest(read(index)) for index in range(chunk_count(size, chunk)))
+    return digests, content_digest(digests).hex()
 
 
 def stream_of(

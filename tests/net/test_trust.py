@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from agent.ports import is_free
 from protocol import codec, ranks
 from protocol.asking import BAD_MOST
 from protocol.commands import Below, Cancel, Leave, Run, Settled
+from protocol.digest import content_digest
 from protocol.limits import (
     ASK_WINDOW,
     CHUNK,
@@ -953,8 +953,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(stage: Stage, tmp_path: P
         msgspec.structs.replace(good, size=good.size + CHUNK),
         msgspec.structs.replace(good, digests=good.digests[:-32]),
         msgspec.structs.replace(good, digests=altered(good.digests, 3)),
-        msgspec.structs.replace(good, digest=hashlib.sha256(b"other").hexdigest()),
-        msgspec.structs.replace(good, inline=b"other", size=5, digests=b"", digest=hashlib.sha256(b"").hexdigest()),
+        msgspec.structs.replace(good, digest=content_digest(b"other").hex()),
+        msgspec.structs.replace(good, inline=b"other", size=5, digests=b"", digest=content_digest(b"").hex()),
         msgspec.structs.replace(small, inline=b"wrong"),
         msgspec.structs.replace(good, head=3),
     ):

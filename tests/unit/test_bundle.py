@@ -22,7 +22,7 @@ from controller import bundle
 from controller.bundle import BundleError, Bundles, Platform, Wheel
 
 WHEELS = bundle.read_lock(bundle.LOCK.read_text())
-PROJECTS = {"backports_zstd", "cffi", "msgspec", "psutil", "pycdlib", "pynacl", "pyzmq"}
+PROJECTS = {"backports_zstd", "blake3", "cffi", "msgspec", "psutil", "pycdlib", "pynacl", "pyzmq"}
 
 
 def platform(python: int = 11, machine: str = "x86_64", glibc: int = 36, libc: str = "glibc") -> Platform:
@@ -104,6 +104,7 @@ def test_the_bundle_holds_whatever_agent_and_protocol_import() -> None:
         "psutil",
         "pycdlib",
         "_cffi_backend",
+        "blake3",
         "agent",
         "protocol",
         "libvirt",

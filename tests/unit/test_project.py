@@ -21,12 +21,12 @@ DEADLINE_S = 60
 
 # What a pure module may be made of: no input but its arguments, no output but its results.
 PURE_MODULES = {
-    "__future__", "abc", "array", "base64", "binascii", "bisect", "collections", "copy", "dataclasses", "enum",
-    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "msgspec", "operator", "protocol", "re",
-    "string", "struct", "textwrap", "types", "typing", "unicodedata", "zlib",
+    "__future__", "abc", "array", "base64", "binascii", "bisect", "blake3", "collections", "copy", "dataclasses",
+    "enum", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "msgspec", "operator",
+    "protocol", "re", "string", "struct", "textwrap", "types", "typing", "unicodedata", "zlib",
 }  # fmt: skip
 # Signing is pure where keys are passed in; the rest of PyNaCl draws random keys and nonces by itself.
-PURE_NACL = {"nacl.bindings", "nacl.exceptions"}
+PURE_NACL = {"nacl._sodium", "nacl.bindings", "nacl.exceptions"}
 IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 HEAVY_MODULES = {"ClusterShell", "click", "libvirt", "pydantic", "rich", "sqlite3", "typer", "yaml"}
 

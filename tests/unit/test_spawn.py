@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from controller.session import Session
 from controller.spawn_images import image_digest, image_format
 from controller.spawn_plan import deployment_name
 from controller.status import CtlError, ExitStatus
+from protocol.digest import content_digest
 from protocol.limits import CHUNK
 from protocol.outcomes import Lost, Output, Refused
 from protocol.vms import ImageResult, ImageState, VmChange, VmPower, VmResult, VmSpec, VmState
@@ -225,11 +225,11 @@ def test_images_are_named_as_hosts_will_name_them(tmp_path: Path, hosts: Hosts, 
     ctl(*spawn)
     boot = hosts.service.asked(api.CreateOn)[0].slices["h0"][0].boot
     assert boot is not None
-    assert boot.kernel == hashlib.sha256(hashlib.sha256(kernel.read_bytes()).digest()).hexdigest()
+    assert boot.kernel == content_digest(content_digest(kernel.read_bytes())).hex()
     large = tmp_path / "large"
     large.write_bytes(b"x" * (CHUNK + 1))
-    digests = hashlib.sha256(b"x" * CHUNK).digest() + hashlib.sha256(b"x").digest()
-    assert image_digest(large) == hashlib.sha256(digests).hexdigest()
+    digests = content_digest(b"x" * CHUNK) + content_digest(b"x")
+    assert image_digest(large) == content_digest(digests).hex()
 
 
 def test_a_dry_run_shows_the_plan_and_asks_for_nothing(hosts: Hosts, ctl: Ctl, spawn: list[str]) -> None:

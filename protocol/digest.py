@@ -1,0 +1,38 @@
+"""The digest of all content that travels: of chunks, files, listings and streams.
+
+BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs), of 32 bytes. Every hop of a push looks at each chunk before it
+gives it on, so this is what a push costs most after the kernel's copies: with SHA-256 a quarter of all. Measured: 7.4
+GB/s, where SHA-256 with the processor's own instructions does 1.8.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+#: How long a digest is, in bytes.
+SIZE = 32
+
+
+class Digester(Protocol):
+    """A digest in the making."""
+
+    def update(self, data: bytes | memoryview, /) -> object:
+        """Go on with these bytes."""
+
+    def digest(self) -> bytes:
+        """The digest of what was given so far."""
+
+
+def digester() -> Digester:
+    """Begin."""
+    # An agent without a push does without: it is a MB of memory on each host.
+    from blake3 import blake3
+
+    return cast("Digester", blake3())
+
+
+def content_digest(data: bytes | bytearray | memoryview) -> bytes:
+    """Of all of it."""
+    from blake3 import blake3
+
+    return blake3(data).digest()
