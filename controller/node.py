@@ -246,6 +246,7 @@ class RootNode:
             roll,
             begun=begun,
             failed=failed,
+            name=self.members.name,
             give=give,
             withhold=lambda who: self.withhold(job, who, roll.body, uid=roll.uid, what=roll.what),
             done=lambda: self.state.drop_roll(roll.job),

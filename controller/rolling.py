@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from controller.hosts import counted
 from controller.jobs import Job
 from protocol import ranks
 from protocol.commands import Run
@@ -44,16 +45,17 @@ class Rolling:
         *,
         begun: Ranks,
         failed: Ranks,
+        name: Callable[[int], str],
         give: Callable[[Ranks], None],
         withhold: Callable[[Ranks], None],
         done: Callable[[], None],
     ) -> None:
-        """`begun` and `failed` are what is on record. `give` has hosts run the command as a part of the job, `withhold`
-        settles those that never will, and `done` forgets the work."""
+        """`begun` and `failed` are what is on record; hosts begin in the order of their names. `give` has hosts run the
+        command as a part of the job, `withhold` settles those that never will, and `done` forgets the work."""
         self._job, self._roll = job, roll
         self._left = ranks.unpack(roll.targets) & ~begun
         self._failed = failed
-        self._give, self._withhold, self._done = give, withhold, done
+        self._name, self._give, self._withhold, self._done = name, give, withhold, done
         job.stopped = roll.stopped
         job.also(self._heard)
         job.more = self._more
@@ -72,7 +74,8 @@ class Rolling:
         """All that began is over: have the next ones begin. Whether there were any."""
         left, self._left = self._left, ranks.NONE
         if left and not self._job.stopped and ranks.count(self._failed) <= self._roll.may_fail:
-            batch = ranks.union(list(ranks.each(left))[: self._roll.size])
+            in_order = sorted(ranks.each(left), key=lambda rank: counted(self._name(rank)))
+            batch = ranks.union(in_order[: self._roll.size])
             self._left = left & ~batch
             self._give(batch)
             return True

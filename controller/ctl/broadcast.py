@@ -94,8 +94,8 @@ def broadcast(
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="So many hosts at a time: 10% (rounded down, 1 at least) or a number. The next begin when all are "
-            "done.",
+            help="So many hosts at a time, in order: 10% (rounded down, 1 at least) or a number. The next begin when "
+            "all are done.",
         ),
     ] = None,
     max_fail: Annotated[
