@@ -109,13 +109,9 @@ def _read(handle: Any, parameter: Any, context: Any, given: Any, left: list[str]
 
 
 def _told(error: Any) -> CtlError:
-    text = (
-        error.format_message()
-        .rstrip(".")
-        .replace("a valid int range", "an integer")
-        .replace("a valid float range", "a number")
-    )
-    return CtlError(text[:1].lower() + text[1:], ExitStatus.USAGE)
+    text = " ".join(error.format_message().split()).rstrip(".")  # a choice comes as a list over many lines
+    plain = text.replace("a valid int range", "an integer").replace("a valid float range", "a number")
+    return CtlError(plain[:1].lower() + plain[1:], ExitStatus.USAGE)
 
 
 def _told_usage(context: Any) -> CtlError:

@@ -160,7 +160,7 @@ def up(
             asked = _asked(ctl, infra, selection, hosts_file)
             names = tuple(dict.fromkeys(in_kavlan(name, kavlan) for name in asked))
     with wrong:
-        minimum = needed("--min-up", min_up, MAX_RANK if wrong else len(names))
+        minimum = needed("--min-up", min_up, MAX_RANK if wrong and not names else len(names))
     with wrong:
         at_a_time("--wave", wave, len(names))
     wrong.check()

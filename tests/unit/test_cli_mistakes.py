@@ -44,6 +44,7 @@ __all__ = ["ctl", "service"]  # fixtures
             "up --fanout 0 --tries 0 -w h[ --min-up x --wave y --label gpu- --site-from ( --libvirt x",
             ["--fanout", "--tries", "'h['", "--min-up x", "--wave y", "--label", "--site-from", "--libvirt"],
         ),
+        ("up --local 3 -w h1 --min-up 9", ["--local makes its hosts itself", "--min-up 9"]),
         ("jobs -n 0", ["--count"]),
         ("vm start --timeout 0 --hard x", ["--hard"]),
     ],
@@ -62,6 +63,7 @@ def test_one_mistake_alone_is_one_sentence(service: FakeService, ctl: Ctl) -> No
     assert ctl("broadcast", "--nice", "99", "x").err == (
         "ctl: invalid value for '--nice': 99 is not in the range -20<=x<=19\n"
     )
+    assert "'WHAT'. Choose from: hosts, vms, " in ctl("get").err
     assert ctl("job", "x").err.startswith("ctl: invalid value for 'ID': 'x' is not an integer; write ctl job")
 
 
