@@ -23,6 +23,8 @@ from nacl.bindings import crypto_generichash_blake2b_salt_personal
 NUMBER, AGENT = "CANOPY_JOB", "CANOPY_AGENT"
 #: A process that forks while it is looked for is found in the next round; one that forks for ever is not chased.
 _ROUNDS = 20
+#: So often none must be found before there is none.
+_LOOKS = 2
 
 
 def mark(environment: Mapping[str, str], id_: int, agent: str) -> dict[str, str]:
@@ -95,9 +97,12 @@ def _read(path: str) -> bytes:
 
 def end(id_: int, agent: str, since: int, group: int, *, hard: bool) -> None:
     """Signal all of a command's processes that are found; with `hard` until none is. Blocks for milliseconds."""
+    empty = 0
     for _ in range(_ROUNDS if hard else 1):
         pids = find(id_, agent, since, group)
-        if not pids:
+        # One that forked behind the look and ended before its turn in it is not seen, and nor is its child: look twice.
+        empty = 0 if pids else empty + 1
+        if empty == _LOOKS:
             return
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
