@@ -229,8 +229,9 @@ class Bulk:
     def _heard(self, source: Source, messages: Iterable[Sequence[Blob]]) -> None:
         effects: list[transfer.Effect] = []
         read, malformed = _read(messages, BULK_DOWNWARDS)
+        now = self._loop.time()
         for message, blob in read:
-            effects += self._told(source, message, blob, self._loop.time())
+            effects += self._told(source, message, blob, now)
         self._perform(effects)
         if malformed:
             self._lost(source, f"it sent a malformed message: {malformed}")

@@ -7,7 +7,8 @@ GB/s, where SHA-256 with the processor's own instructions does 1.8.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from functools import cache
+from typing import Any, Protocol, cast
 
 #: How long a digest is, in bytes.
 SIZE = 32
@@ -23,16 +24,19 @@ class Digester(Protocol):
         """The digest of what was given so far."""
 
 
-def digester() -> Digester:
-    """Begin."""
+@cache
+def _blake3() -> Any:
     # An agent without a push does without: it is a MB of memory on each host.
     from blake3 import blake3
 
-    return cast("Digester", blake3())
+    return blake3
+
+
+def digester() -> Digester:
+    """Begin."""
+    return cast("Digester", _blake3()())
 
 
 def content_digest(data: bytes | bytearray | memoryview) -> bytes:
     """Of all of it."""
-    from blake3 import blake3
-
-    return blake3(data).digest()
+    return cast("bytes", _blake3()(data).digest())

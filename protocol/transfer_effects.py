@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from protocol.stream import Blob
 
@@ -11,8 +12,7 @@ from protocol.stream import Blob
 Source: TypeAlias = int | None
 
 
-@dataclass(frozen=True, slots=True)
-class AskOf:
+class AskOf(msgspec.Struct, frozen=True, gc=False):
     """Ask a source for these chunks; for none: only how far it is."""
 
     source: Source
@@ -20,8 +20,7 @@ class AskOf:
     indices: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Give:
+class Give(msgspec.Struct, frozen=True, gc=False):
     """Send a chunk to a host that asked for it. `packed` says that `blob` is compressed."""
 
     peer: int
@@ -31,8 +30,7 @@ class Give:
     packed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Decline:
+class Decline(msgspec.Struct, frozen=True, gc=False):
     """Tell a host that it will not get the chunk here: for good, or not yet."""
 
     peer: int
@@ -42,8 +40,7 @@ class Decline:
     final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """Tell a host that this one is alive and has the first `front` chunks."""
 
     peer: int
@@ -51,16 +48,14 @@ class Hold:
     front: int
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True, gc=False):
     """Read the chunk from this host's own copy, and say `was_read`."""
 
     id: int
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(msgspec.Struct, frozen=True, gc=False):
     """Write the chunk, and say `was_stored`."""
 
     id: int
@@ -68,22 +63,19 @@ class Store:
     blob: Blob
 
 
-@dataclass(frozen=True, slots=True)
-class Headed:
+class Headed(msgspec.Struct, frozen=True, gc=False):
     """The head of the stream is stored here: say by `was_headed` which of the other chunks this host has."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(msgspec.Struct, frozen=True, gc=False):
     """All chunks are stored here: put the file in its place."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(msgspec.Struct, frozen=True, gc=False):
     """This host can't get the stream. With `keep` what has come is worth keeping: the same push may be given again."""
 
     id: int
@@ -91,8 +83,7 @@ class Broken:
     keep: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Bypassed:
+class Bypassed(msgspec.Struct, frozen=True, gc=False):
     """This host asks another than `source` from now on."""
 
     id: int
@@ -100,8 +91,7 @@ class Bypassed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Abuse:
+class Abuse(msgspec.Struct, frozen=True, gc=False):
     """A host asked for more than its credit, for what the stream does not have, or for what is not for it."""
 
     peer: int
