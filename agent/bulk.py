@@ -283,10 +283,12 @@ class Bulk:
     # --- what is to be done -------------------------------------------------------------------------------------------
 
     def _perform(self, effects: list[transfer.Effect]) -> None:
+        # What others wait for goes out before anything goes to the disk.
+        stores: list[transfer.Store] = []
         for effect in effects:
             match effect:  # the most frequent ones first
-                case transfer.Store(id_, index, blob):
-                    self._store().store(id_, index, blob)
+                case transfer.Store():
+                    stores.append(effect)
                 case transfer.Give(peer, id_, index, blob, packed):
                     self._answer(peer, codec.encode(Chunk(id_, index, packed), blob))
                 case transfer.AskOf(source, id_, indices):
@@ -312,6 +314,8 @@ class Bulk:
                 case transfer.Abuse(peer, why):
                     self._expel(peer, why)
         self._traffic.flush()
+        for store in stores:
+            self._store().store(store.id, store.index, store.blob)
         self._set_timer()
 
     def _set_timer(self) -> None:
