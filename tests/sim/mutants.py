@@ -22,10 +22,10 @@ _SCHEDULES = 400
 _MOST = 25
 #: The tests that are asked then: those of whole trees, and those of the parts that the faults are planted in.
 _TESTS = (
-    *(f"tests/sim/test_{name}.py" for name in ("broadcast", "stateful", "golden")),
+    *(f"tests/sim/test_{name}.py" for name in ("broadcast", "stateful", "golden", "scarce_credit")),
     *(
         f"tests/unit/test_{name}.py"
-        for name in ("relay", "root_restart", "duty", "keeping", "folding", "picture", "uplink")
+        for name in ("relay", "root_restart", "duty", "keeping", "folding", "pacing", "picture", "uplink")
     ),
 )
 #: Seconds for each of the two; a mutant that hangs is found as well.
@@ -243,6 +243,24 @@ MUTANTS = (
         "relay.py",
         "        for message in self._folding.about(gone | named | anew) if self._pace.last_room else ():\n",
         "        for message in ():\n",
+    ),
+    Mutant(
+        "what goes before news costs an honest child its link",
+        "pacing.py",
+        "        may = self._unheard(child) < OUTCOME_LAST and",
+        "        may = self._unheard(child) < OUTCOME_CREDIT and",
+    ),
+    Mutant(
+        "who attaches again has its credit anew, whatever is held of it",
+        "pacing.py",
+        "            self._before[child] = self._before.get(child, 0) + unheard\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a relay says late what is no longer its to say",
+        "relay.py",
+        "        foreign = ranks.NONE if claims is None else claims & ~here\n",
+        "        foreign = ranks.NONE\n",
     ),
     Mutant(
         "what changed below while there was no way up is not told",
