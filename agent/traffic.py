@@ -21,7 +21,7 @@ _PAUSE = 0.02
 #: What is read at a time within so many seconds of a command, in bytes: two or three chunks, half a millisecond's work.
 _CONSIDERATE, _TAKEN_THEN = 1.0, 192 << 10
 #: A connection that leaves so much unread is not slowed down by that; and one of a host that has too much to do anyway.
-_WAITED_FOR, _WAITED_FOR_PRESSED = 32 << 10, 256 << 10
+_WAITED_FOR, _WAITED_FOR_PRESSED = 128 << 10, 256 << 10
 
 
 class Member(Protocol):
