@@ -33,6 +33,12 @@ _UNSHOWN_MOST = 256
 _UNACKNOWLEDGED_MS = 10_000
 
 
+#: Linux's own congestion control (tcp(7)), also where the host has another. Whoever gives on what comes sends at the rate
+#: at which that does, and BBR takes that for what the way can carry, and paces by it: measured with 8 hosts at 80 Mbit/s,
+#: the second then got its first MB 30 to 230 ms after the first, with this 0 to 50.
+_CONGESTION = b"cubic"
+
+
 class Conduit:
     """One end of an open conduit. `heard(messages)` gets what has come; `lost(why)` is called once, where it ends by
     itself."""
@@ -61,6 +67,8 @@ class Conduit:
         self._lowat = 1
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._lowat)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # this kernel has another one alone
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         self._loop.add_reader(sock, self._read)
         traffic.join(self)
