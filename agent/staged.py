@@ -22,6 +22,9 @@ from protocol.stream import Blob
 
 #: Files of several chunks that are held open, for writing and for reading.
 _OPEN_MOST = 16
+#: What is reserved on the disk ahead of what is written, in bytes; a sixteenth of a large file where that is more. Most
+#: file systems take no time for all of it, tmpfs 20 ms for 64 MB, and for so long nothing would be asked for.
+_RESERVED = 8 << 20
 #: Pieces of one write; Linux takes 1,024 (writev(2), IOV_MAX).
 _IOV_MOST = 64
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,6 +65,8 @@ class Staged:
         self._umask = _umask()
         #: Whether that decides on the mode of what is made, and no access list.
         self._umask_counts = False
+        #: Of large files: up to where there is room for them on the disk for certain.
+        self._reserved: dict[int, int] = {}
         self._fds: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -112,11 +117,21 @@ class Staged:
             elif entry.size > large and entry.data > large:
                 fd = os.open(self.name(index), _MAKE, 0o600, dir_fd=staging)
                 try:
-                    for offset, length in ((0, entry.size),) if entry.extents is None else entry.extents:
+                    for offset, length in entry.extents or ():
                         os.posix_fallocate(fd, offset, length)  # a full disk is known now, not in the middle
                     os.ftruncate(fd, entry.size)
                 finally:
                     os.close(fd)
+                if entry.extents is None:
+                    self._reserved[index] = 0
+
+    def reserve(self, index: int, fd: int, end: int) -> None:
+        """Room on the disk for a large file's bytes up to `end`, and for those that come soon. Raises OSError."""
+        reserved, size = self._reserved.get(index, end), self.listing.entries[index].size
+        if reserved < end:
+            upto = min(size, max(end, reserved + max(_RESERVED, size // 16)))
+            os.posix_fallocate(fd, reserved, upto - reserved)
+            self._reserved[index] = upto
 
     def write(self, chunks: Iterable[tuple[int, Blob]]) -> None:
         """Store data, each with where it begins in the listing's; digests are right. What follows each other in one
@@ -291,6 +306,7 @@ class _Run:
         if self._begin == 0 and self._staged.whole(self._entry, views, self._end):
             return
         with self._staged.file(self._entry) as fd:
+            self._staged.reserve(self._entry, fd, self._end)
             written = os.pwritev(fd, views, self._begin)
             for view in views:  # what one call left, as a disk that becomes full leaves it
                 if written < len(view):

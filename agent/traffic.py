@@ -20,7 +20,8 @@ from protocol.limits import CONDUIT_TAKEN
 _PAUSE = 0.02
 #: What is read at a time within so many seconds of a command, in bytes: two or three chunks, half a millisecond's work.
 _CONSIDERATE, _TAKEN_THEN = 1.0, 192 << 10
-#: A connection that leaves so much unread is not slowed down by that; and one of a host that has too much to do anyway.
+#: So much may lie unread: a chunk of the usual size, so that each costs one wake-up; more on a host that has too much
+#: to do anyway. Both are well within what may be on its way (conduits._WINDOW).
 _WAITED_FOR, _WAITED_FOR_PRESSED = 128 << 10, 256 << 10
 
 
@@ -76,8 +77,7 @@ class Traffic:
         return _TAKEN_THEN if self._now() < self._considerate_until else CONDUIT_TAKEN
 
     def waited_for(self) -> int:
-        """How many bytes at most a conduit may let the kernel wait for before it is woken up: what has come before says
-        sooner that a link is there for more, and costs another wake-up."""
+        """How many bytes at most a conduit may let the kernel wait for before it is woken up."""
         return _WAITED_FOR_PRESSED if self.pressed else _WAITED_FOR
 
     def give_way(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from agent.ports import free_ports
 from agent.traffic import Traffic
 from protocol.codec import decode, encode
 from protocol.conduit import Sealer
+from protocol.limits import CHUNK_LARGE
 from protocol.messages import Ask, Chunk, Hold
 from protocol.messages import Conduit as Offer
 from protocol.stream import Blob
@@ -134,6 +136,21 @@ def test_who_shows_the_ticket_is_heard_as_who_got_it_and_answered() -> None:
         assert not host.conduits.send(OTHER, encode(Hold(5, 0)))
         mine.close()
         await until(lambda: host.lost == [(RANK, "connection closed")])
+
+    with_host(test)
+
+
+def test_whole_chunks_fit_into_what_a_connection_begins_with() -> None:
+    # Half of the largest buffer is what waiting for more can give (tcp(7), tcp_rmem).
+    most = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()[2]) // 2
+
+    async def test(host: Host) -> None:
+        offer = host.offer()
+        sock = await dial(host.address, offer)
+        mine = Conduit(sock, offer.up, offer.down, heard=lambda _: None, lost=lambda _: None, traffic=host.traffic)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 * CHUNK_LARGE, most)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+        mine.close()
 
     with_host(test)
 

@@ -17,6 +17,7 @@ from agent import placing
 from agent.incoming import Incoming
 from agent.paths import BadDestination
 from agent.source import Source, gather
+from agent.staged import _RESERVED
 from agent.walk import BadSource
 from protocol import listing as listings
 from protocol.limits import CHUNK
@@ -523,6 +524,25 @@ def test_no_room_is_known_before_anything_is_written(target: Path, notes: Path) 
     with pytest.raises(OSError, match="No space left"):
         Incoming(str(target), stream, body, notes)
     assert list(target.iterdir()) == []
+
+
+def test_room_for_a_large_file_is_reserved_ahead_of_what_is_written(target: Path, notes: Path) -> None:
+    data = os.urandom(1_000)
+    size = 3 * _RESERVED
+    stream = stream_of(lambda index: bytes(CHUNK) if index else data.ljust(CHUNK, b"x"), size)
+    incoming = Incoming(str(target), stream, pack(Listing((Entry(b"a", F, size=size),))), notes)
+    try:
+        (staged,) = (path for path in target.rglob("*") if path.is_file())
+        before = staged.stat()
+        assert (before.st_size, before.st_blocks) == (size, 0)
+        incoming.write([(0, data.ljust(CHUNK, b"x"))])
+        assert staged.stat().st_blocks * 512 >= _RESERVED
+        last = size // CHUNK - 1
+        incoming.write([(last, bytes(CHUNK))])
+        assert staged.stat().st_blocks * 512 >= size
+        assert staged.stat().st_size == size
+    finally:
+        incoming.close()
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
