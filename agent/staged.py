@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -22,9 +23,10 @@ from protocol.stream import Blob
 
 #: Files of several chunks that are held open, for writing and for reading.
 _OPEN_MOST = 16
-#: What is reserved on the disk ahead of what is written, in bytes; a sixteenth of a large file where that is more. Most
-#: file systems take no time for all of it, tmpfs 20 ms for 64 MB, and for so long nothing would be asked for.
-_RESERVED = 8 << 20
+#: Room on the disk is reserved for so much of a large file at first, in bytes, and for the rest at once where that took
+#: less than so many seconds, as on most file systems: a full disk is known then before anything has come. On a tmpfs it
+#: takes 20 ms for 64 MB, in which nothing would be asked for: there it goes on step by step, ahead of what is written.
+_RESERVED, _QUICK = 8 << 20, 0.001
 #: Pieces of one write; Linux takes 1,024 (writev(2), IOV_MAX).
 _IOV_MOST = 64
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -117,19 +119,26 @@ class Staged:
             elif entry.size > large and entry.data > large:
                 fd = os.open(self.name(index), _MAKE, 0o600, dir_fd=staging)
                 try:
-                    for offset, length in entry.extents or ():
-                        os.posix_fallocate(fd, offset, length)  # a full disk is known now, not in the middle
                     os.ftruncate(fd, entry.size)
+                    if entry.extents is None:
+                        self._reserve_first(index, fd, entry.size)
+                    for offset, length in entry.extents or ():
+                        os.posix_fallocate(fd, offset, length)
                 finally:
                     os.close(fd)
-                if entry.extents is None:
-                    self._reserved[index] = 0
+
+    def _reserve_first(self, index: int, fd: int, size: int) -> None:
+        self._reserved[index] = 0
+        began = time.perf_counter()
+        self.reserve(index, fd, 1)
+        if time.perf_counter() - began < _QUICK:
+            self.reserve(index, fd, size)
 
     def reserve(self, index: int, fd: int, end: int) -> None:
         """Room on the disk for a large file's bytes up to `end`, and for those that come soon. Raises OSError."""
         reserved, size = self._reserved.get(index, end), self.listing.entries[index].size
         if reserved < end:
-            upto = min(size, max(end, reserved + max(_RESERVED, size // 16)))
+            upto = min(size, max(end, reserved + _RESERVED))
             os.posix_fallocate(fd, reserved, upto - reserved)
             self._reserved[index] = upto
 

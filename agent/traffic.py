@@ -22,7 +22,7 @@ _PAUSE = 0.02
 _CONSIDERATE, _TAKEN_THEN = 1.0, 192 << 10
 #: So much may lie unread: a chunk of the usual size, so that each costs one wake-up; more on a host that has too much
 #: to do anyway. Both are well within what may be on its way (conduits._WINDOW).
-_WAITED_FOR, _WAITED_FOR_PRESSED = 128 << 10, 256 << 10
+_WAITED_FOR, _WAITED_FOR_PRESSED = 128 << 10, 192 << 10
 
 
 class Member(Protocol):

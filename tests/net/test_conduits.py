@@ -19,7 +19,6 @@ from agent.ports import free_ports
 from agent.traffic import Traffic
 from protocol.codec import decode, encode
 from protocol.conduit import Sealer
-from protocol.limits import CHUNK_LARGE
 from protocol.messages import Ask, Chunk, Hold
 from protocol.messages import Conduit as Offer
 from protocol.stream import Blob
@@ -148,8 +147,10 @@ def test_whole_chunks_fit_into_what_a_connection_begins_with() -> None:
         offer = host.offer()
         sock = await dial(host.address, offer)
         mine = Conduit(sock, offer.up, offer.down, heard=lambda _: None, lost=lambda _: None, traffic=host.traffic)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(4 * CHUNK_LARGE, most)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= min(module._WINDOW, most)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+        for host.traffic.pressed in (False, True):
+            assert host.traffic.waited_for() < module._WINDOW
         mine.close()
 
     with_host(test)

@@ -13,11 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent import placing
+from agent import placing, staged
 from agent.incoming import Incoming
 from agent.paths import BadDestination
 from agent.source import Source, gather
-from agent.staged import _RESERVED
 from agent.walk import BadSource
 from protocol import listing as listings
 from protocol.limits import CHUNK
@@ -526,21 +525,23 @@ def test_no_room_is_known_before_anything_is_written(target: Path, notes: Path) 
     assert list(target.iterdir()) == []
 
 
-def test_room_for_a_large_file_is_reserved_ahead_of_what_is_written(target: Path, notes: Path) -> None:
-    data = os.urandom(1_000)
-    size = 3 * _RESERVED
-    stream = stream_of(lambda index: bytes(CHUNK) if index else data.ljust(CHUNK, b"x"), size)
+@pytest.mark.parametrize(("quick", "first"), [(float("inf"), 3), (0.0, 1)], ids=["at once", "step by step"])
+def test_room_for_a_large_file_is_reserved_ahead_of_what_is_written(
+    target: Path, notes: Path, monkeypatch: pytest.MonkeyPatch, quick: float, first: int
+) -> None:
+    monkeypatch.setattr(staged, "_QUICK", quick)
+    step = staged._RESERVED
+    size = 3 * step
+    stream = stream_of(lambda _: bytes(CHUNK), size)
     incoming = Incoming(str(target), stream, pack(Listing((Entry(b"a", F, size=size),))), notes)
     try:
-        (staged,) = (path for path in target.rglob("*") if path.is_file())
-        before = staged.stat()
-        assert (before.st_size, before.st_blocks) == (size, 0)
-        incoming.write([(0, data.ljust(CHUNK, b"x"))])
-        assert staged.stat().st_blocks * 512 >= _RESERVED
-        last = size // CHUNK - 1
-        incoming.write([(last, bytes(CHUNK))])
-        assert staged.stat().st_blocks * 512 >= size
-        assert staged.stat().st_size == size
+        (path,) = (path for path in target.rglob("*") if path.is_file())
+        for written, reserved in ((0, first), (step // CHUNK, max(first, 2)), (size // CHUNK - 1, 3)):
+            if written:
+                incoming.write([(written, bytes(CHUNK))])
+            info = path.stat()
+            assert info.st_size == size
+            assert reserved * step <= info.st_blocks * 512 < (reserved + 1) * step
     finally:
         incoming.close()
 
