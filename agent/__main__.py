@@ -111,11 +111,11 @@ async def serve(directory: HostDirectory, uri: str | None, *, waited: bool = Fal
     welcomes = _Welcomes(directory, shell)
     leave: Leave | None = await worker.ended
     welcomes.close()
-    notifier.end()
-    shell.close()
     from agent import leaving
 
-    await leaving.let_go(worker.close(leave), vms=leave is not None and leave.vms)
+    notifier.end(leaving.extension(leave))
+    shell.close()
+    await leaving.let_go(worker.close(leave), leaving.granted(leave))
     if leave is not None:
         leaving.leave(welcome.fleet, directory.path, purge=leave.purge)
 

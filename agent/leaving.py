@@ -10,22 +10,40 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent import etchosts
+from protocol.commands import Leave
 
 log = logging.getLogger("canopy")
 
 _UNITS = Path("/etc/systemd/system")
-#: How long an agent may take to let go of all that it has, in seconds, and how long where its VMs go with it, some of
-#: them perhaps by a QEMU that hangs, which takes libvirt 8 s.
-_CLOSE_WITHIN, _DESTROY_WITHIN = 30.0, 600.0
+#: How long an agent may take to let go of all that it has, in seconds. On a signal: the seed kills it after 15 s, and
+#: systemd after 20 (agent/seed.py). On a Leave, which may put the host's networks and settings back, and where its VMs
+#: go with it, some of them perhaps by a QEMU that hangs, which takes libvirt 8 s: systemd is asked for the time.
+_CLOSE_WITHIN, _LEAVE_WITHIN, _DESTROY_WITHIN = 12.0, 30.0, 600.0
+#: How long `leave` may take after that, in seconds: `systemctl` waits for a systemd that reads its units anew, and a
+#: purge removes images of many gigabytes.
+_THEN = 60.0
 
 
-async def let_go(closing: Awaitable[None], *, vms: bool, seconds: float = _CLOSE_WITHIN) -> None:
-    """Wait until an agent has let go of all that it has, its VMs included with `vms`. What fails at that, or hangs,
-    does not keep it from leaving."""
+def granted(leave: Leave | None) -> float:
+    """How long an agent that ends may take to let go, in seconds; `leave` is None where a signal ends it."""
+    if leave is None:
+        return _CLOSE_WITHIN
+    return _DESTROY_WITHIN if leave.vms else _LEAVE_WITHIN
+
+
+def extension(leave: Leave | None) -> float:
+    """What systemd must be asked for so that it does not kill an agent that leaves, and start it again, before its unit
+    is disabled, in seconds; 0 where what the unit grants is enough."""
+    return 0.0 if leave is None else granted(leave) + _THEN
+
+
+async def let_go(closing: Awaitable[None], seconds: float) -> None:
+    """Wait until an agent has let go of all that it has. What fails at that, or takes longer than `seconds`, does not
+    keep it from leaving."""
     from agent.lanes import within  # an agent without VMs has no use for it until then
 
     try:
-        await within(_DESTROY_WITHIN if vms else seconds, closing)
+        await within(seconds, closing)
     except Exception as error:
         log.warning("not all came to its end: %s: %s", type(error).__name__, error)
 

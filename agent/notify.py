@@ -28,11 +28,12 @@ class Notifier:
         self._say("WATCHDOG=1")
         self._timer = loop.call_later(self._every, self._feed, loop)
 
-    def end(self) -> None:
-        """Stopping."""
+    def end(self, seconds: float = 0.0) -> None:
+        """Stopping, which may take `seconds`; with 0 as long as the unit's TimeoutStopSec. That begins with this word,
+        and ends in SIGKILL (sd_notify(3), EXTEND_TIMEOUT_USEC)."""
         if self._timer is not None:
             self._timer.cancel()
-        self._say("STOPPING=1")
+        self._say(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}" if seconds else "STOPPING=1")
 
     def _say(self, text: str) -> None:
         if self._path:

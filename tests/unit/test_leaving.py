@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
 
-from agent.leaving import leave, let_go, unit_name
+from agent import seed
+from agent.leaving import extension, granted, leave, let_go, unit_name
+from agent.notify import Notifier
+from protocol.commands import Leave
 
 
 @pytest.fixture
@@ -71,7 +76,41 @@ def test_an_agent_that_can_not_let_go_leaves_all_the_same(caplog: pytest.LogCapt
     async def hang() -> None:
         await asyncio.Event().wait()
 
-    asyncio.run(let_go(fail(), vms=False))
+    asyncio.run(let_go(fail(), 10.0))
     assert "libvirt said something odd" in caplog.text
-    asyncio.run(let_go(hang(), vms=False, seconds=0.01))
+    asyncio.run(let_go(hang(), 0.01))
     assert "TimeoutError" in caplog.text
+
+
+def test_an_agent_that_a_signal_ends_gives_up_in_time_to_write_that_down() -> None:
+    unit = re.search(r"^TimeoutStopSec=(\d+)$", seed.UNIT, re.MULTILINE)
+    assert unit is not None
+    assert granted(None) < min(seed.STOP_DEADLINE, float(unit[1]))
+    assert extension(None) == 0.0
+
+
+@pytest.mark.parametrize("order", [Leave(), Leave(purge=True), Leave(vms=True), Leave(vms=True, purge=True)])
+def test_systemd_grants_an_agent_that_leaves_all_the_time_that_it_takes(
+    order: Leave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(10.0)
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        Notifier().end(extension(order))
+        stopping, extended = systemd.recv(1024).decode().splitlines()
+    assert stopping == "STOPPING=1"
+    name, _, microseconds = extended.partition("=")
+    assert name == "EXTEND_TIMEOUT_USEC"
+    assert int(microseconds) > granted(order) * 1_000_000
+
+
+def test_an_agent_that_is_merely_stopped_asks_systemd_for_no_more_than_its_unit_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(10.0)
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        Notifier().end(extension(None))
+        assert systemd.recv(1024) == b"STOPPING=1"
