@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from agent.identity import HostDirectory
+from agent.lanes import aside
 from agent.look import look
 from agent.tuning import TuneError, Tuner, Unfit
 from protocol.checks import TuneAnswer
@@ -77,4 +78,4 @@ class Care:
                 await self._whole(self._tuner.undo)
             except (TuneError, OSError) as error:
                 log.warning("the host's settings stay as they are: %s", error)
-        self._threads.shutdown()
+        await aside(self._threads.shutdown)

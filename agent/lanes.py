@@ -41,6 +41,16 @@ async def finish(work: Awaitable[_T]) -> _T:
         raise
 
 
+async def aside(call: Callable[[], _T]) -> _T:
+    """The result of a blocking call, on a daemon thread of its own: no other call that hangs keeps it from beginning,
+    and if it never returns itself, whoever waits for it can give up."""
+    lane = Lane("aside", 1)
+    try:
+        return await asyncio.wrap_future(lane.submit(call))
+    finally:
+        lane.stop()
+
+
 class GivenUp(asyncio.TimeoutError):
     """A call did not return in time. `call` is the one that goes on all the same, None where it had not begun."""
 

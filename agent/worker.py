@@ -510,7 +510,17 @@ class AgentWorker:
             self.ended.set_result(leave)
 
     async def close(self, leave: Leave | None) -> None:
-        """Let go of everything, and take the VMs away where that was asked for."""
+        """Let go of everything, and take the VMs away where that was asked for. Whatever fails at that, outcomes that
+        are being written are on disk when it ends. Does not block the event loop, so that one can give up waiting."""
+        from agent.lanes import aside
+
+        try:
+            await self._let_go(leave)
+        finally:
+            await aside(self._keeper.close)  # first: this process ends when the disk's threads hang, and these count
+            await aside(self._disk.shutdown)
+
+    async def _let_go(self, leave: Leave | None) -> None:
         for timer in (self._watch, self._tidying):
             if timer is not None:
                 timer.cancel()
@@ -532,8 +542,6 @@ class AgentWorker:
         if self._carer is not None or (purge and (self._directory.path / JOURNAL).exists()):
             await self._care().close(undo=purge)
         self._watching.close()
-        self._disk.shutdown()
-        self._keeper.close()
 
 
 def _exit_code(results: list[VmResult]) -> int:
