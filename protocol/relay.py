@@ -694,7 +694,7 @@ class Relay:
             return
         # What a host answered shall not come after the news that it is gone or began anew.
         for message in self._folding.about(gone | named | anew) if self._pace.last_room else ():
-            self._up_outcomes(message)
+            self._up_outcomes(self._to_say(message, gone))
             if not self._pace.last_room:
                 break  # the rest comes late
         self._up(Links(told))
@@ -813,11 +813,11 @@ class Relay:
             self._pace.sent(message.folds)
             self._up(message)
 
-    def _to_say(self, message: Outcomes) -> Outcomes | None:
-        """What of it is this relay's to say: who was only for a while below, and went elsewhere before its outcome
-        could go up, is asked again there."""
+    def _to_say(self, message: Outcomes, gone: Ranks = ranks.NONE) -> Outcomes | None:
+        """What of it is this relay's to say, where those above still have `gone` below it: who was only for a while
+        below, and went elsewhere before its outcome could go up, is asked again there."""
         claims = claimed(message)
-        here = self._rights.below | self._picture.reachable | ranks.only(self._rank())
+        here = self._rights.below | self._picture.reachable | ranks.only(self._rank()) | gone
         foreign = ranks.NONE if claims is None else claims & ~here
         if not foreign:
             return message

@@ -575,6 +575,38 @@ def test_a_relay_does_not_speak_late_for_hosts_that_were_below_it_only_for_a_whi
     assert [set(ranks.each(ranks.unpack(fold.ranks))) for fold in folds] == [{4}]
 
 
+def test_who_was_below_only_for_a_while_is_not_spoken_for_beside_one_that_goes_with_an_equal_outcome() -> None:
+    bench = _agent()
+    effects = list[Effect]()
+    for number in range(OUTCOME_LAST // FOLD_BYTES):
+        effects += bench.child(3, Outcomes(number, (_large(3),)))
+    effects += bench(ChildLost(3, "connection closed"))  # with all that may go before the news of it
+    effects += bench.child(2, Outcomes(77, (_fold(4, 5),)))
+    parents = {rank: parent for rank, parent in _PARENTS.items() if rank != 5}
+    for version in (2, 3, 4):
+        effects += bench(Replan(_plan(1, version, parents)))
+    effects += bench.attach(2, Link(4, 2, 1, 1, True), epoch=2)
+    sent = _sent_up(effects, Outcomes)
+    assert 77 not in {message.id for message in sent}
+    # Of what was sent, so much that there is room before news and for nothing else.
+    passed_on = sum(weight(message.folds) for message in sent) - OUTCOME_CREDIT - 1
+    assert not _sent_up(bench.parent(Heard(passed_on)), Outcomes)
+    *before, links = _sent_up(bench(ChildLost(2, "connection closed")), object)
+    assert isinstance(links, Links)
+    assert before == [Outcomes(77, (_fold(4),))]
+
+
+def test_what_a_host_answered_that_a_plan_sends_elsewhere_goes_up_before_the_news_that_it_went() -> None:
+    bench = _agent()
+    bench.parent(_delivery({2, 3}))
+    bench.child(3, Outcomes(1, (_fold(3),)))
+    effects = bench(Replan(_plan(1, 2, {**_PARENTS, 3: 9})))
+    assert _dropped(effects) == [3]
+    outcomes, links = (effect.message for effect in effects if isinstance(effect, ToParent))
+    assert outcomes == Outcomes(1, (_fold(3),))
+    assert isinstance(links, Links)
+
+
 def test_targets_that_are_not_below_are_told_upwards_for_what_is_known_of_them() -> None:
     bench = _agent()
     bench(ChildLost(2, "connection closed"))
