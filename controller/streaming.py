@@ -175,12 +175,15 @@ class Sending:
         broken: Callable[[OSError], None],
     ) -> None:
         """`give` signs and sends a piece; `room` tells the client up to which offset it may send; `broken` is called
-        where what was put on the `shelf` can't be read; `window` is shared with other commands."""
+        once, where what was put on the `shelf` can't be read: nothing is sent and nothing asked for any more. `window`
+        is shared with other commands."""
         self._of = of
         self._feeding = Feeding(hosts, window, shelf)
         self.close = self._feeding.close
         self._give, self._room, self._broken = give, room, broken
         self._told = 0
+        #: Hosts still answer: none of it may read the shelf again, and end the command once more.
+        self._is_broken = False
         self.tell_room()
 
     def add(self, data: bytes, *, last: bool) -> None:
@@ -202,11 +205,15 @@ class Sending:
         self._pump()
 
     def _pump(self) -> None:
+        if self._is_broken:
+            return
         try:
             for who, offset, data, last in self._feeding.pieces():
                 self._give(ranks.union(who), Input(of=self._of, offset=offset, data=data, last=last))
         except OSError as error:
+            self._is_broken = True
             self._broken(error)
+            return
         self.tell_room()
 
     def tell_room(self) -> None:
