@@ -15,22 +15,33 @@ _LEFT = 1 << 30
 
 
 class DiskShelf:
-    """A `protocol.feeding.Shelf`: a file without a name, of INPUT_APART at the most, written round and round."""
+    """A `protocol.feeding.Shelf`: a file without a name, of INPUT_APART at the most, written round and round.
+
+    The service's event loop waits for each `put` and `get`: for a copy to or from the kernel's cache mostly, and for
+    the disk itself where that is behind with writing, or where what a slow host needs is no longer in memory. That is
+    an INPUT_PIECE at a time. With a thread it would wait for neither, but `protocol.feeding` would have to have its
+    bytes given later, in an event of their own.
+    """
 
     def __init__(self, folder: Path) -> None:
         """The file is in `folder`, from the first `put` on."""
         self._folder = folder
         self._file: BinaryIO | None = None
-        self._end = 0
+        #: Between these offsets everything was put since the file was empty: round and round, in one stretch.
+        self._begin = self._end = 0
 
     def put(self, offset: int, data: bytes) -> bool:
         """Keep what follows on what was put last; false where the disk has no room."""
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  closed in `close`
-            disk = os.fstatvfs(self._file.fileno())
-            if disk.f_bavail * disk.f_frsize < _LEFT + len(data):
-                return False
+            begin = self._begin if self._end else offset
+            # What is written over what was there before takes no more of the disk.
+            more = min(len(data), begin + INPUT_APART - offset)
+            if more > 0:
+                disk = os.fstatvfs(self._file.fileno())
+                if disk.f_bavail * disk.f_frsize < _LEFT + more:
+                    return False
             at = offset % INPUT_APART
             first = data[: INPUT_APART - at]
             for place, part in ((at, first), (0, data[len(first) :])):
@@ -38,7 +49,7 @@ class DiskShelf:
                     return False
         except OSError:
             return False
-        self._end = offset + len(data)
+        self._begin, self._end = begin, offset + len(data)
         return True
 
     def get(self, offset: int, size: int) -> bytes:

@@ -141,6 +141,34 @@ def test_the_service_leaves_some_of_its_disk_to_others(shelf: DiskShelf, monkeyp
     assert shelf.get(0, INPUT_PIECE) == b"x" * INPUT_PIECE
 
 
+def test_what_is_put_where_something_was_before_needs_no_more_of_the_disk(
+    shelf: DiskShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_module, "INPUT_APART", 4 * INPUT_PIECE)
+
+    def put(offset: int, size: int, *, free: bool) -> bool:
+        monkeypatch.setattr(shelf_module, "_LEFT", 0 if free else 1 << 62)
+        return shelf.put(offset, b"%d" % (offset % 10) * size)
+
+    start = 2 * INPUT_PIECE + 7  # so the file is as long as it gets before it has all its room
+    for number in range(3):
+        assert put(start + number * INPUT_PIECE, INPUT_PIECE, free=True)
+    end = start + 3 * INPUT_PIECE
+    assert not put(end, INPUT_PIECE, free=False)
+    assert put(end, INPUT_PIECE - 1, free=True)
+    end += INPUT_PIECE - 1
+    assert not put(end, 2, free=False), "one byte of it has no room yet"
+    assert put(end, 2, free=True)
+    end += 2
+    for _ in range(9):
+        shelf.drop(end - INPUT_PIECE)
+        assert put(end, INPUT_PIECE, free=False)
+        assert shelf.get(end, INPUT_PIECE) == b"%d" % (end % 10) * INPUT_PIECE
+        end += INPUT_PIECE
+    shelf.drop(end)
+    assert not put(end, INPUT_PIECE, free=False), "the disk had its room back"
+
+
 def test_what_nobody_needs_any_more_takes_no_disk(shelf: DiskShelf) -> None:
     shelf.put(0, b"x" * INPUT_PIECE)
     shelf.put(INPUT_PIECE, b"y" * INPUT_PIECE)
