@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,7 +68,9 @@ class DiskShelf:
         """Nobody needs what is before this offset: where that is all, the disk has its room back."""
         if self._file is not None and 0 < self._end <= upto:
             self._end = 0
-            self._file.truncate(0)
+            # Where that fails, the room comes back in `close`, and what hosts said is heard to its end.
+            with suppress(OSError):
+                self._file.truncate(0)
 
     def close(self) -> None:
         """Nobody needs any of it."""

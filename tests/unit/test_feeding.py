@@ -180,3 +180,20 @@ def test_what_nobody_needs_any_more_takes_no_disk(shelf: DiskShelf) -> None:
     assert os.fstat(descriptor).st_size == 0
     with pytest.raises(OSError, match="are there"):
         shelf.get(0, 5)
+
+
+def test_a_disk_that_does_not_take_its_room_back_stops_nobody(shelf: DiskShelf) -> None:
+    shelf.put(0, b"x" * INPUT_PIECE)
+    assert shelf._file is not None
+    file = shelf._file.fileno()
+    reading = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    writing = os.dup(file)
+    os.dup2(reading, file)
+    shelf.drop(INPUT_PIECE)
+    assert os.fstat(file).st_size == INPUT_PIECE
+    assert not shelf.put(INPUT_PIECE, b"y" * INPUT_PIECE)
+    os.dup2(writing, file)
+    assert shelf.put(INPUT_PIECE, b"z" * INPUT_PIECE)
+    assert shelf.get(INPUT_PIECE, INPUT_PIECE) == b"z" * INPUT_PIECE
+    os.close(reading)
+    os.close(writing)
