@@ -259,7 +259,7 @@ def unpack(data: bytes | bytearray, *, packed_above: int = _PACKED_ABOVE) -> Lis
     try:
         listing = _read(body) if length <= packed_above else _read_packed(body)
         check(listing)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadListing(f"the list is malformed: {error}") from error
     return listing
 

@@ -187,6 +187,8 @@ _RESULT = Result(id=1, state="failed", reason="x" * (MAX_TEXT // 4))
 _JOBS = Jobs(jobs=(Job(id=1, name="h1"),))
 #: In a field that nobody knows; deeper than Python goes.
 _DEEP = b'{"t": "ping", "x": ' + b"[" * 2_000
+#: The same in a listing's first entry, as MessagePack.
+_NESTED = b"\x91" * 5_000 + b"\xc0"
 
 TARGETS = {
     target.name: target
@@ -195,7 +197,7 @@ TARGETS = {
         Target("command", command, (msgspec.msgpack.encode(_COMMAND),)),
         Target("infra", infra, (_INFRA,)),
         Target("profile", profile, (_PROFILE, b"a = " + b"[" * 2_000)),
-        Target("listing", pushed, (listing.pack(_LISTING),)),
+        Target("listing", pushed, (listing.pack(_LISTING), len(_NESTED).to_bytes(4, "big") + _NESTED)),
         Target(
             "request",
             request,

@@ -76,6 +76,14 @@ def test_a_long_listing_that_is_malformed_or_odd_anywhere_is_refused_whole(where
             listings.unpack(len(body).to_bytes(4, "big") + body)
 
 
+@pytest.mark.parametrize("nested", [b"\x91", b"\x81\xa1x"], ids=["arrays", "maps"])
+@pytest.mark.parametrize("above", EITHER_WAY)
+def test_an_entry_that_is_nested_deeper_than_python_goes_is_refused(nested: bytes, above: int) -> None:
+    body = b"\x91\x91" + nested * 5_000 + b"\xc0"
+    with pytest.raises(BadListing, match="malformed"):
+        listings.unpack(len(body).to_bytes(4, "big") + body, packed_above=above)
+
+
 @pytest.mark.parametrize(
     ("entries", "why"),
     [
