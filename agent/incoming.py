@@ -23,8 +23,8 @@ from agent.staged import Staged, write_all
 from agent.staging import LISTING, Staging, key_of
 from protocol import listing as listings
 from protocol.commands import Stream
-from protocol.listing import BadListing, Listing, Map
-from protocol.stream import Blob, chunk_size, count_of, is_right
+from protocol.listing import PACKED_MOST, BadListing, Listing, Map
+from protocol.stream import Blob, chunk_count, chunk_size, count_of, is_right
 
 #: How long whoever lets go waits for what is being written, in seconds: once a push is said to have ended nothing of it
 #: stays, unless a disk hangs.
@@ -56,6 +56,8 @@ class Incoming:
 
         Raises BadDestination, OSError; nothing is changed by then.
         """
+        if stream.head > chunk_count(PACKED_MOST, stream.chunk):  # memory for all of it is taken with its first chunk
+            raise BadDestination("refused as a whole: the head of the stream is longer than any list of files")
         self._stream = stream
         self._backup, self._by_time, self._exact, self.dry_run = backup, by_time, exact, dry_run
         self._only = only

@@ -31,6 +31,8 @@ _NAME_MOST = 255
 #: Of what a message about a bad entry shows.
 _SHOWN = 200
 _LENGTH = 4
+#: A packed listing's bytes at most.
+PACKED_MOST = _LENGTH + MAX_LISTING
 #: Entries of a listing above so many bytes are decoded when they are looked at. Decoded, an entry takes four times as
 #: much memory as packed; of a listing of this size that is 5 MB.
 _PACKED_ABOVE = 1 << 20

@@ -18,9 +18,9 @@ from controller.fetching import Failed, Fetch, Unwritable
 from protocol import codec
 from protocol.commands import Offered, Stream
 from protocol.limits import ASK_WINDOW, CHUNK
-from protocol.listing import Entry, Kind, Listing, pack
+from protocol.listing import PACKED_MOST, Entry, Kind, Listing, pack
 from protocol.messages import Ask, Beat, Chunk, Have, Message, NoChunk
-from protocol.stream import Blob
+from protocol.stream import Blob, count_of
 from protocol.wishes import Wishes
 
 OFFER = 7
@@ -234,6 +234,16 @@ def test_a_host_with_something_else_than_it_offered_is_given_up(top: Path, chang
         await bench.have(**changes)
 
     failing(top, part, Failed, "something else than it offered")
+
+
+def test_a_head_that_is_longer_than_any_listing_is_not_asked_for(top: Path) -> None:
+    (top.parent / "file").write_bytes(bytes(PACKED_MOST + (1 << 20)))
+
+    async def part(bench: Bench) -> None:
+        await bench.have(head=count_of(bench.source.stream))  # which its digest does not vouch for
+        assert bench.asked == []
+
+    failing(top.parent / "file", part, Unwritable, "refused as a whole: the head")
 
 
 def test_names_that_were_not_asked_for_are_not_written(top: Path) -> None:

@@ -19,8 +19,9 @@ from agent.paths import BadDestination
 from agent.source import Source, gather
 from agent.walk import BadSource
 from protocol import listing as listings
-from protocol.limits import CHUNK
-from protocol.listing import Entry, Kind, Listing, pack
+from protocol.commands import Stream
+from protocol.limits import CHUNK, MAX_CHUNK, MAX_CHUNKS
+from protocol.listing import PACKED_MOST, Entry, Kind, Listing, pack
 from protocol.stream import stream_of
 from protocol.wishes import Wishes
 from tests.pushes import DEFAULT, bring, feed
@@ -445,6 +446,21 @@ def test_a_listing_that_is_hostile_anywhere_leaves_nothing(entries: list[Entry],
     assert list(target.iterdir()) == []
     assert list(notes.iterdir()) == []
     assert sorted(os.listdir(target.parent)) == ["agent", "target"]
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, MAX_CHUNK])
+def test_a_head_that_is_longer_than_any_listing_takes_no_memory_and_leaves_nothing(
+    target: Path, notes: Path, chunk: int
+) -> None:
+    most = -(-PACKED_MOST // chunk)
+    stream = Stream(size=MAX_CHUNKS * chunk, chunk=chunk, digests=bytes(32 * MAX_CHUNKS), digest="0" * 64)
+    for head in (most + 1, MAX_CHUNKS):
+        with pytest.raises(BadDestination, match="refused as a whole: the head"):
+            Incoming(str(target), msgspec.structs.replace(stream, head=head), None, notes)
+    assert list(target.iterdir()) == []
+    assert list(notes.iterdir()) == []
+    longest = Incoming(str(target), msgspec.structs.replace(stream, head=most), None, notes)
+    longest.close()
 
 
 @pytest.mark.parametrize("deep", [False, True])
