@@ -124,7 +124,8 @@ class Looker:
 
     `right(index, fd)` says whether an open file of the right size has entry `index`'s content. With `by_time` a file
     with the same size and time is taken for it. With `exact` modes and times of all that is there are to be right too,
-    else those of files alone, and a time alone only where this process can set it.
+    else those of files alone. A time alone, but for that of a file or link with `exact`, is to be right only where this
+    process can set it.
     """
 
     folder: int
@@ -192,7 +193,13 @@ class Looker:
             return State.NEW
         if not self._same(index, entry, info, parent, name):
             return State.OTHER
-        if self._differs(entry, info, parent) or (entry.xattrs and not _has_attributes(entry, parent, name)):
+        if self._differs(entry, info, parent):
+            if self._uid not in (0, info.st_uid):  # chown(2), chmod(2), utimensat(2)
+                raise BadDestination(
+                    f"{shown(entry.path)} is another user's here: only that user or root can put its {_DRESS} right"
+                )
+            self._found.to_fix.append(index)
+        elif entry.xattrs and not _has_attributes(entry, parent, name):
             self._found.to_fix.append(index)
         return State.RIGHT
 
@@ -240,11 +247,11 @@ class Looker:
             if entry.mode is not None and entry.kind is not Kind.LINK and stat.S_IMODE(info.st_mode) != entry.mode:
                 return True
             if entry.mtime_ns is not None and not _is_time(entry.mtime_ns, info):
-                return self.exact or self.by_time or self._can_set_time(info, parent)
+                return (self.exact and entry.kind is not Kind.DIRECTORY) or self._can_set_time(info, parent)
         return False
 
     def _can_set_time(self, info: os.stat_result, parent: int) -> bool:
-        """Whether this process may set a file's time (utimensat(2)): a time alone fails no push."""
+        """Whether this process may set a time (utimensat(2))."""
         return self._uid in (0, info.st_uid) and not os.fstatvfs(parent).f_flag & os.ST_RDONLY
 
 

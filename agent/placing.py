@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from agent.compare import State, first_names
@@ -54,8 +55,12 @@ class Placing:
                 self.staged.below.close()  # what was a directory when it was looked at may be a link now
                 for unit in found.units:
                     self._put(unit)
-            for index in sorted(found.to_redate.union(found.to_fix), reverse=True):
-                self._fix(index)
+            fixed = set(found.to_fix)
+            for index in sorted(found.to_redate | fixed, reverse=True):
+                if index in fixed:
+                    self._fix(index)
+                else:
+                    self._redate(index)
             if found.units:
                 self._sync_folders()
 
@@ -150,12 +155,7 @@ class Placing:
         if entry.kind is Kind.LINK:
             self._dress_link(name, parent, entry)
             return
-        # By the thing itself, which can be had whatever its mode is, and never by a link (open(2), O_PATH).
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            itself = f"/proc/self/fd/{fd}"
-            if stat.S_ISLNK(os.fstat(fd).st_mode):
-                raise BadDestination(f"{shown(entry.path)} has become a symbolic link")
+        with _itself(entry, parent, name) as itself:
             if entry.owner is not None:
                 os.chown(itself, *self.owners[entry.owner])
             set_attributes(itself, entry)
@@ -164,8 +164,27 @@ class Placing:
                     os.chmod(itself, entry.mode)
                 if entry.mtime_ns is not None:
                     os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
-        finally:
-            os.close(fd)
+
+    def _redate(self, index: int) -> None:
+        """A directory's time, after something was put into it. Another user's keeps the time that it got by that: all
+        is in its place by now, and a time alone fails nothing."""
+        entry = self.listing.entries[index]
+        if entry.mtime_ns is not None:
+            with _itself(entry, *self.staged.place(index)) as itself, suppress(PermissionError):
+                os.utime(itself, ns=(entry.mtime_ns, entry.mtime_ns))
+
+
+@contextmanager
+def _itself(entry: Entry, parent: int, name: bytes) -> Iterator[str]:
+    """A path of what is at an entry's place: of the thing itself, which can be had whatever its mode is, and never by a
+    link (open(2), O_PATH). Raises BadDestination, OSError."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise BadDestination(f"{shown(entry.path)} has become a symbolic link")
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _syncfs(fd: int) -> None:

@@ -7,8 +7,9 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from agent.source import Source, gather
 from agent.walk import BadSource
 from protocol import listing as listings
 from protocol.commands import Stream
+from protocol.digest import content_digest
 from protocol.limits import CHUNK, MAX_CHUNK, MAX_CHUNKS
 from protocol.listing import PACKED_MOST, Entry, Kind, Listing, pack
 from protocol.stream import stream_of
@@ -29,6 +31,8 @@ from tests.pushes import DEFAULT, bring, feed
 OTHER_UID = 65_534
 #: What a push says that had only that to put right, of one thing.
 DRESSED = "mode, time, owner or attributes of 1"
+#: The digest of a file without data.
+EMPTY = content_digest(b"")
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
@@ -249,6 +253,7 @@ def test_only_its_owner_is_expected_to_set_a_files_time(
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: there.stat().st_uid + OTHER_UID)
         assert bring([(b"tree", tree)], target, notes) == "unchanged"
+        assert bring([(b"tree", tree)], target, notes, by_time=True) == "unchanged"
     assert bring([(b"tree", tree)], target, notes) == DRESSED
     assert there.stat().st_mtime_ns == (tree / "deep/large").stat().st_mtime_ns
 
@@ -410,15 +415,16 @@ def test_a_source_can_be_read_again_after_a_restart(tree: Path, notes: Path) -> 
 # --- where it does not go ---------------------------------------------------------------------------------------------
 
 
-def offered(target: Path, notes: Path, *entries: Entry, data: bytes = b"") -> None:
-    """Bring a made-up listing, whatever it says."""
+def offered(target: Path, notes: Path, *entries: Entry, data: bytes = b"", exact: bool = False) -> str:
+    """Bring a made-up listing, whatever it says; what is said of it."""
     body = msgspec.msgpack.encode(Listing(entries))
     stream = stream_of(lambda index: data[index * CHUNK : (index + 1) * CHUNK], len(data))
-    incoming = Incoming(str(target), stream, len(body).to_bytes(4, "big") + body, notes)
+    incoming = Incoming(str(target), stream, len(body).to_bytes(4, "big") + body, notes, exact=exact)
     try:
         for at in range(0, len(data), CHUNK):
             incoming.write([(at // CHUNK, data[at : at + CHUNK])])
         incoming.finish()
+        return incoming.said()
     finally:
         incoming.close()
 
@@ -522,6 +528,72 @@ def test_an_owner_that_nobody_knows_here_is_refused(tree: Path, target: Path, no
         with pytest.raises(BadDestination, match=why):
             bring([(b"tree", tree)], target, notes, wishes)
     assert list(target.iterdir()) == []
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that another user can reach and write to, unlike pytest's own."""
+    with TemporaryDirectory() as path:
+        Path(path).chmod(0o777)
+        yield Path(path)
+
+
+def offered_by_other(target: Path, *entries: Entry, data: bytes = b"", exact: bool = False) -> str:
+    """The same in a process of another user: what is said of it, or the exception."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = ""
+        try:
+            os.setgroups([])
+            os.setresgid(OTHER_UID, OTHER_UID, OTHER_UID)
+            os.setresuid(OTHER_UID, OTHER_UID, OTHER_UID)
+            notes = target / "notes"
+            notes.mkdir(0o700, exist_ok=True)
+            said = offered(target, notes, *entries, data=data, exact=exact)
+        except BaseException as error:
+            said = repr(error)
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@as_root
+def test_a_directory_of_another_users_gets_files_though_its_time_cannot_be_put_back(shared: Path, notes: Path) -> None:
+    tree = Entry(b"tree", D, 0o777, 5_000_000_000)
+    offered(shared, notes, tree, exact=True)
+    for data in (b"one", b"three"):  # the second time the time is another from the start
+        file = Entry(b"tree/file", F, 0o644, 7, size=len(data))
+        assert offered_by_other(shared, tree, file, data=data, exact=True) in ("pushed", "pushed 1 of 1")
+        assert (shared / "tree/file").read_bytes() == data
+    assert (shared / "tree/file").stat().st_uid == OTHER_UID
+    assert (shared / "tree").stat().st_mtime_ns != tree.mtime_ns
+    assert not leftovers(shared)
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("there", "now", "exact"),
+    [
+        (Entry(b"tree", D, 0o777, 5), Entry(b"tree", D, 0o755, 5), True),
+        (Entry(b"file", F, 0o644, 5), Entry(b"file", F, 0o600, 5, digest=EMPTY), False),
+        (Entry(b"file", F, 0o644, 5), Entry(b"file", F, 0o644, 6, digest=EMPTY), True),
+    ],
+    ids=["a directory's mode", "a file's mode", "a file's exact time"],
+)
+def test_what_cannot_be_put_right_of_another_users_is_known_before_anything_changes(
+    shared: Path, notes: Path, there: Entry, now: Entry, exact: bool
+) -> None:
+    offered(shared, notes, there, exact=True)
+    said = offered_by_other(shared, now, Entry(b"new", F, 0o644, 7, size=3), data=b"new", exact=exact)
+    assert said.startswith("BadDestination")
+    assert "is another user's here" in said
+    assert sorted(path.name for path in shared.iterdir()) == sorted(["notes", os.fsdecode(there.path)])
 
 
 def test_a_file_that_does_not_match_its_own_digest_is_not_put_anywhere(target: Path, notes: Path) -> None:
