@@ -22,6 +22,9 @@ from protocol.listing import Entry, Kind, Listing, Map, parent_of, shown
 _TOLD = 200
 #: In nanoseconds.
 _SECOND = 1_000_000_000
+#: How exactly file systems keep a time of change, in nanoseconds: NTFS and CIFS 100, exFAT 10 ms, ext4 with inodes of
+#: 128 bytes whole seconds (ext4(5)), FAT 2 s. Linux rounds down (fat_truncate_mtime; timestamp_truncate for others).
+_GRAINS = (100, _SECOND // 100, _SECOND, 2 * _SECOND)
 #: What is put right of things whose content is.
 _DRESS = "mode, time, owner or attributes"
 
@@ -224,7 +227,8 @@ class Looker:
             return self._found.states[self._places[entry.target]] == State.RIGHT and self._is_name_of(entry, info)
         if info.st_size != entry.size:
             return False
-        if self.by_time and entry.mtime_ns is not None and _is_time(entry.mtime_ns, info):
+        # What was made a second later may well have as many bytes: so coarse a time vouches for nothing.
+        if self.by_time and entry.mtime_ns is not None and _is_time(entry.mtime_ns, info, _SECOND):
             return True
         fd = os.open(name, READ, dir_fd=parent)  # not blocking, should it have become a pipe since
         try:
@@ -255,11 +259,10 @@ class Looker:
         return self._uid in (0, info.st_uid) and not os.fstatvfs(parent).f_flag & os.ST_RDONLY
 
 
-def _is_time(mtime_ns: int, info: os.stat_result) -> bool:
-    """Whether a file's time is that, as exactly as its file system keeps it: some keep whole seconds (ext4(5) with
-    inodes of 128 bytes)."""
+def _is_time(mtime_ns: int, info: os.stat_result, coarsest: int = _GRAINS[-1]) -> bool:
+    """Whether a file's time is that, as exactly as its file system keeps it: by `coarsest` nanoseconds at worst."""
     there = info.st_mtime_ns
-    return there == mtime_ns or (not there % _SECOND and there == mtime_ns - mtime_ns % _SECOND)
+    return there == mtime_ns or any(there == mtime_ns - mtime_ns % grain for grain in _GRAINS if grain <= coarsest)
 
 
 def _has_attributes(entry: Entry, parent: int, name: bytes) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from agent import placing, staged
+from agent.compare import _is_time
 from agent.incoming import Incoming
 from agent.paths import BadDestination
 from agent.source import Source, gather
@@ -242,6 +243,49 @@ def test_a_files_time_is_put_right_and_its_directorys_is_the_hosts_own(tree: Pat
     assert bring([(b"tree", tree)], target, notes) == "unchanged"
     os.utime(there, ns=(0, 5_000_000_008))
     assert bring([(b"tree", tree)], target, notes) == DRESSED
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "same"),
+    [
+        (7_123_456_789, 7_123_456_789, True),
+        (7_123_456_789, 7_123_456_700, True),  # NTFS
+        (7_123_456_789, 7_120_000_000, True),  # exFAT
+        (7_123_456_789, 7_000_000_000, True),  # ext4 with small inodes
+        (7_123_456_789, 6_000_000_000, True),  # FAT
+        (7_000_000_000, 6_000_000_000, True),
+        (-1, -2_000_000_000, True),
+        (7_123_456_789, 7_123_456_800, False),
+        (7_123_456_789, 7_123_456_788, False),
+        (7_123_456_789, 7_123_456_600, False),
+        (7_123_456_789, 7_123_000_000, False),
+        (7_123_456_789, 7_110_000_000, False),
+        (7_123_456_789, 8_000_000_000, False),
+        (8_123_456_789, 7_000_000_000, False),
+        (8_123_456_789, 6_000_000_000, False),
+        (7_123_456_789, 0, False),
+    ],
+)
+def test_a_time_is_right_as_exactly_as_a_file_system_keeps_it(
+    tmp_path: Path, wanted: int, there: int, *, same: bool
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    os.utime(file, ns=(0, there))
+    assert _is_time(wanted, file.stat()) is same
+
+
+def test_a_time_as_fat_keeps_it_is_left_alone_and_vouches_for_no_bytes(tree: Path, target: Path, notes: Path) -> None:
+    bring([(b"tree", tree)], target, notes)
+    there = target / "tree/deep/large"
+    os.utime(tree / "deep/large", ns=(0, 5_000_000_007))
+    os.utime(there, ns=(0, 4_000_000_000))
+    for by_time in (False, True):
+        assert bring([(b"tree", tree)], target, notes, by_time=by_time) == "unchanged"
+    there.write_bytes(there.read_bytes()[::-1])
+    os.utime(there, ns=(0, 4_000_000_000))
+    assert bring([(b"tree", tree)], target, notes, by_time=True) == "pushed 1 of 9"
+    assert there.read_bytes() == (tree / "deep/large").read_bytes()
 
 
 def test_only_its_owner_is_expected_to_set_a_files_time(
