@@ -263,6 +263,18 @@ MUTANTS = (
         "        foreign = ranks.NONE\n",
     ),
     Mutant(
+        "a relay says before news what is no longer its to say",
+        "relay.py",
+        "            self._up_outcomes(self._to_say(message, gone))\n",
+        "            self._up_outcomes(message)\n",
+    ),
+    Mutant(
+        "what those who go had answered is not said before the news",
+        "relay.py",
+        "            self._up_outcomes(self._to_say(message, gone))\n",
+        "            self._up_outcomes(self._to_say(message))\n",
+    ),
+    Mutant(
         "what changed below while there was no way up is not told",
         "relay.py",
         "            self._untold |= {link.rank: link for link in told}\n",
