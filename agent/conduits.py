@@ -36,10 +36,6 @@ _UNACKNOWLEDGED_MS = 10_000
 #: What the other end may send before it is read, in bytes, from the start: whoever wakes up for whole chunks alone
 #: leaves more unread than the 64 KiB that a connection begins with, and each chunk would wait for the one before it.
 _WINDOW = 256 << 10
-#: Linux's own congestion control (tcp(7)), also where the host has another. Whoever gives on what comes sends at the
-#: rate of that, which BBR takes for what the way can carry, and paces by: of ten pushes of 16 MB to 8 hosts at 80
-#: Mbit/s two took 0.2 and 0.7 s longer with it.
-_CONGESTION = b"cubic"
 
 
 class Conduit:
@@ -72,8 +68,6 @@ class Conduit:
         for lowat in (_WINDOW, self._lowat):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with suppress(OSError):  # this kernel has another one alone
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CONGESTION)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         self._loop.add_reader(sock, self._read)
         traffic.join(self)
