@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,28 +90,26 @@ def test_an_agent_that_a_signal_ends_gives_up_in_time_to_write_that_down() -> No
     assert extension(None) == 0.0
 
 
-@pytest.mark.parametrize("order", [Leave(), Leave(purge=True), Leave(vms=True), Leave(vms=True, purge=True)])
-def test_systemd_grants_an_agent_that_leaves_all_the_time_that_it_takes(
-    order: Leave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.settimeout(10.0)
-        systemd.bind(str(tmp_path / "notify"))
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Where what services tell systemd arrives (sd_notify(3))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.settimeout(10.0)
+        notified.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        Notifier().end(extension(order))
-        stopping, extended = systemd.recv(1024).decode().splitlines()
+        yield notified
+
+
+@pytest.mark.parametrize("order", [Leave(), Leave(purge=True), Leave(vms=True), Leave(vms=True, purge=True)])
+def test_systemd_grants_an_agent_that_leaves_all_the_time_that_it_takes(order: Leave, systemd: socket.socket) -> None:
+    Notifier().end(extension(order))
+    stopping, extended = systemd.recv(1024).decode().splitlines()
     assert stopping == "STOPPING=1"
     name, _, microseconds = extended.partition("=")
     assert name == "EXTEND_TIMEOUT_USEC"
     assert int(microseconds) > granted(order) * 1_000_000
 
 
-def test_an_agent_that_is_merely_stopped_asks_systemd_for_no_more_than_its_unit_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.settimeout(10.0)
-        systemd.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        Notifier().end(extension(None))
-        assert systemd.recv(1024) == b"STOPPING=1"
+def test_an_agent_that_is_merely_stopped_asks_systemd_for_no_more_than_its_unit_has(systemd: socket.socket) -> None:
+    Notifier().end(extension(None))
+    assert systemd.recv(1024) == b"STOPPING=1"
