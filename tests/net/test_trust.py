@@ -294,6 +294,8 @@ def test_a_key_that_broke_the_rules_is_refused_for_a_while(stage: Stage, rank: i
 def test_a_child_can_say_nothing_of_links_that_are_not_below_it(stage: Stage, rank: int) -> None:
     other = next(_unused)
     honest = stage.attached(other)
+    # The child is answered before the parent is told: what is told of the other later would be the liar's doing.
+    stage.until(lambda: other in {link.rank for link in told_links(stage)}, "the other to be told of")
     heard = len(stage.parent.heard)
     liar = stage.attached(rank)
     own, moved = Link(rank + 1_000, rank, 1, 1, True), Link(rank + 1_000, rank, 1, 2, True)
