@@ -115,7 +115,9 @@ async def serve(directory: HostDirectory, uri: str | None, *, waited: bool = Fal
 
     notifier.end(leaving.extension(leave))
     shell.close()
-    await leaving.let_go(worker.close(leave), leaving.granted(leave))
+    left = await worker.close(leave)
+    if left:
+        notifier.tell(f"ended, but for {'; '.join(left)}")
     if leave is not None:
         leaving.leave(welcome.fleet, directory.path, purge=leave.purge)
 

@@ -49,6 +49,11 @@ class Batches(Generic[Item, Result]):
         elif self._due is None:
             self._due = self._loop.call_later(self._linger, self._next)
 
+    def drop(self) -> None:
+        """Forget what waits: nobody wants to know what comes of it any more."""
+        self._waiting = []
+        self._next()
+
     def _next(self) -> None:
         if self._due is not None:
             self._due.cancel()

@@ -305,17 +305,16 @@ class Incoming:
         if last:
             self._release()
 
-    def close(self, *, keep: bool = False) -> None:
-        """Let go, once nothing is written or read any more, and wait for that. What is not in place then is removed, or
-        with `keep` left for a push that goes on with it."""
+    def close(self, *, keep: bool = False) -> bool:
+        """Let go, once nothing is written or read any more, and wait for that; whether it came to that. What is not in
+        place then is removed, or with `keep` left for a push that goes on with it."""
         with self._lock:
             again = self._closing is not None
             self._closing = keep
             last = not again and not self._users
         if last:
             self._release()
-        else:
-            self._released.wait(_RELEASED_WITHIN_S)
+        return self._released.wait(_RELEASED_WITHIN_S)
 
     def discard(self) -> None:
         """Forget the listing, which may be megabytes; nothing but `close` is called any more."""

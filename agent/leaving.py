@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 import subprocess
@@ -15,20 +16,26 @@ from protocol.commands import Leave
 log = logging.getLogger("canopy")
 
 _UNITS = Path("/etc/systemd/system")
-#: How long an agent may take to let go of all that it has, in seconds. On a signal: the seed kills it after 15 s, and
-#: systemd after 20 (agent/seed.py). On a Leave, which may put the host's networks and settings back, and where its VMs
-#: go with it, some of them perhaps by a QEMU that hangs, which takes libvirt 8 s: systemd is asked for the time.
-_CLOSE_WITHIN, _LEAVE_WITHIN, _DESTROY_WITHIN = 12.0, 30.0, 600.0
+#: How long an agent may take to let go of a part of what it has, in seconds: a little longer than a push waits for its
+#: disk (agent/incoming.py).
+LET_GO_WITHIN = 11.0
+#: To put the host's networks or settings back, and to destroy VMs, some perhaps of a QEMU that hangs, which takes
+#: libvirt 8 s.
+PUT_BACK_WITHIN, DESTROY_WITHIN = 30.0, 600.0
+#: For what is still written when all parts have come to their end. On a signal the seed kills an agent after 15 s, and
+#: systemd after 20 (agent/seed.py).
+LAST_WITHIN = 2.0
 #: How long `leave` may take after that, in seconds: `systemctl` waits for a systemd that reads its units anew, and a
 #: purge removes images of many gigabytes.
 _THEN = 60.0
 
 
 def granted(leave: Leave | None) -> float:
-    """How long an agent that ends may take to let go, in seconds; `leave` is None where a signal ends it."""
+    """How long an agent that ends may take to let go of all, in seconds: all parts at the same time, but for what takes
+    the end of VMs. `leave` is None where a signal ends it."""
     if leave is None:
-        return _CLOSE_WITHIN
-    return _DESTROY_WITHIN if leave.vms else _LEAVE_WITHIN
+        return LET_GO_WITHIN + LAST_WITHIN
+    return (DESTROY_WITHIN if leave.vms else 0.0) + LET_GO_WITHIN + PUT_BACK_WITHIN + LAST_WITHIN
 
 
 def extension(leave: Leave | None) -> float:
@@ -37,15 +44,33 @@ def extension(leave: Leave | None) -> float:
     return 0.0 if leave is None else granted(leave) + _THEN
 
 
-async def let_go(closing: Awaitable[None], seconds: float) -> None:
-    """Wait until an agent has let go of all that it has. What fails at that, or takes longer than `seconds`, does not
-    keep it from leaving."""
-    from agent.lanes import within  # an agent without VMs has no use for it until then
+class NotEnded(Exception):
+    """A part of an agent's work can't be brought to its end; the text says why."""
 
-    try:
-        await within(seconds, closing)
-    except Exception as error:
-        log.warning("not all came to its end: %s: %s", type(error).__name__, error)
+
+class Ending:
+    """An agent's work as it is brought to its end: what fails or hangs holds up no other part, and is told."""
+
+    def __init__(self) -> None:
+        #: What did not come to its end and why, a sentence each.
+        self.left: list[str] = []
+
+    async def part(self, what: str, work: Awaitable[object], seconds: float) -> None:
+        """Bring a part to its end, or give it up after `seconds`. Raises nothing of its."""
+        from agent.lanes import within  # an agent without VMs has no use for it until then
+
+        try:
+            await within(seconds, work)
+        except asyncio.TimeoutError:
+            self._tell(f"{what}: not ended within {seconds:g} s")
+        except NotEnded as error:
+            self._tell(f"{what}: {error}")
+        except Exception as error:
+            self._tell(f"{what}: {type(error).__name__}: {error}")
+
+    def _tell(self, sentence: str) -> None:
+        log.warning("left as it is: %s", sentence)
+        self.left.append(sentence)
 
 
 def unit_name(fleet: str) -> str:

@@ -35,6 +35,10 @@ class Notifier:
             self._timer.cancel()
         self._say(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}" if seconds else "STOPPING=1")
 
+    def tell(self, status: str) -> None:
+        """What `systemctl status` shows, one line (sd_notify(3), STATUS)."""
+        self._say(f"STATUS={' '.join(status.split())}")
+
     def _say(self, text: str) -> None:
         if self._path:
             address = "\0" + self._path[1:] if self._path.startswith("@") else self._path

@@ -159,12 +159,14 @@ class Pulls:
 
     async def close(self) -> None:
         """End all of it."""
+        from agent.lanes import aside
+
         for giving in list(self._giving.values()):
             giving.end("the agent ends")
         for id_ in list(self._offers):
             self._drop(id_)
         if self._thread is not None:
-            await self._loop.run_in_executor(None, self._thread.shutdown)
+            await aside(self._thread.shutdown)
 
 
 def _close_result(gathering: asyncio.Future[Source]) -> None:

@@ -23,6 +23,7 @@ from protocol.transfer import Role
 
 if TYPE_CHECKING:
     from agent.incoming import Incoming
+    from agent.leaving import Ending
     from agent.shell import Shell
 
 #: How often a push's progress is told, in seconds: often enough for a moving bar.
@@ -59,6 +60,14 @@ def _close(incoming: Incoming) -> None:
 
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _end(incoming: Incoming, *, keep: bool) -> None:
+    """Close it. Blocks. Raises NotEnded where a disk hangs."""
+    from agent.leaving import NotEnded
+
+    if not incoming.close(keep=keep):
+        raise NotEnded("its disk does not answer")
 
 
 def written_most(chunk: int) -> int:
@@ -295,10 +304,19 @@ class Pushes:
         if incoming is not None:
             self._disk.submit(_close, incoming)
 
-    async def close(self, *, keep: bool) -> None:
-        """End all of them. With `keep` what has come stays for a push that goes on with it."""
+    async def close(self, ending: Ending, *, keep: bool) -> None:
+        """End all of them, each by itself. With `keep` what has come stays for a push that goes on with it."""
+        from agent.leaving import LET_GO_WITHIN
+
         self._trimming.cancel()
+        for writing in self._writing.values():
+            writing.drop()
+        for reading in self._reading.values():
+            reading.drop()
+        parts = []
         for id_ in list(self._incoming):
             incoming = self._let_go(id_)
             if incoming is not None:
-                await self._loop.run_in_executor(self._disk, partial(incoming.close, keep=keep))
+                closing = self._loop.run_in_executor(self._disk, partial(_end, incoming, keep=keep))
+                parts.append(ending.part(f"push {id_}", closing, LET_GO_WITHIN))
+        await asyncio.gather(*parts)

@@ -61,6 +61,7 @@ from protocol.vms import ImageState, VmChange, VmResult, VmState
 if TYPE_CHECKING:
     from agent.care import Care
     from agent.console import Console as OpenConsole
+    from agent.leaving import Ending
     from agent.nets import Nets
     from agent.shell import Shell
     from agent.vms import VmWorker
@@ -509,39 +510,63 @@ class AgentWorker:
         if not self.ended.done():
             self.ended.set_result(leave)
 
-    async def close(self, leave: Leave | None) -> None:
-        """Let go of everything, and take the VMs away where that was asked for. Whatever fails at that, outcomes that
-        are being written are on disk when it ends. Does not block the event loop, so that one can give up waiting."""
+    async def close(self, leave: Leave | None) -> list[str]:
+        """Let go of everything, and take away what `leave` says. All at the same time and each part within its own
+        bound, so that a disk that hangs does not keep VMs from being destroyed, nor outcomes from being written. What
+        did not come to its end is logged and returned, a sentence each. Does not block the event loop."""
         from agent.lanes import aside
+        from agent.leaving import LAST_WITHIN, LET_GO_WITHIN, PUT_BACK_WITHIN, Ending
 
-        try:
-            await self._let_go(leave)
-        finally:
-            await aside(self._keeper.close)  # first: this process ends when the disk's threads hang, and these count
-            await aside(self._disk.shutdown)
-
-    async def _let_go(self, leave: Leave | None) -> None:
         for timer in (self._watch, self._tidying):
             if timer is not None:
                 timer.cancel()
-        await self._pushes.close(keep=leave is None)
-        await self._pulls.close()
-        if leave is not None and leave.vms:
-            await self._vm_worker().destroy(None)
-        if self._vms is not None:
-            await self._vms.close()
-        if leave is not None and leave.purge and (self._nets is not None or _holds_net()):
-            with suppress(Exception):
-                await self._net_worker().bring_to(())
         purge = leave is not None and leave.purge
-        if purge and self._vms is not None:
-            from agent.moveways import folder_of
-
-            with suppress(OSError):
-                folder_of(self._directory.welcome().fleet).rmdir()
-        if self._carer is not None or (purge and (self._directory.path / JOURNAL).exists()):
-            await self._care().close(undo=purge)
+        ending = Ending()
+        await asyncio.gather(
+            ending.part("outcomes", aside(self._keeper.close), LET_GO_WITHIN),
+            self._pushes.close(ending, keep=leave is None),
+            ending.part("pulls", self._pulls.close(), LET_GO_WITHIN),
+            ending.part("the host's settings", self._end_care(undo=purge), PUT_BACK_WITHIN if purge else LET_GO_WITHIN),
+            self._end_vms(ending, vms=leave is not None and leave.vms, purge=purge),
+        )
         self._watching.close()
+        await ending.part("what is written", aside(self._disk.shutdown), LAST_WITHIN)
+        return ending.left
+
+    async def _end_vms(self, ending: Ending, *, vms: bool, purge: bool) -> None:
+        """VMs, then what they need."""
+        from agent.leaving import DESTROY_WITHIN, LET_GO_WITHIN, PUT_BACK_WITHIN
+
+        if vms:
+            await ending.part("VMs", self._destroy_all(), DESTROY_WITHIN)
+        if self._vms is not None:
+            await ending.part("libvirt", self._vms.close(), LET_GO_WITHIN)
+        if purge and self._vms is not None:
+            await ending.part("sockets of moves", self._remove_sockets(), LET_GO_WITHIN)
+        if purge:
+            await ending.part("networks", self._remove_nets(), PUT_BACK_WITHIN)
+
+    async def _destroy_all(self) -> None:
+        from agent.leaving import NotEnded
+
+        results = await self._vm_worker().destroy(None)
+        failed = [f"{result.name}: {result.detail}" for result in results if result.change is VmChange.FAILED]
+        if failed:
+            raise NotEnded("; ".join(failed))
+
+    async def _remove_sockets(self) -> None:
+        from agent.moveways import folder_of
+
+        with suppress(OSError):
+            folder_of(self._directory.welcome().fleet).rmdir()
+
+    async def _remove_nets(self) -> None:
+        if self._nets is not None or _holds_net():
+            await self._net_worker().bring_to(())
+
+    async def _end_care(self, *, undo: bool) -> None:
+        if self._carer is not None or (undo and (self._directory.path / JOURNAL).exists()):
+            await self._care().close(undo=undo)
 
 
 def _exit_code(results: list[VmResult]) -> int:

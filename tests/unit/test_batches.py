@@ -91,6 +91,23 @@ def test_nothing_waits_after_the_last_nor_when_a_batch_is_full(executor: ThreadP
     assert asyncio.run(run()).worked == [[1, 2], [9]]
 
 
+def test_what_waits_when_all_is_dropped_is_not_worked_at(executor: ThreadPoolExecutor) -> None:
+    async def run() -> Log:
+        log = Log()
+        batches = Batches(executor, log.work, log.then, most=1)
+        for item in (1, 2):
+            batches.add(item)
+        assert await asyncio.to_thread(log.began.wait, 60)
+        batches.drop()
+        log.gate.set()
+        await log.until(1)
+        return log
+
+    log = asyncio.run(run())
+    executor.shutdown()
+    assert log.worked == [[1]]
+
+
 def test_a_loop_that_was_closed_meanwhile_is_told_nothing(executor: ThreadPoolExecutor) -> None:
     log = Log()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent import seed
-from agent.leaving import extension, granted, leave, let_go, unit_name
+from agent.leaving import Ending, NotEnded, extension, granted, leave, unit_name
 from agent.notify import Notifier
 from protocol.commands import Leave
 
@@ -70,17 +70,30 @@ def test_without_systemd_nothing_is_called(tmp_path: Path, systemctl: Path) -> N
     assert not systemctl.exists()
 
 
-def test_an_agent_that_can_not_let_go_leaves_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_can_not_be_ended_is_given_up_and_told(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         raise RuntimeError("libvirt said something odd")
+
+    async def refuse() -> None:
+        raise NotEnded("its disk does not answer")
 
     async def hang() -> None:
         await asyncio.Event().wait()
 
-    asyncio.run(let_go(fail(), 10.0))
-    assert "libvirt said something odd" in caplog.text
-    asyncio.run(let_go(hang(), 0.01))
-    assert "TimeoutError" in caplog.text
+    async def play() -> list[str]:
+        ending = Ending()
+        await ending.part("VMs", fail(), 10.0)
+        await ending.part("push 7", refuse(), 10.0)
+        await ending.part("pulls", hang(), 0.01)
+        return ending.left
+
+    left = asyncio.run(play())
+    assert left == [
+        "VMs: RuntimeError: libvirt said something odd",
+        "push 7: its disk does not answer",
+        "pulls: not ended within 0.01 s",
+    ]
+    assert all(sentence in caplog.text for sentence in left)
 
 
 def test_an_agent_that_a_signal_ends_gives_up_in_time_to_write_that_down() -> None:
@@ -113,3 +126,8 @@ def test_systemd_grants_an_agent_that_leaves_all_the_time_that_it_takes(order: L
 def test_an_agent_that_is_merely_stopped_asks_systemd_for_no_more_than_its_unit_has(systemd: socket.socket) -> None:
     Notifier().end(extension(None))
     assert systemd.recv(1024) == b"STOPPING=1"
+
+
+def test_what_an_agent_leaves_behind_is_told_in_one_line(systemd: socket.socket) -> None:
+    Notifier().tell("ended, but for VMs: vm1: libvirt says:\nno")
+    assert systemd.recv(1024) == b"STATUS=ended, but for VMs: vm1: libvirt says: no"
