@@ -141,7 +141,7 @@ def plan_object(rounds: Sequence[Sequence[Moving]], stuck: Mapping[str, str], ab
     return {
         "moves": [
             {
-                "vm": move.name,
+                "name": move.name,
                 "deployment": move.deployment,
                 "from": move.source,
                 "to": move.target,
@@ -151,7 +151,7 @@ def plan_object(rounds: Sequence[Sequence[Moving]], stuck: Mapping[str, str], ab
             for move in begun
         ],
         "stuck": dict(stuck),
-        "absent": list(absent),
+        "not_on_record": list(absent),
     }
 
 
@@ -176,18 +176,18 @@ def failed_lines(moves: Iterable[Moving], results: Mapping[str, VmResult]) -> li
 def moved_object(moves: Iterable[Moving], results: Mapping[str, VmResult], absent: Collection[str]) -> Any:
     """The same for programs."""
     return {
-        "vms": [
+        "moves": [
             {
-                "vm": move.name,
+                "name": move.name,
                 "deployment": move.deployment,
                 "from": move.source,
                 "to": move.target,
                 "moved": _moved(results.get(move.name)),
-                "why": "" if _moved(results.get(move.name)) else _why(results.get(move.name)),
+                "detail": "" if _moved(results.get(move.name)) else _why(results.get(move.name)),
             }
             for move in moves
         ],
-        "absent": list(absent),
+        "not_on_record": list(absent),
     }
 
 

@@ -126,7 +126,7 @@ def changes_object(found: Changes) -> object:
     """The same for programs."""
     hosts: dict[str, list[dict[str, str]]] = {}
     for change in found.changes:
-        fields = {"vm": change.vm, "change": change.sign.value, "why": change.why}
+        fields = {"name": change.vm, "change": change.sign.value, "detail": change.why}
         hosts.setdefault(change.host, []).append(fields)
     return {
         "deployment": found.deployment,

@@ -30,7 +30,7 @@ def add_troubles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
         reasons: dict[str, list[str]] = {}
-        for host, why in row["failed"].items():
+        for host, why in row["hosts_failed"].items():
             reasons.setdefault(why, []).append(host)
         lines += [f"{row['name']}: {label(hosts)}: {clean(why)}" for why, hosts in reasons.items()]
     return lines

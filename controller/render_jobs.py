@@ -20,14 +20,15 @@ _SHELL = ["/bin/sh", "-c"]
 
 def what_text(what: str) -> str:
     """What a job was, as a person would type it: `uname -r`, `push app.tar /opt/app.tar`."""
-    words = _words(what)
-    if words[0] != "run":
-        return " ".join(words)
-    argv = words[1:]
+    all_ = words(what)
+    if all_[0] != "run":
+        return " ".join(all_)
+    argv = all_[1:]
     return argv[2] if argv[:2] == _SHELL and len(argv) == 3 else shlex.join(argv)
 
 
-def _words(what: str) -> list[str]:
+def words(what: str) -> list[str]:
+    """What a job was, in its words: who was asked for what."""
     # Older services put numbers there too.
     return [str(word) for word in msgspec.json.decode(what)]
 
@@ -63,5 +64,10 @@ def _short(text: str) -> str:
 
 
 def job_objects(jobs: Sequence[JobStatus], user: Callable[[int], str]) -> list[dict[str, Any]]:
-    """Jobs for programs: as the service tells of them, with the user's name and the words of what it was."""
-    return [{**msgspec.to_builtins(job), "user": user(job.uid), "what": _words(job.what)} for job in jobs]
+    """Jobs for programs: as the service tells of them, with the user's name and the words of what it was. A job's
+    number is `job` wherever programs are told of it."""
+    found = []
+    for job in jobs:
+        fields = msgspec.to_builtins(job)
+        found.append({"job": fields.pop("id"), **fields, "user": user(job.uid), "what": words(job.what)})
+    return found

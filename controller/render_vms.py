@@ -24,6 +24,7 @@ _SIGNS = {
     VmChange.SUSPENDED: "|",
     VmChange.RESUMED: ">",
     VmChange.SNAPSHOT: "*",
+    VmChange.MOVED: "/",
     VmChange.REMOVED: "-",
     VmChange.ABSENT: ".",
     VmChange.DIFFERS: "~",
@@ -126,7 +127,7 @@ def spawn_object(deployment: str, report: SpawnReport, addresses: Mapping[str, s
     """A spawn for programs."""
     return {
         "deployment": deployment,
-        "vms": _vm_objects(report.answers, addresses),
+        "vms": vm_objects(report.answers.items(), addresses),
         "hosts_failed": report.troubles,
         "not_running": report.not_running,
         "unreachable": report.unreachable,
@@ -139,19 +140,23 @@ def spawn_object(deployment: str, report: SpawnReport, addresses: Mapping[str, s
 def destroy_object(report: DestroyReport) -> Any:
     """A destroy for programs."""
     return {
-        "vms": _vm_objects(report.answers, {}),
+        "vms": vm_objects(report.answers.items()),
         "hosts_failed": report.troubles,
         "not_on_record": report.absent,
         "names_file_missing": report.unnamed,
     }
 
 
-def _vm_objects(answers: Mapping[str, Sequence[VmResult]], addresses: Mapping[str, str]) -> list[dict[str, Any]]:
+def vm_objects(
+    answers: Iterable[tuple[str, Sequence[VmResult]]], addresses: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """What became of VMs for programs, each with its host, and its address where that is known. A host may have
+    answered several times, for several deployments or moves."""
     found = []
-    for host, results in answers.items():
+    for host, results in answers:
         for result in results:
             fields = {"host": host, **msgspec.to_builtins(result)}
-            if result.name in addresses:
+            if addresses and result.name in addresses:
                 fields["ip"] = addresses[result.name]
             found.append(fields)
     return found

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from controller.api import HostKnown
 from controller.render import clean
-from controller.render_jobs import what_text
+from controller.render_jobs import what_text, words
 from controller.tables import age, count, mib
 
 #: How much of an identity or key tells it from others.
@@ -30,6 +34,12 @@ def why(host: HostKnown) -> str:
         rows.append(("lost", "no outcome of late"))
     lines += [f"  {name:<8} {clean(text)}" for name, text in rows]
     return "\n".join(lines) + "\n"
+
+
+def known_object(host: HostKnown) -> dict[str, Any]:
+    """The same for programs."""
+    lost = [{**msgspec.to_builtins(one), "what": words(one.what)} for one in host.lost]
+    return {**msgspec.to_builtins(host), "lost": lost}
 
 
 def _link(host: HostKnown) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
+
+import msgspec
 
 from controller.api import HostStatus, Status, VmStatus
 from controller.foreign import Foreign
@@ -50,6 +53,12 @@ def count(number: int, noun: str) -> str:
 def vm_state(vm: VmStatus, *, host_up: bool) -> str:
     """A VM's state in a word; what nobody can vouch for now is `unknown`."""
     return vm.state.power.value if vm.state is not None and host_up else VmPower.UNKNOWN.value
+
+
+def vm_objects(status: Status) -> list[dict[str, Any]]:
+    """VMs for programs; `power` is the word that people read, where `state` is what the host said last."""
+    up = _hosts_up(status)
+    return [{**msgspec.to_builtins(vm), "power": vm_state(vm, host_up=vm.host in up)} for vm in status.vms]
 
 
 def _hosts_up(status: Status) -> set[str]:

@@ -54,7 +54,7 @@ def planned_text(changes: Changes) -> str:
 def planned_objects(changes: Changes) -> list[dict[str, Any]]:
     """The same for programs."""
     return [
-        {"host": host, "changes": [{"key": key, "value": now, "least": least} for key, (now, least) in each.items()]}
+        {"host": host, "changes": [{"key": key, "before": now, "after": least} for key, (now, least) in each.items()]}
         for host, each in changes.items()
     ]
 
@@ -77,6 +77,14 @@ def done_text(answers: Mapping[str, TuneAnswer]) -> str:
     if not lines and answers and not any(answer.problem for answer in answers.values()):
         lines.append(f"nothing to do on {len(answers)} hosts")
     return "".join(f"{line}\n" for line in lines)
+
+
+def done_objects(answers: Mapping[str, TuneAnswer]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {"host": host, "changes": answer.tuned, "restart": answer.restart, "problem": answer.problem}
+        for host, answer in answers.items()
+    ]
 
 
 def _value(value: int | None) -> str:

@@ -213,8 +213,7 @@ def _show(ctl: Ctl, asked: _Asked, *, as_json: bool) -> int:
     """What came of a change. The exit code."""
     answers = {host: answer for host, (answer, _) in asked.answers(TuneAnswer).items()}
     if as_json:
-        told = [{"host": host, **msgspec.to_builtins(answer)} for host, answer in answers.items()]
-        ctl.terminal.text(json_text(told))
+        ctl.terminal.text(json_text(tuning.done_objects(answers)))
     else:
         ctl.terminal.text(tuning.done_text(answers))
     for problem in tuning.problems_of(answers):

@@ -74,7 +74,7 @@ def add(
             outcomes += [result.outcome for result in results]
             good = [host for result in results if succeeded(result.outcome) for host in result.hosts]
             bad = {host: describe(result.outcome) for result in results if not result.ok for host in result.hosts}
-            rows.append({"name": file.name, "digest": image_digest(file), "hosts": good, "failed": bad})
+            rows.append({"name": file.name, "digest": image_digest(file), "hosts": good, "hosts_failed": bad})
     if as_json:
         ctl.terminal.text(json_text(rows))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pwd
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from controller.hosts import fold
 from controller.progress import waiting_line
 from controller.session import Happening, VmAnswer, VmReached, exit_status
 from controller.status import ExitStatus
+
+if TYPE_CHECKING:
+    from protocol.vms import VmResult
 
 #: How a job of files begins, of which hosts say a word each, where commands write what they like.
 _OF_FILES = ('["push"', '["pull"')
@@ -149,7 +152,9 @@ def _show_vms(following: Following, answers: list[VmAnswer], reached: list[VmRea
         return
     from controller import render_vms
 
-    by_host = {answer.host: answer.results for answer in answers}
+    by_host: dict[str, list[VmResult]] = {}
+    for answer in answers:  # several of a host whose VMs moved
+        by_host.setdefault(answer.host, []).extend(answer.results)
     for line in render_vms.per_host(by_host):
         following.terminal.text(f"{line}\n")
     for one in reached:
@@ -167,16 +172,16 @@ def _show_json(
     answers: list[VmAnswer],
     reached: list[VmReached],
 ) -> None:
-    import msgspec
+    from controller.render_vms import vm_objects
 
     found = {
         "job": number,
-        "what": msgspec.json.decode(what or "[]"),
+        "what": render_jobs.words(what or "[]"),
         "settled": settled,
         "missing": list(following.waiting),
         "results": render.result_objects(following.results, following.order),
         "late": render.result_objects(following.late, following.order),
-        "vms": {answer.host: answer.results for answer in answers},
+        "vms": vm_objects((answer.host, answer.results) for answer in answers),
         "reached": {one.host: one.names for one in reached},
     }
     following.terminal.text(render.json_text(found))

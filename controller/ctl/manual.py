@@ -30,6 +30,19 @@ _FILES = {
     "/etc/clustershell/groups.conf": "ClusterShell's groups, which are known as well: see groups.conf(5).",
     "~/.local/state/canopy/FLEET/": "A fleet's keys, records, log and socket.",
 }
+#: What programs find under one name in all that --json prints.
+_JSON = {
+    "name": "What a host, VM, image or network is called, in an object of its own.",
+    "host, hosts, nodeset": "The host or hosts that something is said of; a nodeset is hosts, folded.",
+    "job": "A job's number.",
+    "what": "What a job was, in words.",
+    "change, detail": "What became of a VM, or would, and what is to be said of it.",
+    "power": "A VM's state, unknown where nobody can vouch for it now.",
+    "before, after": "A setting's value.",
+    "why": "Why something is as it is, a sentence.",
+    "hosts_failed": "Hosts that could not, and why.",
+    "not_on_record": "Names of VMs that nobody has on record.",
+}
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -53,7 +66,7 @@ def page(root: Any) -> str:
         ".SH COMMANDS",
     ]
     lines += _commands(root, context, "ctl")
-    for title, entries in (("ENVIRONMENT", _ENVIRONMENT), ("FILES", _FILES)):
+    for title, entries in (("JSON", _JSON), ("ENVIRONMENT", _ENVIRONMENT), ("FILES", _FILES)):
         lines.append(f".SH {title}")
         for name, what in entries.items():
             lines += [".TP", f".B {_text(name)}", _text(what)]

@@ -31,7 +31,10 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     """Show the fleet in a few lines: its service, hosts up and down with the reasons, VMs by state."""
     ctl = ctl_of(context)
     found = ctl.session().status()
-    ctl.terminal.text(json_text(found) if as_json else tables.summary(found))
+    if as_json:
+        ctl.terminal.text(json_text({**msgspec.to_builtins(found), "vms": tables.vm_objects(found)}))
+    else:
+        ctl.terminal.text(tables.summary(found))
 
 
 @app.command()
@@ -51,9 +54,7 @@ def health(context: typer.Context, as_json: Json = False) -> None:
     ctl = ctl_of(context)
     found = ctl.session().status()
     if as_json:
-        up = {host.name for host in found.hosts if host.up}
-        vms = [{**msgspec.to_builtins(vm), "power": tables.vm_state(vm, host_up=vm.host in up)} for vm in found.vms]
-        ctl.terminal.text(json_text({"hosts": found.hosts, "vms": vms}))
+        ctl.terminal.text(json_text({"hosts": found.hosts, "vms": tables.vm_objects(found)}))
     else:
         ctl.terminal.text(tables.health(found))
 
@@ -174,7 +175,8 @@ def _found(what: What, found: Status, others: Sequence[Foreign], *, wide: bool) 
             return (tables.wide if wide else tables.hosts)(found), found.hosts, [host.name for host in found.hosts]
         case What.VMS:
             every: list[VmStatus | Foreign] = [*found.vms, *others]
-            return (tables.wide_vms if wide else tables.vms)(found, others), every, [clean(vm.name) for vm in every]
+            text = (tables.wide_vms if wide else tables.vms)(found, others)
+            return text, [*tables.vm_objects(found), *others], [clean(vm.name) for vm in every]
         case What.IPS:
             text = "".join(f"{vm.ip}\t{vm.name}\n" for vm in found.vms)
             return text, {vm.name: vm.ip for vm in found.vms}, [vm.ip for vm in found.vms]

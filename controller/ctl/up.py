@@ -288,8 +288,8 @@ def _report(
         found = {
             "up": up,
             "nodeset": fold(up),
-            "failed": [{"hosts": hosts, "nodeset": fold(hosts), "reason": why} for why, hosts in reasons.items()],
-            "outdated": [{"hosts": hosts, "nodeset": fold(hosts), "reason": why} for why, hosts in outdated.items()],
+            "failed": [{"hosts": hosts, "nodeset": fold(hosts), "why": why} for why, hosts in reasons.items()],
+            "outdated": [{"hosts": hosts, "nodeset": fold(hosts), "why": why} for why, hosts in outdated.items()],
             "stopped": report.stopped,
             "needed": minimum,
             "met": met,
@@ -347,14 +347,16 @@ def down(
 
 def _report_down(terminal: Terminal, report: DownReport, *, as_json: bool, quiet: bool) -> int:
     """Say who is gone, and what is not. The exit code."""
+    from controller.render_vms import vm_objects
+
     order = {name: place for place, name in enumerate(name for result in report.results for name in result.hosts)}
     bad = [
         f"{at.host}: {vm.name}: {vm.detail}" for at in report.vms for vm in at.results if vm.change is VmChange.FAILED
     ]
     if as_json:
         found = {
-            "hosts": render.result_objects(report.results, order),
-            "vms": report.vms,
+            "results": render.result_objects(report.results, order),
+            "vms": vm_objects((answer.host, answer.results) for answer in report.vms),
             "still_running": report.left,
             "service_ended": report.service_ended,
         }

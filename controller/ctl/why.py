@@ -11,6 +11,7 @@ from controller.ctl.commands import Commands
 from controller.ctl.completing import complete_host
 from controller.ctl.options import Json, ctl_of, selecting
 from controller.render import json_text
+from controller.render_why import known_object
 from controller.render_why import why as why_text
 from controller.selection import EVERYBODY, Selection
 from controller.status import CtlError, ExitStatus
@@ -49,6 +50,7 @@ def why(
     session = ctl.session()
     known = [session.host(name) for name in session.choose(asked) or ()]
     if as_json:
-        ctl.terminal.text(json_text(known[0] if len(known) == 1 else known))
+        found = [known_object(one) for one in known]
+        ctl.terminal.text(json_text(found[0] if len(found) == 1 else found))
     else:
         ctl.terminal.text("\n".join(map(why_text, known)))

@@ -139,7 +139,7 @@ def test_running_vms_move_with_memory_and_disk_and_nothing_stays(
     swapped = infra(tmp_path / "swapped.conf", {"vm1": "h1", "vm2": "h2"})
     plan = ["migrate", "--plan", swapped, "--deployment", "lab", "--memory-unit", "MiB"]
     would = json.loads(ctl(*plan, "--dry-run", "--json", status=2).stdout)
-    assert [(move["vm"], move["from"], move["to"], move["round"]) for move in would["moves"]] == [
+    assert [(move["name"], move["from"], move["to"], move["round"]) for move in would["moves"]] == [
         ("vm1", "h2", "h1", 1),
         ("vm2", "h1", "h2", 2),
     ]

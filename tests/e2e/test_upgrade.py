@@ -192,7 +192,7 @@ def test_a_version_that_ends_at_its_start_is_taken_back_and_stops_the_upgrade(
         told, said = up(ctl, broken, hosts, status=1)
     assert told["up"] == list(NAMES), "the fleet is complete"
     assert (told["failed"], told["met"]) == ([], True)
-    by_host = {name: group["reason"] for group in told["outdated"] for name in group["hosts"]}
+    by_host = {name: group["why"] for group in told["outdated"] for name in group["hosts"]}
     assert {name for name, why in by_host.items() if why.endswith("no good; the previous version runs again")} == set(
         first
     )

@@ -93,9 +93,9 @@ def test_domains_of_others_are_shown_with_all_alone_and_no_command_takes_them(
     ]
     assert shown.splitlines()[-1].endswith("running")
     told = json.loads(ctl("get", "vms", "--all", "-w", "h1", "-o", "json"))
-    assert [(vm["name"], vm["host"], vm.get("whose")) for vm in told] == [
-        ("web0", "h1", None),
-        ("legacy", "h1", "not Canopy's"),
+    assert [(vm["name"], vm["host"], vm["power"], vm.get("whose")) for vm in told] == [
+        ("web0", "h1", "running", None),
+        ("legacy", "h1", "running", "not Canopy's"),
     ]
     assert ctl("get", "vms", "--all", "-w", "h1", "-o", "name").split() == ["web0", "legacy"]
     assert "goes with `ctl get vms`" in ctl("get", "hosts", "--all", status=ExitStatus.USAGE)
@@ -163,7 +163,7 @@ def test_a_plan_tells_by_its_exit_code_whether_there_is_something_to_do(
     file.write_text(infra_text(fleet.names, 5).replace("vm00000 1 10 64", "vm00000 2 10 64"))
     told = json.loads(ctl("plan", *options, "--json", status=2))
     assert told["total"] == {"+": 0, "~": 1, "-": 1, "=": 4}
-    assert told["hosts"]["h0"] == [{"vm": "vm00000", "change": "~", "why": "vcpus 1 -> 2"}]
+    assert told["hosts"]["h0"] == [{"name": "vm00000", "change": "~", "detail": "vcpus 1 -> 2"}]
     ctl("spawn", *options, "--prune", status=ExitStatus.FAILED)  # what differs is told and left
     assert set(fleet.session.deployment("lab").hosts) == {f"vm{n:05}" for n in range(5)}
     ctl("destroy", "--deployment", "lab", "--all")

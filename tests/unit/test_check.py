@@ -332,8 +332,10 @@ def test_tune_says_what_it_would_change_and_changes_nothing(service: FakeService
     assert done.status == 2
     assert done.out.startswith("~ fs.inotify.max_user_instances 16 -> 128: h[1-2] (2)\n2 of 3 hosts to change")
     assert not service.asked(api.TuneOn)
-    (first, *_) = json.loads(ctl("tune", "--json").out)
+    (first, low_one, _) = json.loads(ctl("tune", "--json").out)
     assert first == {"host": "h0", "changes": []}
+    change = {"key": "fs.inotify.max_user_instances", "before": 16, "after": 128}
+    assert low_one == {"host": "h1", "changes": [change]}
     service.replies(api.CheckOn, *said((0, now())))
     done = ctl("tune", "--apply")
     assert (done.status, done.out) == (0, "nothing to do on 1 hosts\n")
@@ -349,6 +351,9 @@ def test_tune_apply_asks_only_those_hosts_that_have_something_to_change(service:
     (asked,) = service.asked(api.TuneOn)
     assert (asked.hosts, asked.settings) == (("h1",), {"fs.inotify.max_user_instances": 128})
     assert not asked.restart_libvirt
+    (done_one,) = json.loads(ctl("tune", "--apply", "--json").out)
+    change = {"key": "fs.inotify.max_user_instances", "before": 16, "after": 128, "note": ""}
+    assert done_one == {"host": "h1", "changes": [change], "restart": "", "problem": ""}
 
 
 def test_a_host_that_could_not_is_told_with_the_reason(service: FakeService, ctl: Ctl) -> None:

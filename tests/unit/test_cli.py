@@ -771,6 +771,8 @@ def test_health_says_unknown_where_nobody_can_vouch(ctl: Ctl) -> None:
     assert "its host is down; running when last heard of" in rows["vm3"]
     powers = {found["name"]: found["power"] for found in json.loads(ctl("health", "--json").out)["vms"]}
     assert powers == {"vm0": "running", "vm1": "crashed", "vm2": "unknown", "vm3": "unknown"}
+    for vms in (json.loads(ctl("status", "--json").out)["vms"], json.loads(ctl("get", "vms", "--json").out)):
+        assert {vm["name"]: vm["power"] for vm in vms} == powers
 
 
 @pytest.mark.usefixtures("known")

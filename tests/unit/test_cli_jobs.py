@@ -113,6 +113,8 @@ def test_jobs_are_listed_with_who_asked_and_how_hosts_did(service: FakeService, 
     assert rows[2] == f"7 {getpass.getuser()} uname -r 4 4 0 0 0 1 min 12 s ago 0.3 s".split()
     found = json.loads(ctl("jobs", "-n", "3", "--json").out)
     assert found[0]["what"] == ["run", "/bin/sh", "-c", "uname -r"]
+    assert [one["job"] for one in found] == [9, 7]
+    assert "id" not in found[0]
     assert (found[0]["missing"], found[0]["took_s"], found[1]["user"]) == (1, None, getpass.getuser())
     assert [asked.most for asked in service.asked(api.GetJobs)] == [20, 3]
 
@@ -207,6 +209,18 @@ def test_a_job_that_made_vms_tells_what_hosts_did(service: FakeService, ctl: Ctl
     done = ctl("job", "7")
     assert done.out.splitlines() == ["h0: +1 created", "h1: !1 failed", "h2: vm[3-4] answered ping"]
     assert done.err.splitlines()[:2] == ["h1: vm2 failed: no memory", "missing: h3 (no outcome yet)"]
+
+
+def test_a_job_of_which_a_host_says_something_again_and_again_tells_all_of_it(service: FakeService, ctl: Ctl) -> None:
+    moved = [VmResult(name=name, change=VmChange.MOVED) for name in ("vm1", "vm2")]
+    for _ in range(2):
+        said = [api.VmsDone(host="h1", results=(one,)) for one in moved]
+        following(service, *said, api.OnRecord(), what=json.dumps(["migrate"]))
+    assert ctl("job", "7").out.splitlines() == ["h1: /2 moved"]
+    assert [(vm["host"], vm["name"]) for vm in json.loads(ctl("job", "7", "--json").out)["vms"]] == [
+        ("h1", "vm1"),
+        ("h1", "vm2"),
+    ]
 
 
 def test_a_job_is_cancelled_by_its_number(service: FakeService, ctl: Ctl) -> None:

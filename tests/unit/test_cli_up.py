@@ -147,7 +147,7 @@ def test_up_for_programs(ctl: Up, asked: list[UpOptions]) -> None:
     assert found == {
         "up": ["h1", "h2"],
         "nodeset": "h[1-2]",
-        "failed": [{"hosts": ["h3"], "nodeset": "h3", "reason": "connection refused"}],
+        "failed": [{"hosts": ["h3"], "nodeset": "h3", "why": "connection refused"}],
         "outdated": [],
         "stopped": "",
         "needed": 3,
@@ -262,4 +262,8 @@ def test_down_tells_what_it_could_not_do(ctl: Up, monkeypatch: pytest.MonkeyPatc
     assert done.status == ExitStatus.UNREACHABLE
     found = json.loads(ctl("down", "--json").out)
     assert found["still_running"] == ["h2"]
-    assert found["vms"][0]["results"][0]["change"] == "failed"
+    assert [one["nodeset"] for one in found["results"]] == ["h0", "h1"]
+    assert found["vms"] == [
+        {"host": "h0", "name": "vm0", "change": "failed", "detail": "it hangs"},
+        {"host": "h0", "name": "vm1", "change": "removed", "detail": ""},
+    ]

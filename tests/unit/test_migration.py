@@ -119,6 +119,12 @@ def test_rounds_keep_the_limits_and_what_can_not_begin_is_said() -> None:
         "! vm3: h3 has memory for 50 MiB more, and it needs 100",
         "2 VMs would move, 1 could not",
     ]
+    told = migration.plan_object(rounds, stuck, ["vm4"])
+    assert [(one["name"], one["from"], one["to"], one["round"]) for one in told["moves"]] == [
+        ("vm1", "h1", "h2", 1),
+        ("vm2", "h1", "h2", 2),
+    ]
+    assert (told["stuck"], told["not_on_record"]) == (stuck, ["vm4"])
 
 
 def test_what_became_of_each_is_told_also_of_one_of_which_nobody_said_anything() -> None:
@@ -132,7 +138,10 @@ def test_what_became_of_each_is_told_also_of_one_of_which_nobody_said_anything()
     assert failed[0].startswith("vm2: h1 -> h2: no room")
     assert "\x1b" not in failed[0]
     assert failed[1] == "vm3: h1 -> h2: nobody said what became of it"
-    assert [vm["moved"] for vm in migration.moved_object(moves, results, ())["vms"]] == [True, False, False]
+    told = migration.moved_object(moves, results, ("vm4",))
+    assert [(one["name"], one["moved"]) for one in told["moves"]] == [("vm1", True), ("vm2", False), ("vm3", False)]
+    assert told["moves"][2]["detail"] == "nobody said what became of it"
+    assert told["not_on_record"] == ["vm4"]
 
 
 def test_the_live_line_says_how_far_they_are() -> None:

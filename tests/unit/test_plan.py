@@ -120,7 +120,7 @@ def test_each_difference_has_its_sign_and_its_reason(kernel: Path) -> None:
     assert render_changes(found).splitlines()[0] == "h0: +2 ~2"
     told = msgspec.json.decode(msgspec.json.encode(changes_object(found)))
     assert told["total"] == {"+": 2, "~": 2, "-": 1, "=": 0}
-    assert told["hosts"]["h1"] == [{"vm": "vm2", "change": "-", "why": "on record and not in the file"}]
+    assert told["hosts"]["h1"] == [{"name": "vm2", "change": "-", "detail": "on record and not in the file"}]
 
 
 def test_a_vm_that_its_host_has_lost_is_made_again(kernel: Path) -> None:

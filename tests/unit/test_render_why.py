@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controller import api, tables
-from controller.render_why import why
+from controller.render_why import known_object, why
 from protocol.messages import HostHealth
 from tests.unit import fake_service as fake
 
@@ -110,3 +110,13 @@ def test_the_tree_says_that_a_planned_parent_is_not_there() -> None:
     )
     assert "h3  (planned below h1, which is not in the tree: connection closed)" in text
     assert "not in the tree: h1: connection closed" in text
+
+
+def test_programs_are_told_what_a_lost_job_was_in_the_same_words_as_by_ctl_jobs() -> None:
+    what = '["run","/bin/sh","-c","uname -r"]'
+    lost = api.LostOutcome(job=7, what=what, ago_s=3.0, why="its relay died")
+    told = known_object(known(fake.host(3), lost=(lost,)))
+    assert told["lost"] == [
+        {"job": 7, "what": ["run", "/bin/sh", "-c", "uname -r"], "ago_s": 3.0, "why": "its relay died"}
+    ]
+    assert (told["status"]["name"], told["below"]) == ("h3", "h1")
