@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,58 +25,42 @@ from agent.settings import Settings
 from agent.settings import read as settings_of
 from agent.spool import Spools, spooled
 from agent.tunables import JOURNAL
+from agent.vmcommands import VmBody, VmCommands
 from agent.watching import Watching
 from protocol import events, names
 from protocol.commands import (
     Body,
     CheckHost,
-    Console,
-    CreateVms,
-    DestroyVms,
     Feed,
     FetchOutput,
     Images,
     Leave,
-    ListVms,
-    MoveVm,
-    Moving,
     Offer,
-    ProbeVms,
     Push,
-    ReceiveVm,
     Run,
     Send,
     SetNets,
-    SettleMove,
     TuneHost,
-    VmAction,
 )
 from protocol.messages import Deliver, Grant
 from protocol.nets import BRIDGE_PREFIX
 from protocol.outcomes import NO_OUTPUT, Exited, FailedToStart, Killed, Outcome, Output, Refused
 from protocol.stream import Blob
-from protocol.vms import ImageState, VmChange, VmResult, VmState
+from protocol.vms import ImageState
 
 if TYPE_CHECKING:
     from agent.care import Care
-    from agent.console import Console as OpenConsole
     from agent.leaving import Ending
     from agent.nets import Nets
     from agent.shell import Shell
-    from agent.vms import VmWorker
 
 
 log = logging.getLogger("canopy")
 
 #: What a signal would have said of work that is no process. The relay knows why it was stopped.
 _STOPPED = Killed(15)
-#: How long VMs are pinged where the command has no deadline, and how long before its deadline the answer is given, in
-#: s.
-_PROBE_WITHIN, _PROBE_SLACK = 30.0, 0.5
 #: How often old output is looked for, in seconds: its age is counted in days.
 _TIDY_EVERY = 3_600.0
-#: How often ARP's table is looked at for VMs that do not answer ping, in seconds.
-_ARP_EVERY = 2.0
 
 
 class AgentWorker:
@@ -103,11 +86,10 @@ class AgentWorker:
         self._pushes = Pushes(shell, directory, self._disk, self._finish, self._placed)
         self._pulls = Pulls(shell, directory, self._finish)
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._vms: VmWorker | None = None
+        self._vms = VmCommands(shell, directory, uri, self._finish)
         self._carer: Care | None = None
         self._nets: Nets | None = None
         self._nets_version = 0
-        self._consoles: dict[int, OpenConsole] = {}
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         self.ended: asyncio.Future[Leave | None] = self._loop.create_future()
         self._watch: asyncio.TimerHandle | None = None
@@ -126,26 +108,18 @@ class AgentWorker:
                 self._task(id_, self._pushes.begin(id_, body))
             case SetNets():
                 self._task(id_, self._set_nets(id_, body))
-            case Console():
-                self._task(id_, self._console(id_, body))
             case Offer():
                 self._task(id_, self._pulls.offer(id_, body))
             case Send():
                 self._pulls.send(id_, body)
-            case CreateVms() | DestroyVms() | VmAction() | ProbeVms():
-                self._task(id_, self._vm_work(id_, body, ttl))
-            case ListVms():
-                self._task(id_, self._list_vms(id_))
-            case ReceiveVm():
-                self._task(id_, self._receive(id_, body))
-            case MoveVm() | SettleMove():
-                self._task(id_, self._move(id_, body))
             case Images():
                 self._task(id_, self._image_work(id_, body))
             case CheckHost():
                 self._task(id_, self._outcome(id_, self._care().check()))
             case TuneHost():
                 self._task(id_, self._outcome(id_, self._care().tune(body)))
+            case _ if isinstance(body, VmBody):
+                self._task(id_, self._vms.work(id_, body, ttl))
             case _:
                 self._finish(id_, Refused(f"this agent does not know how to {type(body).__name__}"))
 
@@ -268,107 +242,11 @@ class AgentWorker:
         """The chunks can't be had."""
         self._pushes.end(id_, FailedToStart(why), keep=keep)
 
-    # --- VMs ----------------------------------------------------------------------------------------------------------
+    def type(self, feed: Feed) -> None:
+        """Something was typed into a console."""
+        self._vms.type(feed)
 
-    def _vm_worker(self) -> VmWorker:
-        """The worker for VMs, made when it is first needed: libvirt costs an idle agent nothing."""
-        if self._vms is None:
-            from agent.vms import VmWorker
-
-            self._vms = VmWorker(self._directory.path, self._uri, on_change=self._vms_changed)
-        return self._vms
-
-    def _vms_changed(self, states: list[VmState]) -> None:
-        self._shell.feed(events.Observed(None, tuple(states), whole=False))
-
-    async def _vm_work(self, id_: int, body: CreateVms | DestroyVms | VmAction | ProbeVms, ttl: float | None) -> None:
-        worker = self._vm_worker()
-        if isinstance(body, ProbeVms):
-            within = _PROBE_WITHIN if ttl is None else max(0.1, ttl - _PROBE_SLACK)
-            answered = await self._probe(worker, body, within)
-            code = 0 if len(answered) == len(set(body.names)) else 1
-            self._finish(id_, Exited(code), Output(out=msgspec.msgpack.encode(sorted(answered))))
-            return
-        if isinstance(body, CreateVms):
-            results = await worker.create(body.deployment, body.specs, in_flight=body.in_flight)
-        elif isinstance(body, VmAction):
-            results = await worker.act(
-                body.deployment,
-                body.names,
-                body.action,
-                hard=body.hard,
-                label=body.label,
-                deadline_s=None if ttl is None else max(0.1, ttl - _PROBE_SLACK),
-            )
-        else:
-            results = await worker.destroy(body.deployment, body.names)
-        self._finish(id_, Exited(_exit_code(results)), Output(out=msgspec.msgpack.encode(results)))
-
-    async def _list_vms(self, id_: int) -> None:
-        from agent.hypervisor import HypervisorError
-
-        try:
-            found = await self._vm_worker().everybody()
-        except HypervisorError as error:
-            self._finish(id_, FailedToStart(str(error)))
-            return
-        self._finish(id_, Exited(0), Output(out=msgspec.json.encode(found)))
-
-    async def _receive(self, id_: int, body: ReceiveVm) -> None:
-        from agent.vmactions import CannotAct
-
-        try:
-            awaiting = await self._vm_worker().receive(id_, body, self._shell, self._directory.welcome().fleet)
-        except CannotAct as error:
-            self._finish(id_, Refused(sentence(error)))
-            return
-        self._finish(id_, Exited(0), Output(out=msgspec.msgpack.encode(awaiting)))
-
-    async def _move(self, id_: int, body: MoveVm | SettleMove) -> None:
-        written = 0
-
-        def moving(how_far: Moving) -> None:
-            nonlocal written
-            data = msgspec.msgpack.encode(how_far)
-            self._shell.feed(events.Wrote(id_, 1, written, data))
-            written += len(data)
-
-        worker = self._vm_worker()
-        if isinstance(body, MoveVm):
-            result = await worker.move(body, self._shell, self._directory.welcome().fleet, moving)
-        else:
-            result = await worker.settle_move(body)
-        self._finish(id_, Exited(_exit_code([result])), Output(out=msgspec.msgpack.encode([result])))
-
-    async def _probe(self, worker: VmWorker, body: ProbeVms, within: float) -> set[str]:
-        """Those that answer, or have their addresses where that is enough."""
-        if not body.address:
-            answers = await worker.reachable(body.names, within)
-            return {name for name, answer in answers.items() if answer}
-        from agent.addressed import found_by_arp
-        from agent.claims import holders
-        from agent.vmfiles import VmFiles
-
-        marks = await asyncio.to_thread(VmFiles(self._directory.path).marks)
-        specs = {name: mark.spec for name, mark in marks.items() if name in set(body.names) and mark.spec is not None}
-        deadline = self._loop.time() + within
-        have: set[str] = set()
-        while (left := deadline - self._loop.time()) > 0 and len(have) < len(set(body.names)):
-            missing = [name for name in body.names if name not in have]
-            bridges: dict[str, list[str]] = {}
-            for name in missing:
-                if name in specs and specs[name].network.bridge is not None:
-                    bridges.setdefault(str(specs[name].network.bridge), []).append(specs[name].ip)
-            # Asking for an echo has the kernel ask for the MAC; of an isolated network it has no address, and can't.
-            answers, told = await asyncio.gather(
-                worker.reachable(missing, min(left, _ARP_EVERY)),
-                asyncio.gather(*(holders(bridge, addresses) for bridge, addresses in bridges.items())),
-            )
-            found = found_by_arp({spec.ip: spec.mac for spec in specs.values()})
-            for heard in told:
-                found |= {spec.ip for spec in specs.values() if heard.get(spec.ip) == spec.mac.lower()}
-            have |= {name for name in missing if answers.get(name) or (name in specs and specs[name].ip in found)}
-        return have
+    # --- images -------------------------------------------------------------------------------------------------------
 
     async def _image_work(self, id_: int, body: Images) -> None:
         import threading
@@ -421,31 +299,12 @@ class AgentWorker:
             return
         self._finish(id_, Exited(0), Output(out="\n".join(done).encode()))
 
-    async def _console(self, id_: int, body: Console) -> None:
-        from agent.console import Console as Opened
-
-        def wrote(stream: int, offset: int, data: bytes) -> None:
-            self._shell.feed(events.Wrote(id_, stream, offset, data))
-
-        console = self._consoles[id_] = Opened(wrote)
-        try:
-            problem = await self._vm_worker().console(body.deployment, body.name, console, force=body.force)
-        finally:
-            del self._consoles[id_]
-        self._finish(id_, Refused(problem) if problem else Exited(0))
-
-    def type(self, feed: Feed) -> None:
-        """Something was typed into a console."""
-        console = self._consoles.get(feed.of)
-        if console is not None:
-            console.feed(feed.offset, feed.data, feed.seen, again=feed.again)
-
     # --- reports ------------------------------------------------------------------------------------------------------
 
     def begin_watching(self) -> None:
         """Look at this host every few seconds, and at its VMs where it has some."""
         if any(map(_holds_any, (self._directory.vms, self._directory.path / "journal"))):
-            self._loop.create_task(self._vm_worker().start()).add_done_callback(lambda task: task.exception())
+            self._loop.create_task(self._vms.start()).add_done_callback(lambda task: task.exception())
         if (self._directory.path / JOURNAL).exists():
             self._loop.create_task(self._care().repair()).add_done_callback(lambda task: task.exception())
         if _holds_any(self._directory.path / "journal-nets"):
@@ -483,9 +342,7 @@ class AgentWorker:
         self._loop.create_task(self._report_all()).add_done_callback(lambda task: task.exception())
 
     async def _report_all(self) -> None:
-        states: list[VmState] = []
-        if self._vms is not None:
-            states = await self._vms.states()
+        states = await self._vms.states()
         self._shell.feed(events.Observed(self._health.news(anyway=True), tuple(states), whole=True))
 
     # --- the rest -----------------------------------------------------------------------------------------------------
@@ -535,30 +392,11 @@ class AgentWorker:
 
     async def _end_vms(self, ending: Ending, *, vms: bool, purge: bool) -> None:
         """VMs, then what they need."""
-        from agent.leaving import DESTROY_WITHIN, LET_GO_WITHIN, PUT_BACK_WITHIN
+        from agent.leaving import PUT_BACK_WITHIN
 
-        if vms:
-            await ending.part("VMs", self._destroy_all(), DESTROY_WITHIN)
-        if self._vms is not None:
-            await ending.part("libvirt", self._vms.close(), LET_GO_WITHIN)
-        if purge and self._vms is not None:
-            await ending.part("sockets of moves", self._remove_sockets(), LET_GO_WITHIN)
+        await self._vms.end(ending, destroy=vms, purge=purge)
         if purge:
             await ending.part("networks", self._remove_nets(), PUT_BACK_WITHIN)
-
-    async def _destroy_all(self) -> None:
-        from agent.leaving import NotEnded
-
-        results = await self._vm_worker().destroy(None)
-        failed = [f"{result.name}: {result.detail}" for result in results if result.change is VmChange.FAILED]
-        if failed:
-            raise NotEnded("; ".join(failed))
-
-    async def _remove_sockets(self) -> None:
-        from agent.moveways import folder_of
-
-        with suppress(OSError):
-            folder_of(self._directory.welcome().fleet).rmdir()
 
     async def _remove_nets(self) -> None:
         if self._nets is not None or _holds_net():
@@ -567,10 +405,6 @@ class AgentWorker:
     async def _end_care(self, *, undo: bool) -> None:
         if self._carer is not None or (undo and (self._directory.path / JOURNAL).exists()):
             await self._care().close(undo=undo)
-
-
-def _exit_code(results: list[VmResult]) -> int:
-    return 1 if any(result.change in (VmChange.FAILED, VmChange.DIFFERS) for result in results) else 0
 
 
 def _holds_net() -> bool:
