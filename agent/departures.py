@@ -21,7 +21,6 @@ from agent.lanes import Lane
 from agent.ledger import Entry
 from agent.moveways import (
     CannotMove,
-    HostVms,
     Links,
     Ways,
     flags_for,
@@ -33,6 +32,7 @@ from agent.moveways import (
 from agent.passage import Broken, Passage
 from agent.vmactions import CannotAct
 from agent.vmfiles import VmFiles
+from agent.vmhost import HostVms
 from agent.vmlocks import name_key
 from agent.vmrepair import HalfDone
 from agent.vmxml import Layout, mark_in_domain

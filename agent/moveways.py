@@ -18,10 +18,7 @@ from typing import Any, Protocol
 
 from agent.rpcgate import FLAGS, WITH_DISK
 from agent.vmactions import CannotAct
-from agent.vmfiles import QemuUser, VmFiles
-from agent.vmlocks import Locks
-from agent.vmrepair import Call, Repairs
-from agent.vmwatch import VmWatch
+from agent.vmfiles import QemuUser
 from protocol.commands import Hop
 from protocol.limits import SEED_MOST
 from protocol.stream import Blob
@@ -37,19 +34,6 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 class CannotMove(CannotAct):
     """The VM can't be moved like that; the text says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostVms:
-    """What moves share with all other work on a host's VMs."""
-
-    uri: str
-    owner: str
-    files: VmFiles
-    locks: Locks
-    repairs: Repairs
-    watch: VmWatch
-    call: Call
 
 
 class Links(Protocol):

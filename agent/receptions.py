@@ -21,7 +21,6 @@ from agent.lanes import finish
 from agent.ledger import Entry
 from agent.moveways import (
     CannotMove,
-    HostVms,
     Links,
     Ways,
     connect_libvirt,
@@ -34,6 +33,7 @@ from agent.moveways import (
 from agent.passage import Broken, Forbidding, Passage, Sift
 from agent.ports import free_ports
 from agent.rpcgate import Forbidden, Gate, Move
+from agent.vmhost import HostVms
 from agent.vmlocks import name_key, uuid_key
 from agent.vmrepair import HalfDone
 from agent.vmxml import Flavour, Layout, domain_xml

@@ -9,18 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import platform
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
 from agent import domains
-from agent.claims import claimed
 from agent.console import Console
 from agent.embedded import embedded_settings
 from agent.flavour import find_flavour, runs_privileged
@@ -30,12 +24,14 @@ from agent.lanes import finish
 from agent.ledger import Pages
 from agent.ping import ping
 from agent.vmactions import SECONDS, CannotAct, act
+from agent.vmcreation import Creations, check
 from agent.vmfiles import VmFileError, VmFiles, qemu_user
-from agent.vmlocks import Locks, name_key, uuid_key
-from agent.vmrepair import OFF, HalfDone, Repairs
+from agent.vmhost import OWN_WORDS, HostVms, VmRefused, outcome
+from agent.vmlocks import Locks, name_key
+from agent.vmrepair import Repairs
 from agent.vmwatch import VmWatch
-from agent.vmxml import Flavour, differences, domain_xml, spec_digest
-from protocol.vms import NAME_PATTERN, Action, SeenDomain, VmChange, VmPower, VmResult, VmSpec, VmState
+from agent.vmxml import Flavour
+from protocol.vms import NAME_PATTERN, Action, SeenDomain, VmChange, VmResult, VmSpec, VmState
 
 if TYPE_CHECKING:
     from agent.departures import Departures
@@ -48,9 +44,6 @@ _LOG = logging.getLogger(__name__)
 
 #: Half of the 5 s within which a VM that is killed behind libvirt's back must show, less the time of one look.
 POLL_SECONDS = 2.0
-# The first definition has libvirt try out QEMU: seconds, and most of a minute where the host's init reaps slowly.
-_DEFINE_SECONDS = 120.0
-_START_SECONDS = 120.0
 _ASK_SECONDS = 30.0
 #: Creations in flight. Sixteen VMs on two loaded cores without KVM took 16 to 19 s one at a time, 6 to 9 s two, 5 to
 #: 6 s four and 5 to 7 s eight at a time: more make nothing faster, and leave less CPU time to the guests that run.
@@ -94,6 +87,16 @@ class VmWorker:
         self._locks = Locks()
         self._slots = asyncio.Semaphore(CREATIONS_AT_A_TIME)
         self._repairs = Repairs(Path(self._owner), self._files, self._locks, self._call, pages)
+        self._shared = HostVms(
+            uri=self.uri,
+            owner=self._owner,
+            files=self._files,
+            locks=self._locks,
+            repairs=self._repairs,
+            watch=self._watch,
+            call=self._call,
+        )
+        self._creations = Creations(self._shared, self._prepare, self._slots)
         self._moves: tuple[Receptions, Departures] | None = None
 
     async def start(self) -> None:
@@ -111,33 +114,8 @@ class VmWorker:
 
     async def create(self, deployment: str, specs: Sequence[VmSpec], *, in_flight: int | None = None) -> list[VmResult]:
         """Bring VMs to what their specifications say; one result for each, in their order. `in_flight` of them are
-        worked on at a time, None for as many as are best on most hosts, all requests taken together.
-
-        What is missing is made, what is defined and off is started, what is right is left, and what differs from its
-        specification is reported and left. Never raises for a VM's sake.
-        """
-        try:
-            flavour = await self._prepare()
-        except _Refused as error:
-            return [VmResult(name=spec.name, change=VmChange.FAILED, detail=str(error)) for spec in specs]
-        standing = await self._standing(deployment, specs)
-        missing = [spec for spec in specs if spec.name not in standing]
-        if not missing:
-            return [standing[spec.name] for spec in specs]
-        slots = self._slots if in_flight is None else asyncio.Semaphore(in_flight)
-        making = _Making(deployment, flavour, slots, asyncio.ensure_future(self._claimed(missing)))
-        named: set[str] = set()
-        work = []
-        for spec in missing:
-            twice = spec.name in named
-            named.add(spec.name)
-            work.append(_outcome(spec.name, self._create(spec, making, twice=twice)))
-        try:
-            made = iter(await asyncio.gather(*work))
-        finally:
-            making.claimed.cancel()
-        await self._watch.look()
-        return [standing.get(spec.name) or next(made) for spec in specs]
+        worked on at a time, None for as many as are best on most hosts, all requests taken together."""
+        return await self._creations.create(deployment, specs, in_flight=in_flight)
 
     async def destroy(self, deployment: str | None, names: Iterable[str] | None = None) -> list[VmResult]:
         """Stop VMs and remove them with all their files; one result for each, in the order of `names`.
@@ -147,7 +125,7 @@ class VmWorker:
         if names is None:
             names = await self._names(deployment)
         results = await asyncio.gather(
-            *(_outcome(name, self._destroy(deployment, name)) for name in dict.fromkeys(names))
+            *(outcome(name, self._destroy(deployment, name)) for name in dict.fromkeys(names))
         )
         await self._watch.look()
         return list(results)
@@ -172,7 +150,7 @@ class VmWorker:
         until = _now() + min(_STOP_SECONDS, deadline_s or _STOP_SECONDS)
         results = await asyncio.gather(
             *(
-                _outcome(name, self._act(deployment, name, action, hard=hard, label=label, until=until))
+                outcome(name, self._act(deployment, name, action, hard=hard, label=label, until=until))
                 for name in dict.fromkeys(names)
             )
         )
@@ -193,9 +171,9 @@ class VmWorker:
     async def receive(self, id_: int, body: ReceiveVm, links: Links, fleet: str) -> Awaiting:
         """Make ready for a VM that comes from another host, and wait for it. Raises CannotAct where that can't be."""
         try:
-            _check(body.deployment, body.spec)
+            check(body.deployment, body.spec)
             return await self._ways()[0].receive(id_, body, links, fleet)
-        except _OWN_WORDS as error:
+        except OWN_WORDS as error:
             raise CannotAct(f"{body.spec.name}: {error}") from error
         except OSError as error:
             raise CannotAct(f"{body.spec.name}: {error.filename or 'its files'}: {error.strerror}") from error
@@ -206,7 +184,7 @@ class VmWorker:
         async def work() -> VmResult:
             return await self._ways()[1].move(body, links, fleet, moving)
 
-        result = await _outcome(body.name, work())
+        result = await outcome(body.name, work())
         await self._watch.look()
         return result
 
@@ -219,28 +197,17 @@ class VmWorker:
                 return await departures.settle(body.deployment, body.name, body.uuid)
             return await receptions.settle(body.deployment, body.name, body.uuid, keep=body.keep)
 
-        result = await _outcome(body.name, work())
+        result = await outcome(body.name, work())
         await self._watch.look()
         return result
 
     def _ways(self) -> tuple[Receptions, Departures]:
         """Who takes VMs in and lets them go, made when first needed."""
-        from agent.moveways import HostVms
-
         if self._moves is None:
             from agent.departures import Departures
             from agent.receptions import Receptions
 
-            shared = HostVms(
-                uri=self.uri,
-                owner=self._owner,
-                files=self._files,
-                locks=self._locks,
-                repairs=self._repairs,
-                watch=self._watch,
-                call=self._call,
-            )
-            self._moves = Receptions(shared, self._prepare), Departures(shared, self._prepare)
+            self._moves = Receptions(self._shared, self._prepare), Departures(self._shared, self._prepare)
         return self._moves
 
     async def states(self) -> list[VmState]:
@@ -278,10 +245,10 @@ class VmWorker:
         self._watch.answered(result)
         return result
 
-    # --- creation -----------------------------------------------------------------------------------------------
+    # --- getting ready ------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> Flavour:
-        """Make ready for creations. Raises _Refused with what stands in the way of all of them."""
+        """Make ready for creations. Raises VmRefused with what stands in the way of all of them."""
         try:
             async with self._preparing:
                 if self._flavour is None:
@@ -290,118 +257,12 @@ class VmWorker:
                     self._flavour = flavour
                 return self._flavour
         except (HypervisorError, VmFileError) as error:
-            raise _Refused(str(error)) from error
+            raise VmRefused(str(error)) from error
         except OSError as error:
-            raise _Refused(f"{error.filename or self._owner} can't hold VMs: {error.strerror}") from error
+            raise VmRefused(f"{error.filename or self._owner} can't hold VMs: {error.strerror}") from error
 
     def _open_up_files(self) -> None:
         self._files.open_up(qemu_user(embedded_settings(self.uri)) if self._privileged else None)
-
-    async def _standing(self, deployment: str, specs: Sequence[VmSpec]) -> dict[str, VmResult]:
-        """The results of those that need nothing, by one look at all. Whoever is worked on, or was, is not among
-        them."""
-        await self._watch.look()
-        seen = self._watch.seen()
-        begun = set(await asyncio.to_thread(self._repairs.names)) if seen else set()
-        counts = Counter(spec.name for spec in specs)
-        found = {}
-        for spec in specs:
-            domain = seen.get(spec.name)
-            if domain is None or domain.mark is None or spec.name in begun or counts[spec.name] > 1:
-                continue
-            if name_key(spec.name) in self._locks or not deployment == spec.deployment == domain.mark.deployment:
-                continue
-            if domain.mark.digest == spec_digest(spec) and (result := _as_planned(spec, domain)) is not None:
-                found[spec.name] = result
-        return found
-
-    async def _claimed(self, specs: Iterable[VmSpec]) -> dict[str, str]:
-        """Who else has the addresses of VMs that are to start, by address; see `agent.claims`."""
-        running = {name for name, domain in self._watch.seen().items() if domain.power not in OFF}
-        asked: dict[str, list[str]] = {}
-        for spec in specs:
-            if spec.network.bridge is not None and spec.start and spec.name not in running:
-                asked.setdefault(spec.network.bridge, []).append(spec.ip)
-        found: dict[str, str] = {}
-        for answers in await asyncio.gather(*(claimed(bridge, ips) for bridge, ips in asked.items())):
-            found |= answers
-        return found
-
-    async def _create(self, spec: VmSpec, making: _Making, *, twice: bool) -> VmResult:
-        _check(making.deployment, spec)
-        if twice:
-            raise _Refused("it is named twice in this request; the first one counts")
-        async with self._locks.alone(name_key(spec.name), uuid_key(spec.uuid)), making.slots:
-            await self._repairs.settle(spec.name)
-            found = await self._call(lambda libvirt: domains.find(libvirt, spec.name, spec.uuid), _ASK_SECONDS)
-            if found.domain is not None:
-                return await self._converge(spec, found.domain, making)
-            if found.uuid_holder is not None:
-                raise _Refused(f"its UUID is that of the domain {found.uuid_holder} already; remove that one")
-            return await self._make(spec, making)
-
-    async def _converge(self, spec: VmSpec, domain: domains.Domain, making: _Making) -> VmResult:
-        mark = domain.mark
-        if mark is None:
-            raise _Refused("a domain of this name is there, was not made by Canopy and is left as it is")
-        if mark.owner != self._owner:
-            raise _Refused(f"a domain of this name was made by the agent in {mark.owner} and is left as it is")
-        if mark.deployment != spec.deployment:
-            raise _Refused(f"a VM of this name belongs to the deployment {mark.deployment} and is left as it is")
-        if mark.digest != spec_digest(spec):
-            detail = "; ".join(differences(mark.spec, spec)) if mark.spec else "made by another version of Canopy"
-            return VmResult(name=spec.name, change=VmChange.DIFFERS, detail=detail)
-        result = _as_planned(spec, domain)
-        if result is not None:
-            return result
-        await asyncio.to_thread(self._files.layout, spec)
-        await making.free(spec)
-        await self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS)
-        return VmResult(name=spec.name, change=VmChange.STARTED, detail=_without_cap(spec, making.flavour))
-
-    async def _make(self, spec: VmSpec, making: _Making) -> VmResult:
-        layout = await asyncio.to_thread(self._files.layout, spec)
-        document = domain_xml(spec, layout, making.flavour, self._owner)
-        has_files = await asyncio.to_thread(self._has_files, spec)
-        entry = self._repairs.begin(spec.name)
-        try:
-            if not has_files:
-                await entry.note(Step(does="make its directory", undo=(RemoveFiles(name=spec.name),)))
-                await asyncio.to_thread(self._files.add, spec.name, document)
-            if spec.disk is not None:
-                await entry.note(Step(does="make its disk"))
-                await self._files.make_overlay(spec.name, spec.disk)
-            if spec.seed is not None:
-                await entry.note(Step(does="make its seed"))
-                await asyncio.to_thread(self._files.make_seed, spec, platform.node())
-            removal = RemoveDomain(name=spec.name, uuid=spec.uuid)
-            await entry.note(Step(does="define it", undo=(removal,), last=not spec.start))
-            await finish(self._call(lambda libvirt: domains.define(libvirt, document), _DEFINE_SECONDS))
-            self._watch.forget(spec.uuid)
-            if spec.start:
-                await making.free(spec)
-                await entry.note(Step(does="start it", last=True))
-                await finish(self._call(lambda libvirt: domains.start(libvirt, spec.name), _START_SECONDS))
-            await entry.end()
-        except BaseException as error:
-            left = await asyncio.shield(self._repairs.give_up(spec.name, entry, error))
-            if left and isinstance(error, Exception):
-                raise _Refused(f"{error}; {left}") from error
-            raise
-        return VmResult(name=spec.name, change=VmChange.CREATED, detail=_without_cap(spec, making.flavour))
-
-    def _has_files(self, spec: VmSpec) -> bool:
-        """Whether there is a VM's directory already. One of the same specification is that of a VM which libvirt has
-        forgotten: what is on its disk is kept."""
-        if not self._files.has(spec.name):
-            return False
-        mark = self._files.mark(spec.name)
-        if mark is not None and mark.digest == spec_digest(spec):
-            return True
-        raise _Refused(
-            "there are files of a VM of this name that libvirt does not know, of another specification; "
-            "destroy it first"
-        )
 
     # --- removal ------------------------------------------------------------------------------------------------
 
@@ -415,7 +276,7 @@ class VmWorker:
 
     async def _destroy(self, deployment: str | None, name: str) -> VmResult:
         if re.fullmatch(NAME_PATTERN, name) is None:
-            raise _Refused(f"{name!r} is no name of a VM")
+            raise VmRefused(f"{name!r} is no name of a VM")
         async with self._locks.alone(name_key(name)), self._slots:
             await self._repairs.settle(name)
             uuid, others = None, ""
@@ -432,7 +293,7 @@ class VmWorker:
                 # What has the name is another VM than the one meant, which was never made and keeps no address.
                 return VmResult(name=name, change=VmChange.ABSENT, detail=others)
             if others:
-                raise _Refused(others)
+                raise VmRefused(others)
             await self._remove(name, uuid)
         return VmResult(name=name, change=VmChange.REMOVED)
 
@@ -463,11 +324,11 @@ class VmWorker:
         self, deployment: str, name: str, action: Action, *, hard: bool, label: str | None, until: float
     ) -> VmResult:
         if action is Action.SNAPSHOT and label is None:
-            raise _Refused("a snapshot needs a name")
+            raise VmRefused("a snapshot needs a name")
         async with self._locks.alone(name_key(name)):
             await self._repairs.settle(name)
             if action is Action.START:
-                await self._need_free_address(name)
+                await self._creations.need_free_address(name)
             change = await self._watch.hypervisor().risk(
                 lambda libvirt: act(libvirt, name, self._owner, deployment, action, hard=hard, label=label or ""),
                 SECONDS[action],
@@ -476,20 +337,12 @@ class VmWorker:
                 await self._wait_off(name, until)
         return VmResult(name=name, change=change)
 
-    async def _need_free_address(self, name: str) -> None:
-        """Raises _Refused where a VM of this agent's that is off has an address that somebody else has."""
-        await self._watch.look()
-        domain = self._watch.seen().get(name)
-        if domain is not None and domain.mark is not None and domain.mark.spec is not None:
-            spec = msgspec.structs.replace(domain.mark.spec, start=True)
-            _need_free(spec, await self._claimed([spec]))
-
     async def _wait_off(self, name: str, until: float) -> None:
         while True:
             if await self._call(lambda libvirt: domains.is_off(libvirt, name), _ASK_SECONDS):
                 return
             if _now() >= until:
-                raise _Refused("its guest was asked to stop and still runs; stop it with --hard")
+                raise VmRefused("its guest was asked to stop and still runs; stop it with --hard")
             await asyncio.sleep(_OFF_LOOK_SECONDS)
 
     # --- common -------------------------------------------------------------------------------------------------
@@ -502,76 +355,6 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class _Refused(Exception):
-    """One VM can't be had as asked; the text says why."""
-
-
-#: Errors that say in a sentence what is the matter with one VM.
-_OWN_WORDS = (_Refused, VmFileError, HypervisorError, domains.NotOurs, CannotAct, HalfDone)
-
-
-@dataclass(frozen=True)
-class _Making:
-    """What the creations of one request share. `claimed` tells who else has an address, once it is known."""
-
-    deployment: str
-    flavour: Flavour
-    slots: asyncio.Semaphore
-    claimed: asyncio.Future[dict[str, str]]
-
-    async def free(self, spec: VmSpec) -> None:
-        """Return once it is known that nobody else has the VM's address. Raises _Refused."""
-        _need_free(spec, await asyncio.shield(self.claimed))
-
-
-def _need_free(spec: VmSpec, claimed: Mapping[str, str]) -> None:
-    who = claimed.get(spec.ip)
-    if who is not None:
-        raise _Refused(
-            f"its address {spec.ip} is in use: {who}; take it away there, or have another (--subnet, --skip-ips)"
-        )
-
-
-def _as_planned(spec: VmSpec, domain: domains.Domain) -> VmResult | None:
-    """The result for a VM that is of this specification, None where it has to be started."""
-    if domain.power not in OFF:
-        odd = domain.power not in (VmPower.RUNNING, VmPower.BLOCKED)
-        detail = f"it is {domain.power.value}" if odd else "" if spec.start else "it runs, and is planned not to"
-        return VmResult(name=spec.name, change=VmChange.UNCHANGED, detail=detail)
-    return None if spec.start else VmResult(name=spec.name, change=VmChange.UNCHANGED)
-
-
-async def _outcome(name: str, work: Awaitable[VmResult]) -> VmResult:
-    try:
-        return await work
-    except _OWN_WORDS as error:
-        return VmResult(name=name, change=VmChange.FAILED, detail=str(error))
-    except OSError as error:
-        detail = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return VmResult(name=name, change=VmChange.FAILED, detail=detail)
-    except Exception as error:
-        _LOG.exception("VM %s", name)
-        return VmResult(name=name, change=VmChange.FAILED, detail=f"{type(error).__name__}: {error}")
-
-
-def _without_cap(spec: VmSpec, flavour: Flavour) -> str:
-    if spec.cpu_quota is None or flavour.caps:
-        return ""
-    return "without its CPU cap, which libvirt can't set for an ordinary user"
-
-
 def _uuid_of(libvirt: Connection, name: str, owner: str, deployment: str | None) -> str | None:
     domain = domains.mine(libvirt, name, owner, deployment)
     return None if domain is None else str(domain.UUIDString())
-
-
-def _check(deployment: str, spec: VmSpec) -> None:
-    try:
-        # What came over the wire was checked there; what a program made in place was not.
-        msgspec.convert(msgspec.to_builtins(spec), VmSpec)
-    except msgspec.ValidationError as error:
-        raise _Refused(f"its specification is malformed: {error}") from None
-    if spec.deployment != deployment:
-        raise _Refused(f"its specification is for the deployment {spec.deployment}, the request for {deployment}")
-    if spec.boot is None and spec.disk is None:
-        raise _Refused("it has neither a kernel nor a disk to boot; give it one")

@@ -16,6 +16,7 @@ import pytest
 from agent import domains, moveways, vmactions, vms
 from agent.console import Console
 from agent.hypervisor import Connection, Hypervisor
+from agent.vmcreation import Creations
 from agent.vms import VmWorker
 from agent.vmxml import NAMESPACE
 from protocol.commands import Hop, MoveVm, ReceiveVm, SettleMove
@@ -463,19 +464,19 @@ def test_so_many_vms_are_made_at_a_time(
     host: Host, in_flight: int | None, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flying: list[int] = [0, 0]
-    make = VmWorker._make
+    make = Creations._make
 
-    async def counted(worker: VmWorker, *given: Any) -> VmResult:
+    async def counted(creations: Creations, *given: Any) -> VmResult:
         flying[0] += 1
         flying[1] = max(flying)
         # Nobody ends before as many are in flight as may be.
         await eventually(lambda: flying[1] >= most, f"{most} in flight")
         try:
-            return await make(worker, *given)
+            return await make(creations, *given)
         finally:
             flying[0] -= 1
 
-    monkeypatch.setattr(VmWorker, "_make", counted)
+    monkeypatch.setattr(Creations, "_make", counted)
 
     async def scenario(worker: VmWorker) -> None:
         specs = [a_spec(f"vm{number}") for number in range(16)]
