@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import random
@@ -20,6 +19,7 @@ from agent.keyring import Keyring
 from agent.shell import Shell
 from agent.source import Source
 from controller import api
+from controller.flows import Flows
 from controller.forgetting import Forgetting
 from controller.jobs import Job, translation
 from controller.known import Known
@@ -28,9 +28,7 @@ from controller.planning import Planning
 from controller.rollcall import RollCalls
 from controller.rolling import Roll, Rolling
 from controller.root_worker import RootWorker
-from controller.shelf import DiskShelf
 from controller.state import Record, State
-from controller.streaming import Recorded, Sending, Streaming
 from controller.vm_words import words
 from protocol import events, ranks
 from protocol.commands import (
@@ -44,8 +42,6 @@ from protocol.commands import (
     Push,
     Run,
 )
-from protocol.feeding import InputWindow
-from protocol.flow import Window, nobody_reads
 from protocol.limits import DEFAULT_LIFETIME_MS
 from protocol.messages import Deliver, Manner
 from protocol.outcomes import Cancelled, Fold, succeeded
@@ -61,8 +57,6 @@ log = logging.getLogger("canopy")
 _KEEP_HOUSE_EVERY = 60.0
 #: Jobs whose history is kept, with their output: at the default budget of 256 KiB a host some megabytes each at most.
 _KEEP_JOBS = 1_000
-#: The numbers of pieces of input begin here, far from those of jobs, which people type. Nobody remembers them.
-_PIECES = 1 << 61
 
 
 class RootNode:
@@ -71,7 +65,6 @@ class RootNode:
     def __init__(self, directory: Path, listen: str, advertised: str | None) -> None:
         """`listen` is the address to listen at (0.0.0.0: all), `advertised` the one that hosts are told."""
         self.loop = asyncio.get_running_loop()
-        self._directory = directory
         self.state = State(directory / "state.db")
         self.identity: Identity = HostDirectory(directory / "root").enrol(listen)
         self.fleet = self._fleet_name(directory)
@@ -94,17 +87,18 @@ class RootNode:
         keyring = Keyring(self.identity.public, self.identity.secret)
         self.shell = Shell(keyring, self.relay, listen, self.identity.control_port, self.identity.bulk_port)
         self.shell.worker = self._worker = RootWorker(directory / "pushes", self.shell, self.tell)
-        #: Commands whose output is streamed, or whose input is sent.
-        self._outputs: dict[int, tuple[Job, Streaming]] = {}
-        self._inputs: dict[int, Sending] = {}
-        self._pieces = itertools.count(_PIECES)
-        self._window, self._input_window = Window(), InputWindow()
+        self._flows = Flows(
+            directory,
+            self.state,
+            grant=lambda id_, grants: self.shell.feed(events.Grants(id_, grants)),
+            give=lambda id_, who, piece: self._submit(id_, who, piece, Manner.QUIET, None),
+        )
         self.forgetting = Forgetting(
             self.state,
             self.members,
             self.relay,
             tell=lambda who, settled: self._submit(self.state.new_id(), who, settled, Manner.QUIET, None),
-            goes_on=lambda id_: id_ in self.jobs or id_ in self._outputs,
+            goes_on=lambda id_: id_ in self.jobs or id_ in self._flows,
         )
         self.planning = Planning(
             self.members,
@@ -178,7 +172,7 @@ class RootNode:
         if isinstance(body, CreateVms | DestroyVms):
             self._vm_bodies[id_] = body
         if streams(body):
-            body = msgspec.structs.replace(body, first=self._window.first(ranks.count(who)))
+            body = msgspec.structs.replace(body, first=self._flows.first(ranks.count(who)))
         delivery = self._delivery(id_, who, body, manner, timeout_ms)
         now_ms = self.clock_ms(self.loop.time())
         self.state.command_begins(
@@ -194,17 +188,9 @@ class RootNode:
             )
         )
         if streams(body):
-            job.streams.append(self._stream(job, id_, delivery.targets, body.first))
+            job.streams.append(self._flows.begin_output(job, id_, delivery.targets, body.first))
         if isinstance(body, Run) and body.feed:
-            self._inputs[id_] = job.sending = Sending(
-                id_,
-                ranks.each(who),
-                self._input_window,
-                DiskShelf(self._directory),
-                give=lambda some, piece: self._submit(next(self._pieces), some, piece, Manner.QUIET, None),
-                room=lambda upto: job.tell_client(api.InputRoom(upto=upto)),
-                broken=partial(self._input_broke, job),
-            )
+            self._flows.begin_input(job, id_, who, partial(self._input_broke, job))
         self.shell.feed(events.Submit(delivery, body))
         return id_
 
@@ -279,7 +265,7 @@ class RootNode:
             self.shell.feed(events.Submit(msgspec.structs.replace(delivery, ttl_ms=ttl), body, missing, anew))
             if streams(body):
                 # Its client went with the old service.
-                self._stream(job, record.id, delivery.targets, body.first).unread()
+                self._flows.begin_output(job, record.id, delivery.targets, body.first).unread()
             if isinstance(body, Run) and body.feed:
                 self.cancel(job)  # the rest of its input is gone, and half of one must not pass for the whole
         for roll in self.state.rolls():
@@ -349,10 +335,9 @@ class RootNode:
             case events.TellSettled(id_):
                 self._settled(id_, now)
             case events.TellStream():
-                self._streamed(effect)
-            case events.TellTaken(id_, rank, taken, is_open, anew):
-                if id_ in self._inputs:
-                    self._inputs[id_].taken(rank, taken, is_open=is_open, anew=anew)
+                self._flows.streamed(effect, self.jobs.get(effect.id))
+            case events.TellTaken():
+                self._flows.taken(effect)
             case events.TellProgress(id_, done, left):
                 pushed = self._worker.sources.stream(id_)
                 if id_ in self.jobs and pushed is not None:
@@ -410,24 +395,11 @@ class RootNode:
         if gone:
             self.vms_changed()
         self.forgetting.have(id_, folds)
-        if id_ in self._inputs:
-            self._inputs[id_].over(folds)
-        if id_ in self.jobs:
-            job, output = self.jobs[id_], self._outputs.get(id_)
-            if output is not None:
-                self._tell_recorded(job, output[1].outcomes(folds, rows))
-                return
+        self._flows.over(id_, folds)
+        job = self.jobs.get(id_)
+        if job is not None and not self._flows.outcomes(id_, folds, rows):
             for fold, row in zip(folds, rows, strict=True):
                 job.fold(fold, partial(self.state.outcome, row))
-
-    def _tell_recorded(self, job: Job, outcomes: Iterable[Recorded]) -> None:
-        """Tell a job outcomes that are on record, each for some of its hosts."""
-
-        def read(row: int, who: bytes) -> Fold:
-            return msgspec.structs.replace(self.state.outcome(row), ranks=who)
-
-        for row, who in outcomes:
-            job.fold(read(row, who), partial(read, row, who))
 
     def _settled(self, id_: int, now: float) -> None:
         if self.planning.settled(id_):
@@ -438,50 +410,19 @@ class RootNode:
         self.state.command_settles(id_, self.clock_ms(now))
         job = self.jobs.pop(id_, None)
         self._vm_bodies.pop(id_, None)
-        if id_ in self._inputs:
-            self._inputs.pop(id_).close()
+        self._flows.end_input(id_)
         if id_ in self._worker.sources:
             self.shell.end_transfer(id_)
             self._worker.drop(id_)
         self.forgetting.add(id_)
         self.forgetting.soon()
-        if id_ in self._outputs:
-            self._outputs[id_][1].when_told(lambda: self._told(id_))
-        elif job is not None:
+        if not self._flows.when_told(id_, partial(self._told, id_)) and job is not None:
             job.settled(id_)
 
-    def _stream(self, job: Job, id_: int, targets: bytes, first: int) -> Streaming:
-        streaming = Streaming(
-            ranks.each(ranks.unpack(targets)),
-            first,
-            self._window,
-            grant=lambda grants: self.shell.feed(events.Grants(id_, grants)),
-            tell=partial(self._tell_recorded, job),
-        )
-        self._outputs[id_] = job, streaming
-        return streaming
-
-    def _told(self, id_: int) -> None:
+    def _told(self, id_: int, job: Job) -> None:
         """The client has all outcomes of a streamed command, each after its output."""
-        job, _ = self._outputs.pop(id_)
         self.forgetting.soon()
         job.settled(id_)
-
-    def _streamed(self, piece: events.TellStream) -> None:
-        """A piece of a command's output came."""
-        id_, rank, stream, offset, data = piece.id, piece.rank, piece.stream, piece.offset, piece.data
-        if id_ not in self._outputs:
-            if id_ in self.jobs:  # a console's, which has a window of its own
-                self.jobs[id_].say(api.Streamed(rank=rank, stream=stream, offset=offset, data=data))
-            else:
-                self.shell.feed(events.Grants(id_, nobody_reads([rank])))
-            return
-        job, streaming = self._outputs[id_]
-        fresh = streaming.arrived(rank, stream, offset, data, piece.has, fast=piece.fast)
-        if fresh:
-            begin = offset + len(data) - len(fresh)
-            job.tell_client(api.Streamed(rank=rank, stream=stream, offset=begin, data=fresh))
-        streaming.passed_on()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
