@@ -106,7 +106,8 @@ def test_a_directory_that_is_not_there_fails_to_start_and_nothing_runs(fleet: Lo
 
 def test_nice_level_and_limits_are_set(fleet: LocalFleet) -> None:
     found = one(fleet.session.run("nice; ulimit -n; ulimit -Hn; ulimit -c", nice=5, limits={"nofile": 64, "core": 0}))
-    assert found.stdout == b"5\n64\n64\n0\n"
+    level = min(19, os.nice(0) + 5)  # the tests may run at a level of their own
+    assert found.stdout == f"{level}\n64\n64\n0\n".encode()
 
 
 def test_a_limit_that_no_host_has_is_refused_with_those_that_it_has(fleet: LocalFleet) -> None:
