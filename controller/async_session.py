@@ -23,8 +23,9 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, Unpack, cast, over
 from controller import api
 from controller.asking import RunOptions, run_request
 from controller.asking_files import PathLike, PullOptions, PushOptions, pull_request, push_request
+from controller.client import fleet_directory
 from controller.results import Fetched, Followed, Happening, Piece, Progress, Result
-from controller.session import Session, fleet_directory
+from controller.session import Session
 from controller.status import CtlError, ExitStatus
 
 #: What iterating over a job gives.

@@ -22,13 +22,12 @@ likes; each job has a connection of its own, and belongs to one thread at a time
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Unpack, overload
 
-from controller import run_api
 from controller.asking import RunOptions, run_request
+from controller.client import fleets_directory
 from controller.later import Later
 from controller.results import (
     Fetched,
@@ -45,17 +44,12 @@ from controller.results import (
 )
 from controller.running import Connection, Job, Running
 from controller.selection import Chooser, Selection
-from controller.status import CtlError
+from controller.vm_session import VmSession
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from controller import api
     from controller.asking_files import PathLike, PullOptions, PushOptions
-    from controller.console import ConsoleEnd
     from controller.groups import Member
-    from controller.on_record import Capacity, Vm
-    from protocol.vms import Action, ImageAction, VmSpec
 else:
     api = Later("controller.api")
 
@@ -78,49 +72,10 @@ __all__ = [
     "exit_status",
 ]
 
-_Reply = TypeVar("_Reply")
 
-
-def fleets_directory() -> Path:
-    """Where fleets live: `$CANOPY_HOME`, else `canopy` in the XDG state directory (XDG Base Directory
-    Specification)."""
-    from pathlib import Path
-
-    return Path(_home())
-
-
-def fleet_directory(fleet: str | None = None) -> Path:
-    """The directory of a fleet; without a name `$CANOPY_FLEET`, else `default`."""
-    return fleets_directory() / _fleet(fleet)
-
-
-def _home() -> str:
-    # Texts, not Paths, on the way of every command: pathlib takes 3 ms to load.
-    found = os.environ.get("CANOPY_HOME")
-    if found:
-        return found
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  see above
-    return f"{state}/canopy"
-
-
-def _fleet(fleet: str | None) -> str:
-    return fleet or os.environ.get("CANOPY_FLEET") or "default"
-
-
-class Session:
-    """The service of one fleet. Raises CtlError (with `.status`) for whatever goes wrong."""
-
-    def __init__(self, fleet: str | None = None) -> None:
-        """`fleet` is a fleet's name; None takes `$CANOPY_FLEET`, else `default`."""
-        self._directory = f"{_home()}/{_fleet(fleet)}"
-        self._socket = f"{self._directory}/client.sock"
-
-    @property
-    def directory(self) -> Path:
-        """The fleet's directory on this machine."""
-        from pathlib import Path
-
-        return Path(self._directory)
+class Session(VmSession):
+    """The service of one fleet; what it has for VMs is in VmSession. Raises CtlError (with `.status`) for whatever goes
+    wrong."""
 
     def __enter__(self) -> Session:
         return self
@@ -212,133 +167,9 @@ class Session:
 
         return self._job(pull_request(paths, directory, self._names(hosts), **options))
 
-    def create_vms(
-        self,
-        deployment: str,
-        slices: dict[str, tuple[VmSpec, ...]],
-        *,
-        in_flight: int | None = None,
-        timeout: float = 600.0,
-    ) -> Job:
-        """Make each host's VMs. Yields a VmAnswer for each host, and a Result for each host that could not."""
-        return self._job(
-            api.CreateOn(deployment=deployment, slices=slices, timeout_ms=round(timeout * 1000), in_flight=in_flight)
-        )
-
-    def reserve_vms(self, vms: Iterable[Vm], capacities: Mapping[str, Capacity]) -> None:
-        """Put VMs on record with their addresses, all or none, and what their file says of hosts."""
-        self._ask(api.Reserve(vms=tuple(vms), capacities=dict(capacities)), api.Done)
-
-    def probe_vms(self, deployment: str, names: Iterable[str], *, timeout: float, address: bool = False) -> Job:
-        """Wait until VMs answer ping from their hosts, or have their addresses. Yields a VmReached for each host."""
-        request = api.ProbeOn(
-            deployment=deployment, names=tuple(names), timeout_ms=round(timeout * 1000), address=address
-        )
-        return self._job(request)
-
-    def destroy_vms(self, deployment: str, names: Iterable[str] | None = None, *, timeout: float = 600.0) -> Job:
-        """Remove VMs (None: all of the deployment) and free their addresses. Yields as create_vms does."""
-        chosen = None if names is None else tuple(names)
-        return self._job(api.DestroyOn(deployment=deployment, names=chosen, timeout_ms=round(timeout * 1000)))
-
-    def act(
-        self,
-        deployment: str,
-        names: Iterable[str] | None,
-        action: Action,
-        *,
-        hosts: Iterable[str] | None = None,
-        hard: bool = False,
-        label: str | None = None,
-        timeout: float = 600.0,
-    ) -> Job:
-        """Start, stop, reboot, suspend, resume or snapshot VMs (None: all of the deployment), on `hosts` alone where
-        they are given. Yields as create_vms does."""
-        return self._job(
-            api.ActOn(
-                deployment=deployment,
-                names=_tuple(names),
-                action=action,
-                hosts=self._names(hosts),
-                hard=hard,
-                label=label,
-                timeout_ms=round(timeout * 1000),
-            )
-        )
-
-    def move_vms(
-        self,
-        moves: Iterable[tuple[str, str, str]],
-        *,
-        per_host: int = 1,
-        per_link: int = 4,
-        overcommit: bool = False,
-        timeout: float = 3600.0,
-    ) -> Running[VmAnswer | VmProgress]:
-        """Move VMs while they run, each given as its deployment, its name and the host that it goes to: of a host
-        `per_host` at a time, between two sites `per_link`, each within `timeout` seconds. Yields a VmAnswer for each
-        VM, and how far they are. Raises CtlError, with nothing begun, where one can't be moved as asked."""
-        wanted = tuple(api.VmMove(deployment=one, name=name, target=target) for one, name, target in moves)
-        request = api.MoveOn(
-            moves=wanted,
-            per_host=per_host,
-            per_link=per_link,
-            overcommit=overcommit,
-            timeout_ms=round(timeout * 1000),
-        )
-        return self._job(request)
-
-    def disown_vms(self, deployment: str, names: Iterable[str]) -> None:
-        """Forget VMs whose hosts are out of reach, which frees their addresses; the hosts remove them when they are
-        back."""
-        self._ask(api.Disown(deployment=deployment, names=tuple(names)), api.Done)
-
-    def infra(self) -> api.InfraRecord:
-        """What is on record of VMs and of hosts' sizes."""
-        return self._ask(api.GetInfra(), api.InfraRecord)
-
-    def images(self) -> tuple[api.KnownImage, ...]:
-        """The images that were pushed and not removed again."""
-        return self._ask(api.GetImages(), api.ImageList).images
-
-    def images_on(
-        self, action: ImageAction, digests: Iterable[str] | None = None, hosts: Iterable[str] | None = None
-    ) -> Job:
-        """List, verify or remove images on hosts. Yields an ImageAnswer for each host, and a Result for each that could
-        not."""
-        return self._job(api.ImagesOn(hosts=self._names(hosts), action=action, digests=_tuple(digests)))
-
-    def create_net(self, name: str, subnet: str, *, isolated: bool = False) -> Job:
-        """Make a network of VMs on every host; `isolated`: hosts have no address in it."""
-        return self._job(api.CreateNet(name=name, subnet=subnet, isolated=isolated))
-
-    def remove_net(self, name: str) -> Job:
-        """Remove a network, in which there are no VMs any more, from every host."""
-        return self._job(api.RemoveNet(name=name))
-
-    def nets(self) -> tuple[api.NetStatus, ...]:
-        """The networks on record."""
-        return self._ask(api.GetNets(), api.NetList).nets
-
-    def console(self, deployment: str, name: str, *, force: bool = False) -> tuple[ConsoleEnd, str]:
-        """Open a VM's console; its end here, and the VM's host. `force` takes it from whoever has it."""
-        from controller.console import ConsoleEnd
-
-        job = self._job(api.ConsoleOn(deployment=deployment, name=name, force=force))
-        return ConsoleEnd(job._connection), next(iter(job.hosts.values()))
-
-    def send_names(self, *, in_etc_hosts: bool | None = None) -> Job:
-        """Bring the name -> IP file to every host. `in_etc_hosts`: from now on into /etc/hosts too, or no more."""
-        return self._job(api.SendNames(in_etc_hosts=in_etc_hosts))
-
     def check(self, hosts: Iterable[str] | None = None, *, timeout: float = 60.0) -> Job:
         """Have hosts look at themselves: each Result's stdout is a protocol.checks.HostFacts (see controller.check)."""
         return self._job(api.CheckOn(hosts=self._names(hosts), timeout_ms=round(timeout * 1000)))
-
-    def domains(self, hosts: Iterable[str] | None = None, *, timeout: float = 60.0) -> Job:
-        """Have hosts name all their domains, those of others too: each Result's stdout is a JSON array of
-        protocol.vms.SeenDomain (see controller.foreign)."""
-        return self._job(api.DomainsOn(hosts=self._names(hosts), timeout_ms=round(timeout * 1000)))
 
     def tune(
         self,
@@ -394,10 +225,6 @@ class Session:
     def host(self, name: str) -> api.HostKnown:
         """All that is known of one host."""
         return self._ask(api.GetHost(name=name), api.HostKnown)
-
-    def deployment(self, name: str) -> api.Deployment:
-        """A deployment's VMs, their hosts and addresses."""
-        return self._ask(api.GetDeployment(name=name), api.Deployment)
 
     # --- which hosts --------------------------------------------------------------------------------------------------
 
@@ -484,30 +311,9 @@ class Session:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, request: api.Request, wanted: type[_Reply]) -> _Reply:
-        connection = Connection(self._socket)
-        try:
-            connection.send(request)
-            reply = connection.receive()
-        finally:
-            connection.close()
-        if not isinstance(reply, wanted):
-            raise CtlError(f"the service answered with a {type(reply).__name__}, not a {wanted.__name__}")
-        return reply
-
     def _names(self, hosts: str | Iterable[str] | None) -> tuple[str, ...] | None:
         """Hosts by name; a text is a host set."""
         return self.select(hosts) if isinstance(hosts, str) else None if hosts is None else tuple(hosts)
-
-    def _job(self, request: api.Request) -> Running[Any]:
-        unpack = run_api.unpack_run_reply if isinstance(request, run_api.RunOn) else None
-        connection = Connection(self._socket, unpack)
-        connection.send(request)
-        reply = connection.receive()
-        if not isinstance(reply, run_api.Accepted):
-            connection.close()
-            raise CtlError(f"the service answered with a {type(reply).__name__}, not with a command's number")
-        return Running(reply, connection)
 
 
 class _Facts:
@@ -525,7 +331,3 @@ class _Facts:
 
 def _texts(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _tuple(names: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
