@@ -80,7 +80,7 @@ def unit_name(fleet: str) -> str:
 
 def leave(fleet: str, directory: Path, *, purge: bool, units: Path = _UNITS) -> None:
     """Take the agent's unit out of systemd, where there is one, and with `purge` remove its whole directory, this code
-    included."""
+    included. VMs that are still there keep it: it has their disks."""
     unit = units / unit_name(fleet)
     if unit.exists():
         _systemctl("disable", unit.name)
@@ -92,6 +92,9 @@ def leave(fleet: str, directory: Path, *, purge: bool, units: Path = _UNITS) -> 
     if purge:
         with suppress(etchosts.EtcHostsError):  # who may not change it now has never changed it
             etchosts.leave(fleet)
+        if any((directory / "vms").glob("*")):
+            log.warning("VMs are left, and %s with their disks", directory)
+            return
         shutil.rmtree(directory, ignore_errors=True)
         if directory.parent.name in ("canopy", ".canopy"):
             with suppress(OSError):  # another fleet's agent has its directory there

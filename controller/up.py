@@ -14,12 +14,12 @@ import msgspec
 from controller import api
 from controller.bootstrap import Enrolment, HostResult, Options, Progress, Target, bootstrap
 from controller.bundle import BundleError, Bundles, Platform
-from controller.hosts import site_of
+from controller.hosts import fold, site_of
 from controller.launch import ensure_service
 from controller.local import hypervisor_directory, wait_until_gone
 from controller.session import Result, Session, VmAnswer
 from controller.ssh import SshError
-from controller.status import CtlError
+from controller.status import CtlError, ExitStatus
 from controller.upgrade import Upgrader, wave_size, waves
 from protocol.topology import DEFAULT_FANOUT
 
@@ -215,11 +215,20 @@ def down(
 ) -> DownReport:
     """End the agents of these hosts (None: all, and the service with the last of them). Raises CtlError.
 
-    With `vms` their VMs are destroyed first; with `purge` nothing is left on them.
+    With `vms` their VMs are destroyed first; with `purge` nothing is left on them, which takes that where there are
+    VMs.
     """
     session = Session(fleet)
     status = session.status()
     chosen = {host.name for host in status.hosts} if hosts is None else set(hosts)
+    up = {host.name for host in status.hosts if host.up}
+    doomed_with = sorted({vm.host for vm in status.vms if vm.host in chosen & up})
+    if purge and not vms and doomed_with:
+        raise CtlError(
+            f"there are VMs on {fold(doomed_with)}, whose disks --purge would remove: give --vms as well, or leave "
+            "--purge out",
+            ExitStatus.USAGE,
+        )
     answers: list[VmAnswer] = []
     results: list[Result] = []
     if vms:

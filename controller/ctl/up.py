@@ -327,7 +327,10 @@ def down(
     context: typer.Context,
     selection: Selection = EVERYBODY,
     vms: Annotated[bool, typer.Option("--vms", help="Destroy the VMs first, with their disks.")] = False,
-    purge: Annotated[bool, typer.Option("--purge", help="Remove all that Canopy put on the hosts.")] = False,
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Remove all that Canopy put on the hosts; with VMs there, only beside --vms."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

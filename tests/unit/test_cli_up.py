@@ -267,3 +267,19 @@ def test_down_tells_what_it_could_not_do(ctl: Up, monkeypatch: pytest.MonkeyPatc
         {"host": "h0", "name": "vm0", "change": "failed", "detail": "it hangs"},
         {"host": "h0", "name": "vm1", "change": "removed", "detail": ""},
     ]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [((), ExitStatus.USAGE), (("-w", "h1"), 0), (("-x", "h0"), 0)])
+def test_a_purge_takes_no_disk_of_a_vm_that_is_to_stay(
+    ctl: Up, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], status: int
+) -> None:
+    with fake.fake_service() as service:
+        monkeypatch.setenv("CANOPY_HOME", str(service.home))
+        service.replies(api.GetStatus, fake.status(fake.host(0), fake.host(1), vms=(fake.vm("vm0", "h0"),)))
+        gone = (api.Accepted(id=7, hosts={1: "h1"}), api.Folded(folds=(fake.fold([1]),)), api.Settled())
+        service.replies(api.DownOn, *gone)
+        done = ctl("down", "--purge", *arguments)
+        assert done.status == status
+        assert bool(service.asked(api.DownOn)) is not bool(status)
+    if status:
+        assert "there are VMs on h0, whose disks --purge would remove: give --vms as well" in done.err

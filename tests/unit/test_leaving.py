@@ -64,6 +64,16 @@ def test_a_purge_leaves_another_fleets_directory_alone(tmp_path: Path) -> None:
     assert other.exists()
 
 
+def test_a_purge_leaves_the_disks_of_vms_that_are_still_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory, units, _ = _installed(tmp_path)
+    disk = directory / "vms" / "vm1" / "overlay.qcow2"
+    disk.parent.mkdir(parents=True)
+    disk.write_bytes(b"disk")
+    leave("f-1", directory, purge=True, units=units)
+    assert disk.read_bytes() == b"disk"
+    assert "VMs are left" in caplog.text
+
+
 def test_without_systemd_nothing_is_called(tmp_path: Path, systemctl: Path) -> None:
     directory, units, _ = _installed(tmp_path)
     leave("f-3", directory, purge=False, units=units)
