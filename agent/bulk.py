@@ -118,7 +118,14 @@ class Bulk:
             lost=self._peer_lost,
             renewed=self._renewed,
         )
-        self._given = Conduits(keyring, address, heard=self._asked, lost=self._peer_lost, traffic=self._traffic)
+        self._given = Conduits(
+            keyring,
+            address,
+            heard=self._asked,
+            lost=self._peer_lost,
+            traffic=self._traffic,
+            relays=relay.rank is not None,
+        )
 
     # --- pushes -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +140,9 @@ class Bulk:
         if stream.size >= CONDUIT_LEAST:
             for way in self._ways.values():
                 way.want()
+            if any(hop.rank == self._relay.rank for hop in stream.order):
+                # A connection and its conduit take some seven round trips, which are short as long as no chunks flow.
+                self._way(self._transfers.source(id_))
         while self._waiting:
             self._offer(self._waiting.pop())
 
@@ -214,6 +224,9 @@ class Bulk:
     # --- those before -------------------------------------------------------------------------------------------------
 
     def _ask(self, source: Source, message: Ask) -> None:
+        self._way(source).send(codec.encode(message))
+
+    def _way(self, source: Source) -> Way:
         way = self._ways.get(source)
         if way is None:
             way = self._ways[source] = Way(
@@ -224,7 +237,7 @@ class Bulk:
                 lost=lambda why: self._lost(source, why),
                 traffic=self._traffic,
             )
-        way.send(codec.encode(message))
+        return way
 
     def _heard(self, source: Source, messages: Iterable[Sequence[Blob]]) -> None:
         effects: list[transfer.Effect] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,28 @@ _UNACKNOWLEDGED_MS = 10_000
 #: What the other end may send before it is read, in bytes, from the start: whoever wakes up for whole chunks alone
 #: leaves more unread than the 64 KiB that a connection begins with, and each chunk would wait for the one before it.
 _WINDOW = 256 << 10
+
+
+#: BBR has no more on its way than twice what the link takes in the shortest round trip that it saw
+#: (net/ipv4/tcp_bbr.c), which is some tenths of a millisecond in one segment. The acknowledgements of a host that
+#: relays wait for milliseconds in the queue before that host's own link, so BBR sends less than the link takes:
+#: measured in a chain at 80 Mbit/s, 5 to 30 % less. CUBIC goes by losses, and there are none, since no more is sent
+#: on than comes. The root has everything, and with CUBIC fills the queue before the first host's link: a broadcast
+#: beside a push took 40 ms then, with BBR 16.
+_BBR, _CUBIC = b"bbr", b"cubic"
+#: Where round trips are longer, in microseconds, the link is one between sites, for which somebody chose BBR.
+_SEGMENT_US = 30_000
+#: Where the smoothed round trip in microseconds is in the kernel's `struct tcp_info` (linux/tcp.h: tcpi_rtt).
+_RTT = struct.Struct("=68xI")
+
+
+def _send_on(sock: socket.socket) -> None:
+    """Let a host that relays send on as fast as it receives, within a segment, where its own choice is BBR."""
+    with suppress(OSError, struct.error):  # another kernel, or one without CUBIC
+        chosen = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        (rtt,) = _RTT.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size))
+        if chosen.startswith(_BBR) and rtt < _SEGMENT_US:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CUBIC)
 
 
 class Conduit:
@@ -189,9 +212,11 @@ class Conduits:
         heard: Callable[[int, Sequence[Sequence[Blob]]], None],
         lost: Callable[[int, str], None],
         traffic: Traffic,
+        relays: bool = True,
     ) -> None:
-        """`heard(rank, messages)` gets what has come, `lost(rank, why)` each conduit that ended by itself."""
-        self._traffic = traffic
+        """`heard(rank, messages)` gets what has come, `lost(rank, why)` each conduit that ended by itself. Whoever
+        `relays` sends on what comes to it; the root has everything from the start."""
+        self._traffic, self._relays = traffic, relays
         self._keyring, self._address = keyring, address
         self._heard, self._lost = heard, lost
         self._loop = asyncio.get_running_loop()
@@ -267,6 +292,8 @@ class Conduits:
         self._release(sock)
         rank, told = invitation.rank, invitation.told
         self.close_one(rank)
+        if self._relays:
+            _send_on(sock)
         self._conduits[rank] = Conduit(
             sock,
             told.down,

@@ -18,6 +18,11 @@ from protocol.stream import Blob
 
 log = logging.getLogger("canopy")
 
+#: So long (s) what is to be sent waits for a conduit that was asked for. What goes by the bulk link before is answered
+#: there, a window of chunks beside those of the conduit, and the two hold each other up: in one of ten pushes at 80
+#: Mbit/s that cost half a second. Half of the time after which a source is taken for silent (BULK_SILENT).
+_CONDUIT_WITHIN = 1.0
+
 
 class Way:
     """`heard` gets messages as they come, several at a time; `lost(why)` is called once, when the way fails or ends."""
@@ -42,6 +47,9 @@ class Way:
         self._conduit: Conduit | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._asked = self._wanted = False
+        #: What waits for the conduit, None where nothing has to; and how long it waits.
+        self._held: list[Sequence[Blob]] | None = None
+        self._holding: asyncio.TimerHandle | None = None
         self._over = False
         if much:
             self.want()
@@ -51,10 +59,23 @@ class Way:
         if not self._asked:
             self._asked = self._wanted = True
             self._link.send(codec.encode(ConduitWanted()))
+            self._held = []
+            self._holding = asyncio.get_running_loop().call_later(_CONDUIT_WITHIN, self._release)
+
+    def _release(self) -> None:
+        """Send what has waited."""
+        if self._holding is not None:
+            self._holding.cancel()
+        held, self._held = self._held or (), None
+        for frames in held:
+            self.send(frames)
+        self._traffic.flush()
 
     def send(self, frames: Sequence[Blob]) -> None:
         """Send to the source."""
-        if self._conduit is not None:
+        if self._held is not None:
+            self._held.append(frames)
+        elif self._conduit is not None:
             self._conduit.send(frames)
         else:
             self._link.send(frames)
@@ -71,8 +92,11 @@ class Way:
         except (OSError, asyncio.TimeoutError) as error:
             # All goes by the bulk link then.
             log.info("no conduit to port %d of %s: %s", offer.port, self._there.address, str(error) or "no answer")
-            return
-        self._conduit = Conduit(sock, offer.up, offer.down, heard=self._heard, lost=self._end, traffic=self._traffic)
+        else:
+            self._conduit = Conduit(
+                sock, offer.up, offer.down, heard=self._heard, lost=self._end, traffic=self._traffic
+            )
+        self._release()
 
     def _end(self, why: str) -> None:
         self.close()
@@ -83,6 +107,8 @@ class Way:
         if self._over:
             return
         self._over = True
+        if self._holding is not None:
+            self._holding.cancel()
         if self._dialling is not None:
             self._dialling.cancel()
         if self._conduit is not None:

@@ -10,16 +10,17 @@ A source is left
   knows a push before anybody does: one that it does not know is over;
 - when it is slow. Whether it is, only a trial can tell: the host asks the one behind its source how far that is, and
   where it is AHEAD bytes further, and gets half as much again in the same time or has all, asks it for a few of the
-  chunks that come next anyway. If these come in less than
-  a third of the time that as many take from the source, the host stays with the one that it tried. How fast a source is
-  tells what it gave in _SETTLED seconds; before its first chunk it had nothing to give. In a chain that is slow
-  all along, or for a host that is itself the slow one, a trial gains nothing, so nobody moves.
+  chunks that come next anyway. If these come in less than a third of the time that as many take from the source, the
+  host stays with the one that it tried; once that time is over, no more of them are asked for, since those behind have
+  to wait for what they asked for meanwhile. How fast a source is tells what it gave in _SETTLED seconds; before its
+  first chunk it had nothing to give. In a chain that is slow all along, or for a host that is itself the slow one, a
+  trial gains nothing, so nobody moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from protocol.limits import AHEAD, ASK_AGAIN, ASK_WINDOW, BULK_SILENT, BULK_WINDOW
@@ -35,8 +36,10 @@ UNKNOWN_MOST = 2.0
 BACK_AFTER = 5.0
 #: After even the root was lost, all are tried anew after this.
 ROUND_AFTER = 0.5
-#: What may stand in a queue before a host's link, in seconds at the rate of that link.
-QUEUE = 0.03
+#: What may stand in a queue before a host's link, in seconds at the rate of that link; and how long, in seconds from
+#: a source's first chunk on, it is half of that: the connections of those behind begin then, and each of their round
+#: trips waits in that queue.
+QUEUE, BEGINNING = 0.03, 1.0
 #: A trial that took longer than this has failed, and those after it wait this long at first and at most.
 TRIAL_MOST, TRIAL_FIRST, TRIAL_LATER = 1.0, 1.0, 16.0
 #: A source that gave its first chunk is judged by what it gives in so many seconds at least.
@@ -60,9 +63,15 @@ def window_of(chunk: int) -> int:
 @dataclass
 class _Trial:
     source: Source
-    indices: set[int]
     count: int
     began: float
+    #: Until when all of them have to be there.
+    until: float
+    #: How many are still to be asked for.
+    left: int
+    #: What is on its way.
+    due: set[int] = field(default_factory=set)
+    failed: bool = False
 
 
 class Asking:
@@ -74,7 +83,7 @@ class Asking:
         self._candidates = candidates
         self._window = window_of(chunk)
         self._trial_size = max(1, self._window // 8)
-        #: Half a window: what is on its way from a source that has all of it, where nothing is known of the link.
+        #: What is on its way from a source that has all of it, where nothing is known of the link.
         self._least = max(2, self._window // 4)
         #: How far the source is beyond this host, in chunks, as last told.
         self._lead = 0
@@ -103,8 +112,8 @@ class Asking:
         self._trial_at = now + TICK
         self._trial_pause = TRIAL_FIRST
         self._arrived = 0
-        #: Whether the source has given a chunk.
-        self._flows = False
+        #: Whether the source has given a chunk, and since when.
+        self._flows, self._begun = False, inf
         self._samples: list[tuple[float, int]] = [(now, 0)]
         self._back_at = inf
         self._looked_back: tuple[Source, ...] = ()
@@ -127,24 +136,28 @@ class Asking:
         if self._retry_at is not None and now < self._retry_at:
             return 0
         owed = len(self._owed.get(self.source, ()))
-        handful = self._window // 2 if pressed else self._least // 2
+        most = self._window if pressed else self._most(now)
+        handful = self._window // 2 if pressed else max(1, min(self._window // 8, most // 2))
         # By the handful: one message asks for several, and there is always one on its way.
         if self._pending and self._window - owed < handful:
             return 0
-        room = (self._window if pressed else self._most()) - owed
+        room = most - owed
         return room if room >= handful or not self._pending else 0
 
-    def _most(self) -> int:
+    def _most(self, now: float) -> int:
         """How many chunks the source may owe.
 
         One that is level with this host owes what it has not got itself; one that is ahead sends at once whatever it
         is asked for. That stands in a queue before its link, and the questions and acknowledgements of others stand
         there too; where the queue is full, packets are lost. So of a source that is ahead by a quarter of the window no
-        more is asked than comes in QUEUE seconds.
+        more is asked than comes in QUEUE seconds, and half of that in the BEGINNING.
         """
         if self.source is not None and self._lead < self._window // 4:
             return self._window
-        return max(self._least, min(self._window, int(self._rate() * QUEUE) + self._least // 2))
+        least, queue = self._least, QUEUE
+        if now < self._begun + BEGINNING:
+            least, queue = max(2, least // 2), queue / 2
+        return max(least, min(self._window, int(self._rate() * queue) + least // 2))
 
     def _rate(self) -> float:
         """Chunks that came from the source in a second, lately."""
@@ -190,16 +203,16 @@ class Asking:
         self._pending.pop(index, None)
         self.again.discard(index)
         trial = self._trial
-        if trial is not None and index in trial.indices:
-            trial.indices.discard(index)
-            if not trial.indices:
+        if trial is not None and index in trial.due:
+            trial.due.discard(index)
+            if not trial.due and not trial.left:
                 return self._tried(trial, now)
         if source == self.source:
             self._unknown_since = None
             self._arrived += 1
             if not self._flows:
                 # Until now it had nothing to give, which says nothing of how fast it gives.
-                self._flows = True
+                self._flows, self._begun = True, now
                 self._samples, self._looked_at = [(now, self._arrived)], now
                 self._trial_at = max(self._trial_at, now + _SETTLED)
         return []
@@ -276,27 +289,42 @@ class Asking:
 
     # --- trials -------------------------------------------------------------------------------------------------------
 
-    @property
-    def trial_size(self) -> int:
-        """How many chunks a trial asks for. Of the root, which always has all, so many that a link which was idle and
-        saved that up (tc-tbf(8), burst) brings no more than a quarter of them at once."""
-        return self._trial_size if self._upstream() is not None else 2 * self._trial_size
+    def begin_trial(self, now: float) -> None:
+        """See whether the one behind the source is the faster one (`trial_room`)."""
+        upstream, rate = self._upstream(), self._rate()
+        # The root always has all: of it so many that a link which was idle and saved that up (tc-tbf(8), burst) brings
+        # no more than a quarter of them at once.
+        count = self._trial_size if upstream is not None else 2 * self._trial_size
+        self._trial = _Trial(upstream, count, now, now + count / (_FASTER * rate) if rate else inf, count)
 
-    def begin_trial(self, indices: Iterable[int], now: float) -> list[Effect]:
-        """Ask the one behind the source for these, to see whether it is the faster one."""
-        upstream = self._upstream()
-        room = self._window - len(self._owed.get(upstream, ()))
-        chosen = tuple(indices)[:room]
-        if len(chosen) < self.trial_size:
+    def trial_room(self, now: float) -> int:
+        """How many chunks the trial may ask for now."""
+        trial = self._trial
+        if trial is None:
+            return 0
+        if now > trial.until:
+            self._fail(trial, now)
+        # A pair at a time: they stand before the link where the acknowledgements of those behind stand too.
+        return max(0, min(trial.left, 2 - len(trial.due)))
+
+    def ask_in_trial(self, indices: Iterable[int], now: float) -> list[Effect]:
+        """Ask the one that is tried for these; where there are none, the trial says nothing."""
+        trial = self._trial
+        if trial is None:
             return []
-        self._trial = _Trial(upstream, set(chosen), len(chosen), now)
-        return self._ask(upstream, chosen, now)
+        room = self._window - len(self._owed.get(trial.source, ()))
+        chosen = tuple(indices)[:room]
+        if not chosen:
+            self._trial = None
+            return []
+        trial.left -= len(chosen)
+        trial.due.update(chosen)
+        return self._ask(trial.source, chosen, now)
 
     def _tried(self, trial: _Trial, now: float) -> list[Effect]:
-        """All chunks of the trial are there."""
+        """All that was asked for in the trial is there."""
         self._trial = None
-        rate = self._rate()
-        if (now - trial.began) * _FASTER * rate < trial.count and trial.source in self._candidates[self._at + 1 :]:
+        if now < trial.until and not trial.failed and trial.source in self._candidates[self._at + 1 :]:
             if trial.source is None and not self._doubted:
                 # The root always has all, so only trials tell anything: one may be luck.
                 self._doubted, self._trial_at = True, now
@@ -304,13 +332,20 @@ class Asking:
             self._doubted = False
             self._trial_at, self._trial_pause = now + TRIAL_FIRST, TRIAL_FIRST
             return self._leave(self.source, "it is slow", now, inf)
-        self._fail_trial(now)
+        self._fail(trial, now)
         return []
 
-    def _fail_trial(self, now: float) -> None:
-        self._trial, self._doubted = None, False
-        self._trial_at = now + self._trial_pause
-        self._trial_pause = min(4 * self._trial_pause, TRIAL_LATER)
+    def _fail(self, trial: _Trial, now: float) -> None:
+        """The trial has failed: what is on its way comes all the same."""
+        trial.left = 0
+        if not trial.due:
+            self._trial = None
+        if not trial.failed:
+            trial.failed, self._doubted = True, False
+            if trial.source is None:
+                self._trial_pause = TRIAL_LATER  # it always has all: nothing says that the next would end otherwise
+            self._trial_at = now + self._trial_pause
+            self._trial_pause = min(4 * self._trial_pause, TRIAL_LATER)
 
     def _upstream(self) -> Source:
         """Whom to ask if not the source; the root also where that is the source."""
@@ -355,7 +390,7 @@ class Asking:
         self._retry_at = None
         self._samples = [(now, self._arrived)]
         self._looked_at = now
-        self._flows = False
+        self._flows, self._begun = False, inf
         self._lead = 0
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -376,8 +411,10 @@ class Asking:
         self._looked_at, self._look_at = now, now + TICK
         self._samples = [*self._samples, (now, self._arrived)][-3:]
         if self._trial is not None and now - self._trial.began > TRIAL_MOST:
-            self._disown(self._trial.source)
-            self._fail_trial(now)
+            trial = self._trial
+            self._disown(trial.source)
+            trial.due.clear()
+            self._fail(trial, now)
         if self._owed.get(self.source) and now - self._heard[self.source] > BULK_SILENT:
             return self._leave(self.source, f"it was silent for {BULK_SILENT:.0f} s", now, BACK_AFTER)
         effects: list[Effect] = []

@@ -353,13 +353,12 @@ class Transfers:
         transfer = self._transfers.get(id_)
         if transfer is None or not transfer.asks:
             return []
-        effects: list[Effect] = []
         whole = front >= transfer.count
         trial = transfer.asking.held(source, front, self._how_far(transfer), now, whole=whole)
         # Where this host's own processor is the limit, a trial would tell nothing of its source.
         if trial and transfer.role is Role.TARGET and not self.pressed:
-            effects = self._ask_next(transfer, transfer.asking.trial_size, now, trial=True)
-        return effects + self._go_on(transfer, now)
+            transfer.asking.begin_trial(now)
+        return self._go_on(transfer, now)
 
     def source_lost(self, source: Source, why: str, now: float) -> list[Effect]:
         """The connection to a source has ended."""
@@ -374,6 +373,10 @@ class Transfers:
         """This host closed the connection to a source, which is in nobody's use (see `sources`)."""
         for transfer in self._transfers.values():
             transfer.asking.closed(source)
+
+    def source(self, id_: int) -> Source:
+        """Whom this host asks for chunks of a push now, or will."""
+        return self._transfers[id_].asking.source
 
     def sources(self) -> set[Source]:
         """The sources whose connections are needed."""
@@ -407,6 +410,9 @@ class Transfers:
                 return []
             return self._ask(transfer, wanted[:room], now)
         effects: list[Effect] = []
+        tried = transfer.asking.trial_room(now)
+        if tried:
+            effects += self._ask_next(transfer, tried, now, trial=True)
         if room:
             disk_room = self._disk_room(transfer)
             if disk_room < room:
@@ -436,7 +442,7 @@ class Transfers:
                 chosen.append(transfer.next)
             transfer.next += 1
         if trial:
-            effects = transfer.asking.begin_trial(chosen, now)
+            effects = transfer.asking.ask_in_trial(chosen, now)
             asked = [index for index in chosen if transfer.asking.is_due(index)]
             again.update(set(chosen) - set(asked))
         elif chosen:

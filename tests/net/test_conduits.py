@@ -13,8 +13,10 @@ import msgspec
 import pytest
 
 from agent import conduits as module
+from agent import ways
 from agent.conduits import Conduit, Conduits, dial
 from agent.keyring import Keyring, new_keys, to_text
+from agent.links import Downlink
 from agent.ports import free_ports
 from agent.traffic import Traffic
 from protocol.codec import decode, encode
@@ -326,9 +328,61 @@ def by_conduit(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     return sent
 
 
-def test_a_push_passes_through_conduits(by_conduit: set[int]) -> None:
+@pytest.fixture
+def by_link(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The hosts that were sent a chunk by the bulk link, each time."""
+    sent: list[int] = []
+    send = Downlink.send
+
+    def watched(self: Downlink, rank: int, frames: Sequence[Blob]) -> bool:
+        if len(frames) == 3:
+            sent.append(rank)
+        return send(self, rank, frames)
+
+    monkeypatch.setattr(Downlink, "send", watched)
+    return sent
+
+
+def test_a_push_passes_through_conduits_and_none_of_it_by_the_links(
+    by_conduit: set[int], by_link: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "_CONDUIT_WITHIN", WITHIN_S)
     assert Fleet(MUCH, lambda _: None).push().arrived()
     assert by_conduit == {0, 1, 2}
+    assert not by_link
+
+
+_AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+
+
+@pytest.mark.skipif(not {"bbr", "cubic", "reno"} <= set(_AVAILABLE), reason="the kernel has not all of them")
+@pytest.mark.parametrize(
+    ("chosen", "longest_us", "relays", "used"),
+    [
+        ("bbr", 10**9, True, "cubic"),
+        ("bbr", 0, True, "bbr"),
+        ("bbr", 10**9, False, "bbr"),
+        ("reno", 10**9, True, "reno"),
+    ],
+    ids=["one segment", "between sites", "the root", "another choice"],
+)
+def test_a_host_that_relays_in_one_segment_does_not_send_by_bbr(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, longest_us: int, relays: bool, used: str
+) -> None:
+    monkeypatch.setattr(module, "_SEGMENT_US", longest_us)
+
+    async def test(host: Host) -> None:
+        host.conduits._relays = relays
+        offer = host.offer()
+        assert host.conduits._listening is not None
+        # What is accepted has what its listener has.
+        host.conduits._listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, chosen.encode())
+        say(await host.connect(offer.ticket), Sealer(offer.up), Ask(5, ()))
+        await until(lambda: len(host.heard) == 1)
+        sock = host.conduits._conduits[RANK]._socket
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == used.encode()
+
+    with_host(test)
 
 
 def test_who_asks_for_a_conduit_before_its_source_knows_of_the_push_gets_one_then(by_conduit: set[int]) -> None:
