@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench import bare
 from tests.bench.drawing import curve
 from tests.bench.pushfleet import MB, MIB, RATE, RATE_MBIT, SLOW_MBIT, Fleet, ctl, fleet_of, random_file, say
 
@@ -77,7 +78,7 @@ def _run(argv: list[str]) -> None:
 
 def compete(fleet: Fleet, source: Path, *, limit_s: float | None, others: bool) -> float:
     """One contest; ours against `limit_s` where that is said. Returns our time in seconds."""
-    fleet.clean()
+    fleet.touch(source.stat().st_size)
     ours = ctl("push", "-q", str(source), "/tmp/pushed-ctl")
     size, hosts = source.stat().st_size, len(fleet.names)
     beside = "" if limit_s is None else f"   {ours / limit_s:.3f} x size / rate"
@@ -128,9 +129,13 @@ def draw(hosts: int, size: int, *, svg: Path | None = None) -> None:
 
 
 def unshaped(hosts: int, size: int) -> None:
-    """64 MiB to all hosts without limit."""
+    """64 MiB to all hosts without limit; and the least that such a chain takes in Python, with and without a disk."""
     with fleet_of(hosts) as fleet, random_file(size // MB * MIB) as source:
         compete(fleet, source, limit_s=None, others=True)
+        data = source.read_bytes()
+        for to, what in (("/tmp/other-bare", "bare chain"), ("/dev/null", "bare, no disk")):
+            say(f"{len(data) / MB:.0f} MB to {hosts:3} hosts: {what:18}{bare.send(fleet, data, to):8.2f} s")
+            fleet.clean()
 
 
 def hop(hosts: int, size: int) -> None:

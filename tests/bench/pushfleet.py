@@ -119,6 +119,11 @@ class Fleet:
             watcher.join()
         return sorted((most[pid] - before[pid]) / MIB for pid in before)
 
+    def touch(self, size: int) -> None:
+        """Write and remove so many bytes on each host. Their disks are this machine's memory, of which a GB costs one
+        to two CPU seconds more when it is used for the first time: that would be the first tool's to pay."""
+        self.session.run(f"head -c {size} /dev/zero > /tmp/pushed-0; rm /tmp/pushed-0").results()
+
     def clean(self) -> None:
         """Remove what was pushed: the hosts' disks are this machine's memory."""
         self.session.run("rm -rf /tmp/pushed-* /srv/pushed-* /tmp/other-* /srv/other-*").results()
