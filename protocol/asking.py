@@ -36,9 +36,8 @@ UNKNOWN_MOST = 2.0
 BACK_AFTER = 5.0
 #: After even the root was lost, all are tried anew after this.
 ROUND_AFTER = 0.5
-#: What may stand in a queue before a host's link, in seconds at the rate of that link; and how long, in seconds from
-#: a source's first chunk on, it is half of that: the connections of those behind begin then, and each of their round
-#: trips waits in that queue.
+#: What may stand in a queue before a host's link, in seconds at the rate of that link; and how long, in seconds from a
+#: source's first chunk on, it is half of that: connections begin then, and each round trip waits in that queue.
 QUEUE, BEGINNING = 0.03, 1.0
 #: A trial that took longer than this has failed, and those after it wait this long at first and at most.
 TRIAL_MOST, TRIAL_FIRST, TRIAL_LATER = 1.0, 1.0, 16.0
@@ -150,13 +149,14 @@ class Asking:
         One that is level with this host owes what it has not got itself; one that is ahead sends at once whatever it
         is asked for. That stands in a queue before its link, and the questions and acknowledgements of others stand
         there too; where the queue is full, packets are lost. So of a source that is ahead by a quarter of the window no
-        more is asked than comes in QUEUE seconds, and half of that in the BEGINNING.
+        more is asked than comes in QUEUE seconds. In the BEGINNING a source is ahead, and half of that is enough: where
+        chunks come as fast as they go, a queue of that time would stand to the end.
         """
-        if self.source is not None and self._lead < self._window // 4:
-            return self._window
         least, queue = self._least, QUEUE
         if now < self._begun + BEGINNING:
             least, queue = max(2, least // 2), queue / 2
+        elif self.source is not None and self._lead < self._window // 4:
+            return self._window
         return max(least, min(self._window, int(self._rate() * queue) + least // 2))
 
     def _rate(self) -> float:
