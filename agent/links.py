@@ -42,6 +42,8 @@ _LISTEN_BACKLOG = 1_024
 #: Whole messages of one connection that wait to be heard, before libzmq reads no more from it: nothing is lost by that,
 #: and a peer that sends faster than it is heard holds 64 messages of ours, not the usual 1,000.
 _UNHEARD = 64
+#: Connections that were cut off and are remembered: each may leave _UNHEARD messages behind, which are read soon.
+_CUT_MOST = 1_024
 
 _LOST_EVENTS = {
     zmq.Event.DISCONNECTED: "connection closed",
@@ -92,6 +94,9 @@ class Downlink:
         #: Who is at the other end of each connection, and which connection is the one of each rank: its latest.
         self._peers: dict[bytes, _Peer] = {}
         self._current: dict[int, _Peer] = {}
+        #: Connections that were cut off, the oldest first: what they had sent is still to be read when their
+        #: descriptor's number is another's.
+        self._cut: dict[bytes, None] = {}
         self._intake = Intake(keyring.count)
         #: Messages that were read and not heard yet.
         self._ahead: deque[list[zmq.Frame]] = deque()
@@ -150,7 +155,16 @@ class Downlink:
         peer = self._current.get(rank)
         if peer is not None:
             self._forget(peer)
-            shut_down(peer.fd)
+            self._cut_off(peer.route, peer.fd)
+
+    def _cut_off(self, route: bytes, fd: int) -> None:
+        shut_down(fd)
+        if route.startswith(
+            b"\0"
+        ):  # one that libzmq gave, which no other connection gets (zmq_setsockopt, ZMQ_ROUTING_ID)
+            self._cut[route] = None
+        if len(self._cut) > _CUT_MOST:
+            del self._cut[next(iter(self._cut))]
 
     def _drain(self) -> bool:
         taken = 0
@@ -197,14 +211,16 @@ class Downlink:
         fd = parts[1].get(zmq.SRCFD)
         user: Any = parts[1].get("User-Id")
         rank = self._keyring.rank_of(user, self._domain)
+        route = parts[0].bytes
+        if route in self._cut:
+            return
         if rank is None or len(parts) > MAX_PARTS + 1:
             if rank is not None:
                 self._keyring.bar(rank)
             self._monitor.drain()
             if fd in self._intake:  # else it has gone already, and its number may be another's
-                shut_down(fd)
+                self._cut_off(route, fd)
             return
-        route = parts[0].bytes
         peer = self._peers.get(route)
         if peer is None or (peer.rank, peer.fd) != (rank, fd):
             peer = self._meet(rank, route, fd)

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import zmq
 
+from agent import links
 from agent.keyring import Keyring, new_keys
 from agent.links import Downlink, Uplink
 from agent.ports import free_ports
@@ -98,6 +100,35 @@ def test_what_a_child_sent_before_its_end_is_heard_before_its_end_is() -> None:
         wait_for_event(ends)
         ends.down._monitor.drain()  # the order that a loaded event loop may choose
         assert ends.told == [b"attach", b"outcome 0", b"outcome 1", b"outcome 2", b"lost: connection closed"]
+
+    with_ends(test)
+
+
+@pytest.mark.parametrize("penalty", [True, False])
+def test_what_is_left_of_a_connection_that_was_cut_off_harms_none_that_has_its_descriptor_now(
+    monkeypatch: pytest.MonkeyPatch, penalty: bool
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(links, "shut_down", ended.append)  # so that the number stays in use, as if another had it
+
+    async def test(ends: Ends) -> None:
+        up = ends.connect()
+        up.send([b"attach"])
+        await until(lambda: ends.told == [b"attach"])
+        (peer,) = ends.down._peers.values()
+        ends.down.drop(RANK, penalty=penalty)
+        assert ended == [peer.fd]
+        for _ in range(3):
+            up.send([b"left"])
+        read = 0
+        while read < 3:
+            assert ends.down._socket.poll(round(WITHIN_S * 1000), zmq.POLLIN)
+            parts = ends.down._next()
+            assert parts is not None
+            ends.down._take(parts)
+            read += 1
+        assert ended == [peer.fd]
+        assert ends.told == [b"attach"]
 
     with_ends(test)
 
