@@ -37,7 +37,7 @@ BACK_AFTER = 5.0
 #: After even the root was lost, all are tried anew after this.
 ROUND_AFTER = 0.5
 #: What may stand in a queue before a host's link, in seconds at the rate of that link; and how long, in seconds from a
-#: source's first chunk on, it is half of that: connections begin then, and each round trip waits in that queue.
+#: push's first chunk on, it is half of that: connections begin then, and each round trip waits in that queue.
 QUEUE, BEGINNING = 0.03, 1.0
 #: A trial that took longer than this has failed, and those after it wait this long at first and at most.
 TRIAL_MOST, TRIAL_FIRST, TRIAL_LATER = 1.0, 1.0, 16.0
@@ -111,7 +111,7 @@ class Asking:
         self._trial_at = now + TICK
         self._trial_pause = TRIAL_FIRST
         self._arrived = 0
-        #: Whether the source has given a chunk, and since when.
+        #: Whether the source has given a chunk, and since when any has.
         self._flows, self._begun = False, inf
         self._samples: list[tuple[float, int]] = [(now, 0)]
         self._back_at = inf
@@ -212,7 +212,7 @@ class Asking:
             self._arrived += 1
             if not self._flows:
                 # Until now it had nothing to give, which says nothing of how fast it gives.
-                self._flows, self._begun = True, now
+                self._flows, self._begun = True, min(self._begun, now)
                 self._samples, self._looked_at = [(now, self._arrived)], now
                 self._trial_at = max(self._trial_at, now + _SETTLED)
         return []
@@ -390,7 +390,7 @@ class Asking:
         self._retry_at = None
         self._samples = [(now, self._arrived)]
         self._looked_at = now
-        self._flows, self._begun = False, inf
+        self._flows = False
         self._lead = 0
 
     # --- time ---------------------------------------------------------------------------------------------------------

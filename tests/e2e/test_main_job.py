@@ -54,6 +54,8 @@ def test_from_bare_hosts_to_running_vms_and_back(hosts: TestHosts, ctl: Ctl, tmp
     """With disks, overlays on a base image; VMs without are booted by the demo (test_demo.py)."""
     infra = tmp_path / "infra.conf"
     infra.write_text(INFRA.read_text())
+    for name in HOSTS:  # libvirtd runs it for a moment when it begins
+        wait_until(lambda: "/usr/sbin/dmidecode" not in _programs(hosts, name), 30, "libvirtd to have begun")  # noqa: B023
     before = {name: _leavings(hosts, name) for name in HOSTS}
 
     ctl("up", str(infra), "-F", str(hosts.ssh_config))
@@ -207,19 +209,16 @@ def _domains(hosts: TestHosts, name: str) -> list[str]:
     return sorted(hosts.run(name, ["virsh", "list", "--all", "--name"]).stdout.split())
 
 
-#: What libvirtd runs for a moment when it begins.
-_PASSING = ("/usr/sbin/dmidecode",)
+def _programs(hosts: TestHosts, name: str) -> list[str]:
+    return sorted(
+        process.argv[0] for process in hosts.processes(name) if process.argv and "sshd:" not in process.argv[0]
+    )
 
 
 def _leavings(hosts: TestHosts, name: str) -> tuple[object, ...]:
     """All that the agent could leave on a host: processes, files, domains."""
-    programs = sorted(
-        process.argv[0]
-        for process in hosts.processes(name)
-        if process.argv and "sshd:" not in process.argv[0] and process.argv[0] not in _PASSING
-    )
     files = hosts.run(
         name,
         ["sh", "-c", "find /root /var/lib/canopy /tmp /etc/systemd/system -name '*anopy*' 2>/dev/null; ls -A /root"],
     ).stdout
-    return programs, files, _domains(hosts, name)
+    return _programs(hosts, name), files, _domains(hosts, name)

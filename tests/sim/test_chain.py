@@ -113,7 +113,7 @@ def test_one_host_at_a_tenth_of_the_rate_costs_the_others_less_than_a_third_wher
     push.begin()
     while any(host.finished is None for rank, host in push.hosts.items() if rank not in (None, slow)):
         push.step()
-    assert push.now < 4 / 3 * undisturbed
+    assert push.now < 1.3 * undisturbed
     assert bypassed(push) == {slow + 1: [slow]}
 
 
