@@ -245,7 +245,7 @@ class Bulk:
         now = self._loop.time()
         for message, blob in read:
             effects += self._told(source, message, blob, now)
-        self._perform(effects)
+        self._perform(effects, chunks=all(blob is not None for _, blob in read))
         if malformed:
             self._lost(source, f"it sent a malformed message: {malformed}")
 
@@ -295,7 +295,8 @@ class Bulk:
 
     # --- what is to be done -------------------------------------------------------------------------------------------
 
-    def _perform(self, effects: list[transfer.Effect]) -> None:
+    def _perform(self, effects: list[transfer.Effect], *, chunks: bool = False) -> None:
+        """Do it. Where nothing but `chunks` came nothing is due earlier than before: the timer that runs is right."""
         # What others wait for goes out before anything goes to the disk.
         stores: list[transfer.Store] = []
         for effect in effects:
@@ -329,7 +330,8 @@ class Bulk:
         self._traffic.flush()
         for store in stores:
             self._store().store(store.id, store.index, store.blob)
-        self._set_timer()
+        if self._timer is None or not chunks:
+            self._set_timer()
 
     def _set_timer(self) -> None:
         due = self._transfers.wakeup()

@@ -158,7 +158,7 @@ class Conduit:
         if self._over:
             return
         # Wake up again for what can be opened, and for nothing less (socket(7), SO_RCVLOWAT; tcp_poll heeds it).
-        lowat = min(self._records.missing, len(self._records.room()), self._traffic.waited_for())
+        lowat = min(self._records.missing, self._records.free, self._traffic.waited_for())
         if lowat != self._lowat:
             self._lowat = lowat
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)

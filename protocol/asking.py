@@ -88,6 +88,8 @@ class Asking:
         self._lead = 0
         self._ahead = max(1, AHEAD // chunk)
         self._at = 0
+        #: Whom chunks are asked of now.
+        self.source = candidates[0]
         #: What each source was asked for and has not answered, also after it was left: that is its credit.
         self._owed: dict[Source, set[int]] = {}
         #: What is on its way, and from whom.
@@ -119,11 +121,6 @@ class Asking:
         self.bypassed: list[tuple[Source, str]] = []
 
     # --- what the transfer asks ---------------------------------------------------------------------------------------
-
-    @property
-    def source(self) -> Source:
-        """Whom chunks are asked of now."""
-        return self._candidates[self._at]
 
     def in_use(self) -> set[Source]:
         """The sources whose connections are needed."""
@@ -191,8 +188,10 @@ class Asking:
     def arrived(self, source: Source, index: int, now: float) -> bool:
         """A chunk came; whether it was waited for."""
         self._heard[source] = now
-        self._owed.get(source, set()).discard(index)
-        return self.awaits(index)
+        owed = self._owed.get(source)
+        if owed:
+            owed.discard(index)
+        return index in self._pending or index in self.again
 
     def awaits(self, index: int) -> bool:
         """Whether a chunk was asked for and did not come."""
@@ -385,7 +384,7 @@ class Asking:
 
     def _move(self, at: int, now: float) -> None:
         self._disown(self.source)
-        self._at = at
+        self._at, self.source = at, self._candidates[at]
         self._heard[self.source] = now
         self._retry_at = None
         self._samples = [(now, self._arrived)]

@@ -80,16 +80,17 @@ class Sealer:
     def _seal(self, size: int, frames: Sequence[Blob]) -> None:
         if size > len(self._plain):
             self._plain = memoryview(bytearray(size))
-        at = 0
+        at, plain = 0, self._plain
         for frame in frames:
-            self._plain[at : at + len(frame)] = frame
-            at += len(frame)
+            end = at + len(frame)
+            plain[at:end] = frame
+            at = end
         self._count += 1
         length = _LENGTH.pack(size + TAG)
         first = self._end + _LENGTH.size
         self._sealed[self._end : first] = length
         nonce = self._count.to_bytes(NONCE, "little")
-        seal(self._plain[:size], length, nonce, self._key, self._sealed[first:])
+        seal(plain[:size], length, nonce, self._key, self._sealed[first:])
         self._end = first + size + TAG
 
 
@@ -103,8 +104,8 @@ class Records:
         self._taken = taken
         self._buffer = bytearray(min(taken, _FIRST_ROOM))
         self._filled = 0
-        #: How many bytes must come before there is more to open.
-        self.missing = _LENGTH.size
+        #: How many bytes must come before there is more to open, and how many there is room for.
+        self.missing, self.free = _LENGTH.size, len(self._buffer)
 
     def room(self) -> memoryview:
         """Where the bytes that come next belong: never empty."""
@@ -113,18 +114,21 @@ class Records:
     def came(self, count: int) -> Iterator[list[Blob]]:
         """So many bytes were put into `room`: the frames of each message that is whole, the blob as a part of what was
         opened. Raises BadRecord."""
-        self._filled += count
+        self._filled = filled = self._filled + count
         room = len(self._buffer)
-        if self._filled == room:
+        if filled == room:
             room = min(2 * room, max(room, self._taken))  # more came than there was room for
-        begin = 0
-        while True:
-            size = self._size(begin)
-            if begin + size > self._filled:
+        begin, size = 0, _LENGTH.size
+        while begin + _LENGTH.size <= filled:
+            (length,) = _LENGTH.unpack_from(self._buffer, begin)
+            if not _LENGTHS.size + TAG <= length <= _MOST:
+                raise BadRecord(f"a record of {length} bytes is none of a conduit")
+            size = _LENGTH.size + length
+            if begin + size > filled:
                 break
             yield self._open(begin, begin + size)
-            begin += size
-        left = self._filled - begin
+            begin, size = begin + size, _LENGTH.size
+        left = filled - begin
         self.missing = size - left
         room = max(room, size)
         if begin or room > len(self._buffer):
@@ -133,15 +137,7 @@ class Records:
                 self._buffer = bytearray(room)
             self._buffer[:left] = rest
             self._filled = left
-
-    def _size(self, begin: int) -> int:
-        """How long the record is that begins here; of its length alone where that is not there yet."""
-        if self._filled - begin < _LENGTH.size:
-            return _LENGTH.size
-        (length,) = _LENGTH.unpack_from(self._buffer, begin)
-        if not _LENGTHS.size + TAG <= length <= _MOST:
-            raise BadRecord(f"a record of {length} bytes is none of a conduit")
-        return _LENGTH.size + int(length)
+        self.free = len(self._buffer) - self._filled
 
     def _open(self, begin: int, end: int) -> list[Blob]:
         first = begin + _LENGTH.size

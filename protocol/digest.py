@@ -39,4 +39,5 @@ def digester() -> Digester:
 
 def content_digest(data: bytes | bytearray | memoryview) -> bytes:
     """Of all of it."""
-    return cast("bytes", _blake3()(data).digest())
+    digest: bytes = _blake3()(data).digest()
+    return digest
