@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from agent.keyring import BULK, Keyring
+from agent.outflow import Outflow
 from agent.traffic import Traffic
 from protocol.conduit import BadRecord, Records, Sealer
 from protocol.limits import CONDUIT_TAKEN, CONDUIT_TICKET
@@ -32,33 +32,9 @@ _UNSHOWN_MOST = 256
 #: A host that lost its power acknowledges nothing; its connection ends after so many milliseconds (tcp(7),
 #: TCP_USER_TIMEOUT). Those that ask here have asked others long before.
 _UNACKNOWLEDGED_MS = 10_000
-
-
 #: What the other end may send before it is read, in bytes, from the start: whoever wakes up for whole chunks alone
 #: leaves more unread than the 64 KiB that a connection begins with, and each chunk would wait for the one before it.
 _WINDOW = 256 << 10
-
-
-#: BBR has no more on its way than twice what the link takes in the shortest round trip that it saw
-#: (net/ipv4/tcp_bbr.c), which is some tenths of a millisecond in one segment. The acknowledgements of a host that
-#: relays wait for milliseconds in the queue before that host's own link, so BBR sends less than the link takes:
-#: measured in a chain at 80 Mbit/s, 5 to 30 % less. CUBIC goes by losses, and there are none, since no more is sent
-#: on than comes. The root has everything, and with CUBIC fills the queue before the first host's link: a broadcast
-#: beside a push took 40 ms then, with BBR 16.
-_BBR, _CUBIC = b"bbr", b"cubic"
-#: Where round trips are longer, in microseconds, the link is one between sites, for which somebody chose BBR.
-_SEGMENT_US = 30_000
-#: Where the smoothed round trip in microseconds is in the kernel's `struct tcp_info` (linux/tcp.h: tcpi_rtt).
-_RTT = struct.Struct("=68xI")
-
-
-def _send_on(sock: socket.socket) -> None:
-    """Let a host that relays send on as fast as it receives, within a segment, where its own choice is BBR."""
-    with suppress(OSError, struct.error):  # another kernel, or one without CUBIC
-        chosen = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
-        (rtt,) = _RTT.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size))
-        if chosen.startswith(_BBR) and rtt < _SEGMENT_US:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CUBIC)
 
 
 class Conduit:
@@ -76,9 +52,10 @@ class Conduit:
         traffic: Traffic,
         admitted: Callable[[], bool] = lambda: True,
         taken: int = CONDUIT_TAKEN,
+        outflow: Outflow | None = None,
     ) -> None:
         """`mine` seals what is sent, `theirs` opened what comes, of which so many bytes are `taken` at a time at most;
-        while not `admitted`, nothing is heard."""
+        while not `admitted`, nothing is heard. Chunks leave by an `outflow`."""
         self._socket = sock
         self._traffic = traffic
         self._sealer, self._records = Sealer(mine), Records(theirs, taken)
@@ -87,6 +64,7 @@ class Conduit:
         self._blocked = False
         self._over = False
         self._lowat = 1
+        self._outflow = outflow
         # Linux makes room for as much as is waited for, and leaves it at that (tcp_set_rcvlowat in net/ipv4/tcp.c).
         for lowat in (_WINDOW, self._lowat):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowat)
@@ -107,6 +85,8 @@ class Conduit:
             self._send()
 
     def _send(self) -> None:
+        if self._outflow is not None and (now := self._loop.time()) >= self._outflow.look_at:
+            self._outflow.look(now, free=self._traffic.pressed)
         try:
             while data := self._sealer.ready():
                 self._sealer.sent(self._socket.send(data))
@@ -292,8 +272,6 @@ class Conduits:
         self._release(sock)
         rank, told = invitation.rank, invitation.told
         self.close_one(rank)
-        if self._relays:
-            _send_on(sock)
         self._conduits[rank] = Conduit(
             sock,
             told.down,
@@ -303,6 +281,7 @@ class Conduits:
             traffic=self._traffic,
             admitted=lambda: self._is_admitted(invitation),
             taken=_QUESTIONS,
+            outflow=Outflow(sock, self._loop.time(), relays=self._relays),
         )
 
     def _is_good(self, invitation: _Invitation) -> bool:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import struct
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +17,20 @@ import msgspec
 import pytest
 
 from agent import conduits as module
-from agent import ways
+from agent import outflow, ways
 from agent.conduits import Conduit, Conduits, dial
 from agent.keyring import Keyring, new_keys, to_text
 from agent.links import Downlink
+from agent.outflow import Outflow
 from agent.ports import free_ports
 from agent.traffic import Traffic
+from protocol import tempo
 from protocol.codec import decode, encode
 from protocol.conduit import Sealer
 from protocol.messages import Ask, Chunk, Hold
 from protocol.messages import Conduit as Offer
 from protocol.stream import Blob
+from protocol.tempo import Sent, Tempo
 from tests.net.localfleet import own_address
 from tests.net.test_packed_chunks import Fleet
 
@@ -369,7 +376,7 @@ _AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_te
 def test_a_host_that_relays_in_one_segment_does_not_send_by_bbr(
     monkeypatch: pytest.MonkeyPatch, chosen: str, longest_us: int, relays: bool, used: str
 ) -> None:
-    monkeypatch.setattr(module, "_SEGMENT_US", longest_us)
+    monkeypatch.setattr(outflow, "_SEGMENT_US", longest_us)
 
     async def test(host: Host) -> None:
         host.conduits._relays = relays
@@ -383,6 +390,90 @@ def test_a_host_that_relays_in_one_segment_does_not_send_by_bbr(
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == used.encode()
 
     with_host(test)
+
+
+class Clockwork:
+    """Looks that are a tenth of a second apart, whatever the time is."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.now = sock, 100.0
+        self.outflow = Outflow(sock, self.now, relays=False)
+
+    def look(self, *, free: bool = False) -> None:
+        assert self.outflow.look_at <= self.now
+        self.outflow.look(self.now, free=free)
+        self.now += tempo.LOOK
+        assert self.outflow.look_at <= self.now
+
+    def pace(self) -> int:
+        """In bytes a second, as the kernel has it (SO_MAX_PACING_RATE)."""
+        return int.from_bytes(self.sock.getsockopt(socket.SOL_SOCKET, 47, struct.calcsize("@L")), sys.byteorder)
+
+
+_UNPACED = 2 ** (8 * struct.calcsize("@L")) - 1
+
+
+@contextmanager
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as sender:
+        sender.connect(server.getsockname())
+        receiver, _ = server.accept()
+        with receiver:
+            yield sender, receiver
+
+
+def test_what_a_connection_says_is_what_it_has_sent() -> None:
+    said: list[Sent] = []
+
+    class Told(Tempo):
+        def look(self, sent: Sent, now: float, *, free: bool = False) -> None:
+            said.append(sent)
+
+    with connected() as (sender, receiver):
+        outflow_ = Outflow(sender, 100.0, relays=False)
+        outflow_._tempo = Told(relays=False)
+        outflow_.look(100.0, free=False)
+        sender.sendall(bytes(200_000))
+        received = 0
+        while received < 200_000:
+            received += len(receiver.recv(200_000))
+        deadline = time.monotonic() + WITHIN_S
+        while said[-1].acknowledged - said[0].acknowledged < 200_000:
+            assert time.monotonic() < deadline, "not all was acknowledged"
+            outflow_.look(100.0, free=False)
+    assert said[-1].acknowledged - said[0].acknowledged == 200_000
+    assert 0 < said[-1].shortest <= 2 * WITHIN_S
+    assert 0 < said[-1].trip <= 2 * WITHIN_S
+    assert 0 <= said[-1].busy <= 2 * WITHIN_S
+
+
+def test_the_kernel_is_told_the_pace_and_that_there_is_none_any_more() -> None:
+    class Set(Tempo):
+        def look(self, sent: Sent, now: float, *, free: bool = False) -> None:
+            self.most = None if free else next(limits)
+
+    limits = iter([12_345_678.9, 5e6, tempo.FASTEST])
+    with connected() as (sender, _):
+        clockwork = Clockwork(sender)
+        clockwork.outflow._tempo = Set(relays=False)
+        assert clockwork.pace() == _UNPACED
+        paces = []
+        for free in (False, False, True, False, True):
+            clockwork.look(free=free)
+            paces.append(clockwork.pace())
+        assert paces == [12_345_678, 5_000_000, _UNPACED, int(tempo.FASTEST), _UNPACED]
+
+
+def test_a_kernel_that_says_less_of_a_connection_has_it_go_unlimited() -> None:
+    class Old(socket.socket):
+        def getsockopt(self, *args: int) -> Any:
+            return bytes(104) if args[1] == socket.TCP_INFO else super().getsockopt(*args)
+
+    with Old() as sock:
+        clockwork = Clockwork(sock)
+        for _ in range(30):
+            clockwork.look()
+        assert clockwork.pace() == _UNPACED
 
 
 def test_who_asks_for_a_conduit_before_its_source_knows_of_the_push_gets_one_then(by_conduit: set[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from agent.traffic import Traffic
+from agent.traffic import _PAUSE, Traffic
 from protocol.limits import CONDUIT_TAKEN
 
 _WITHIN_S = 20.0
@@ -67,11 +67,13 @@ def test_beside_commands_without_end_half_of_the_time_is_left() -> None:
         traffic = Traffic(clock)
         traffic.pressed = True
         traffic.join(member)
-        for _ in range(40):  # a command each millisecond
+        begun = clock.now
+        for count in range(40):
+            clock.now = begun + 2 * _PAUSE * count / 40
             traffic.give_way()
-            clock.now += 0.001
         assert member.said == ["pause"]
         await until(lambda: not member.paused)
+        clock.now = begun + 2 * _PAUSE
         traffic.give_way()
         assert member.said == ["pause", "go on", "pause"]
         await until(lambda: not member.paused)
