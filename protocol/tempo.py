@@ -23,6 +23,8 @@ LOOK = 0.1
 _ROW, _LATELY = 5, 20
 #: Nothing is limited before so many looks: whether the processor is the limit is known by then (agent.pressure).
 _KNOWN = 12
+#: Lately there was to be no limit at so many looks: then there is none. It begins where there was none of them.
+_FREED_MOST = 8
 #: Where less comes through, in bytes a second, nothing is limited: what would be too long in a queue is four packets
 #: there, no more than TCP sends at a time by itself. So whatever is made of its figures, no connection stands still.
 SLOWEST = 2e6
@@ -83,15 +85,16 @@ class Tempo:
         #: The most that came through since something is limited: beside a queue that comes and goes by itself, nine
         #: tenths of what came through lately, time after time, would end at nothing.
         self._base = 0.0
-        #: Until when nothing is done, and at how many looks in a row nothing was to be limited.
-        self._free_until, self._freed = 0.0, 0
+        #: Until when nothing is done, and at which looks nothing was to be limited.
+        self._free_until = 0.0
+        self._freed: deque[bool] = deque(maxlen=_LATELY)
 
     def look(self, sent: Sent, now: float, *, free: bool = False) -> None:
         """Decide on `most`, LOOK seconds after the last time or later. Nothing is limited where it is to be `free`."""
         busy = self._see(sent, now)
-        self._freed = self._freed + 1 if free else 0
+        self._freed.append(free)
         # What holds the processor for a moment is no reason to fill the queue.
-        freed = self._freed > (0 if self.most is None else _ROW)
+        freed = sum(self._freed) > (0 if self.most is None else _FREED_MOST)
         link = max(self._rates, default=0.0)
         if freed or now < self._free_until or self._looks <= _KNOWN or link < SLOWEST:
             self._let_go()
