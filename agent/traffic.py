@@ -4,8 +4,8 @@ Chunks keep the event loop of a host busy where its links are fast. A command wo
 steps that it takes: to come, to begin, to end, to be told. So whenever one comes by, what is read from conduits at a
 time is less for a while, and where the processor is the limit nothing is read for a moment, in which most commands are
 through. (Where it is not, what has come meanwhile would be worked at just when the command has ended.) Measured with 8
-hosts on two cores, both busy with chunks: a command that does nothing takes 1.5 to 1.8 times as long as alone (8 ms),
-in a few runs 2.3 times; without this, 40 to 95 ms.
+hosts on two cores, both busy with chunks: a command that does nothing takes 1 to 1.4 times as long as alone (6 to 8
+ms); without this, 40 to 95 ms.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from protocol.limits import CONDUIT_TAKEN
 
 #: How long nothing is read when a command comes by, and how long it goes on then whatever comes, in seconds: a push
 #: beside commands without end has half of the time. With 0.02 commands took 2.2 to 2.8 times as long as alone (see
-#: above), and pushes no less.
-_PAUSE = 0.03
+#: above), with 0.03 1.5 to 2.5; a push of 512 MB beside commands without end 8.4 to 9.7 s with either and with this.
+_PAUSE = 0.05
 #: What is read at a time within so many seconds of a command, in bytes: two or three chunks, half a millisecond's work.
 _CONSIDERATE, _TAKEN_THEN = 1.0, 192 << 10
 #: So much may lie unread: a chunk of the usual size, so that each costs one wake-up; more on a host that has too much

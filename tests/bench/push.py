@@ -325,7 +325,7 @@ def latency(hosts: int, size: int) -> None:
     """A broadcast of a program that does nothing: on an idle fleet, and while a push is under way."""
     for what, rate, mass in (("unshaped", None, 8 * size), (f"at {RATE_MBIT:.0f} Mbit/s", RATE_MBIT, size)):
         with fleet_of(min(8, hosts), rate=rate) as fleet, random_file(mass) as source:
-            fleet.answer()
+            fleet.touch(mass)
             idle = [fleet.answer() for _ in range(50)]
             pushing = threading.Thread(target=fleet.push, args=(source,))
             pushing.start()
