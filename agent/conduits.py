@@ -55,7 +55,7 @@ class Conduit:
         outflow: Outflow | None = None,
     ) -> None:
         """`mine` seals what is sent, `theirs` opened what comes, of which so many bytes are `taken` at a time at most;
-        while not `admitted`, nothing is heard. Chunks leave by an `outflow`."""
+        while not `admitted`, nothing is heard. Who sends chunks has an `outflow`, which says how fast."""
         self._socket = sock
         self._traffic = traffic
         self._sealer, self._records = Sealer(mine), Records(theirs, taken)

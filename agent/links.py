@@ -159,9 +159,8 @@ class Downlink:
 
     def _cut_off(self, route: bytes, fd: int) -> None:
         shut_down(fd)
-        if route.startswith(
-            b"\0"
-        ):  # one that libzmq gave, which no other connection gets (zmq_setsockopt, ZMQ_ROUTING_ID)
+        # One that begins so was given by libzmq, and no other connection gets it (zmq_setsockopt, ZMQ_ROUTING_ID).
+        if route.startswith(b"\0"):
             self._cut[route] = None
         if len(self._cut) > _CUT_MOST:
             del self._cut[next(iter(self._cut))]

@@ -39,9 +39,10 @@ _BUSY = 0.98
 #: After a queue is gone it goes on with a little more at each look, up to so much: a queue grows by that where the link
 #: takes no more, and where it does, that is twice as much within two seconds.
 _STEP, _STEP_MOST = 0.005, 0.25
-#: Of the most that came through, so much is always sent. And of the time of a row, so much there must have been
-#: something to send: what came through else says nothing of the link.
+#: Of the most that came through, so much is always sent.
 _LEAST = 0.9
+#: Of the time of a row, so much there must have been something to send: else it says nothing of the link.
+_TELLING = 0.9
 #: Who relays gets a chunk at a time, and sends it in the time in which the next one comes.
 _SMOOTHLY = 1.05
 #: A queue that is there for so many looks although less is sent than comes through is another's, or none: so long (s)
@@ -127,7 +128,7 @@ class Tempo:
         if self._seen:
             first, then = self._seen[0]
             busy = any(sent.busy - one.busy >= _BUSY * (now - at) for at, one in (self._seen[-1], self._seen[0]))
-            if self._relays or sent.busy - then.busy >= _LEAST * (now - first):
+            if self._relays or sent.busy - then.busy >= _TELLING * (now - first):
                 self._rates.append((sent.acknowledged - then.acknowledged) / (now - first))
         self._seen.append((now, sent))
         return busy
