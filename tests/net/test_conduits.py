@@ -312,7 +312,7 @@ def test_what_came_before_a_bad_record_is_heard() -> None:
         offer = host.offer()
         sock, sealer = await host.connect(offer.ticket), Sealer(offer.up)
         good, bad = (sealed(sealer, Ask(id_, ())) for id_ in (5, 6))
-        sock.sendall(good + bad[:-1] + b"?")
+        sock.sendall(good + bad[:-1] + bytes([bad[-1] ^ 1]))
         assert await is_hung_up(sock)
         assert host.heard == [(RANK, Ask(5, ()))]
 
