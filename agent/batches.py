@@ -7,7 +7,7 @@ more than the work on a chunk of a push takes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -27,11 +27,11 @@ class Batches(Generic[Item, Result]):
         *,
         most: int,
         linger: float = 0.0,
-        last: Callable[[Item], bool] = lambda _: False,
+        last: Callable[[Sequence[Item]], bool] = lambda _: False,
     ) -> None:
         """`work` gets up to `most` items on a thread of `executor`; `then`, on the event loop, the same items and what
-        came of them, or what `work` raised. The first may wait `linger` seconds for others, and for none after one
-        that is the `last`."""
+        came of them, or what `work` raised. The first may wait `linger` seconds for others, and for none after
+        those of which one is the `last`."""
         self._executor, self._work, self._then = executor, work, then
         self._most, self._linger, self._last = most, linger, last
         self._loop = asyncio.get_running_loop()
@@ -39,12 +39,12 @@ class Batches(Generic[Item, Result]):
         self._busy = False
         self._due: asyncio.Handle | None = None
 
-    def add(self, item: Item) -> None:
-        """Work at this, with others that come soon."""
-        self._waiting.append(item)
+    def add(self, *items: Item) -> None:
+        """Work at these, with others that come soon."""
+        self._waiting += items
         if self._busy:
             return
-        if len(self._waiting) >= self._most or self._last(item):
+        if len(self._waiting) >= self._most or self._last(items):
             self._next()
         elif self._due is None:
             self._due = self._loop.call_later(self._linger, self._next)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 from agent.conduits import Conduits
@@ -59,8 +60,8 @@ class Store(Protocol):
     def read(self, id_: int, index: int) -> None:
         """Read a chunk of a push from this host's copy, and say `was_read`."""
 
-    def store(self, id_: int, index: int, blob: Blob) -> None:
-        """Write a chunk, and say `was_stored`."""
+    def store(self, id_: int, chunks: Sequence[tuple[int, Blob]]) -> None:
+        """Write chunks of a push, each with its index, and say `was_stored`."""
 
     def headed(self, id_: int) -> None:
         """The head of a push's stream is stored: look at it, and say `was_headed`."""
@@ -233,7 +234,7 @@ class Bulk:
                 self._keyring,
                 self._relay.root if source is None else self._hops[source],
                 much=any(stream.size >= CONDUIT_LEAST for stream in self._streams.values()),
-                heard=lambda messages: self._heard(source, messages),
+                heard=partial(self._heard, source),
                 lost=lambda why: self._lost(source, why),
                 traffic=self._traffic,
             )
@@ -243,19 +244,27 @@ class Bulk:
         effects: list[transfer.Effect] = []
         read, malformed = _read(messages, BULK_DOWNWARDS)
         now = self._loop.time()
+        chunks = True
         for message, blob in read:
-            effects += self._told(source, message, blob, now)
-        self._perform(effects, chunks=all(blob is not None for _, blob in read))
+            if blob is None:
+                effects += self._told(source, message, now)
+                chunks = False
+            elif isinstance(message, Chunk):  # no other that is allowed has a blob
+                effects += self._arrived(source, message, blob, now)
+        effects += self._transfers.go_on(now)
+        self._perform(effects, chunks=chunks)
         if malformed:
             self._lost(source, f"it sent a malformed message: {malformed}")
 
-    def _told(self, source: Source, message: Message, blob: Blob | None, now: float) -> list[transfer.Effect]:
+    def _arrived(self, source: Source, chunk: Chunk, blob: Blob, now: float) -> list[transfer.Effect]:
+        id_, index = chunk.id, chunk.index
+        if not chunk.packed:
+            return self._transfers.arrived(source, id_, index, blob, now, later=True)
+        plain, why = self._unpacked(id_, index, blob)
+        return self._transfers.arrived(source, id_, index, plain, now, packed=blob, why=why, later=True)
+
+    def _told(self, source: Source, message: Message, now: float) -> list[transfer.Effect]:
         match message:
-            case Chunk(id=id_, index=index, packed=True) if blob is not None:
-                plain, why = self._unpacked(id_, index, blob)
-                return self._transfers.arrived(source, id_, index, plain, now, packed=blob, why=why)
-            case Chunk(id=id_, index=index) if blob is not None:
-                return self._transfers.arrived(source, id_, index, blob, now)
             case NoChunk(id=id_, index=index, why=why, final=final):
                 return self._transfers.declined(source, id_, index, why, now, final=final)
             case Hold(id=id_, front=front):
@@ -298,13 +307,15 @@ class Bulk:
     def _perform(self, effects: list[transfer.Effect], *, chunks: bool = False) -> None:
         """Do it. Where nothing but `chunks` came nothing is due earlier than before: the timer that runs is right."""
         # What others wait for goes out before anything goes to the disk.
-        stores: list[transfer.Store] = []
+        stores: dict[int, list[tuple[int, Blob]]] = {}
         for effect in effects:
             match effect:  # the most frequent ones first
-                case transfer.Store():
-                    stores.append(effect)
+                case transfer.Store(id_, index, blob):
+                    stores.setdefault(id_, []).append((index, blob))
                 case transfer.Give(peer, id_, index, blob, packed):
-                    self._answer(peer, codec.encode(Chunk(id_, index, packed), blob))
+                    frames = codec.encode(Chunk(id_, index, packed), blob)
+                    if not self._given.send(peer, frames):
+                        self._down.send(peer, frames)
                 case transfer.AskOf(source, id_, indices):
                     self._ask(source, Ask(id_, indices))
                 case transfer.Decline(peer, id_, index, why, final):
@@ -328,8 +339,8 @@ class Bulk:
                 case transfer.Abuse(peer, why):
                     self._expel(peer, why)
         self._traffic.flush()
-        for store in stores:
-            self._store().store(store.id, store.index, store.blob)
+        for id_, chunks_of in stores.items():
+            self._store().store(id_, chunks_of)
         if self._timer is None or not chunks:
             self._set_timer()
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from agent.keyring import BULK, Keyring
 from agent.outflow import Outflow
@@ -50,12 +51,12 @@ class Conduit:
         heard: Callable[[Sequence[Sequence[Blob]]], None],
         lost: Callable[[str], None],
         traffic: Traffic,
-        admitted: Callable[[], bool] = lambda: True,
+        admitted: Callable[[], bool] | None = None,
         taken: int = CONDUIT_TAKEN,
         outflow: Outflow | None = None,
     ) -> None:
         """`mine` seals what is sent, `theirs` opened what comes, of which so many bytes are `taken` at a time at most;
-        while not `admitted`, nothing is heard. Who sends chunks has an `outflow`, which says how fast."""
+        where `admitted` says no, nothing is heard. Who sends chunks has an `outflow`, which says how fast."""
         self._socket = sock
         self._traffic = traffic
         self._sealer, self._records = Sealer(mine), Records(theirs, taken)
@@ -122,13 +123,13 @@ class Conduit:
         if not count:
             self._end("connection closed")
             return
-        if not self._admitted():
+        if self._admitted is not None and not self._admitted():
             self._end("its key is admitted no more")
             return
-        messages, broken = [], ""
+        messages: list[Sequence[Blob]] = []
+        broken = ""
         try:
-            for frames in self._records.came(count):
-                messages.append(frames)
+            messages.extend(self._records.came(count))  # up to the bad one, where there is one
         except BadRecord as error:
             broken = str(error)
         if messages:
@@ -276,7 +277,7 @@ class Conduits:
             sock,
             told.down,
             told.up,
-            heard=lambda messages: self._heard(rank, messages),
+            heard=partial(self._heard, rank),
             lost=lambda why: self._ended(rank, why),
             traffic=self._traffic,
             admitted=lambda: self._is_admitted(invitation),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -229,14 +229,14 @@ class Pushes:
             self._shell.was_read(id_, [(index, blob, None) for index, blob in read])
 
         self._incoming[id_] = incoming
-        lasts = incoming.stream.head - 1, count_of(incoming.stream) - 1
+        lasts = {incoming.stream.head - 1, count_of(incoming.stream) - 1}
         self._writing[id_] = Batches(
             self._disk,
             incoming.write,
             written,
             most=written_most(incoming.stream.chunk),
             linger=_WRITE_LINGER,
-            last=lambda item: item[0] in lasts,
+            last=lambda items: not lasts.isdisjoint([index for index, _ in items]),
         )
         self._reading[id_] = Batches(self._disk, read, was_read, most=_READ_MOST)
 
@@ -255,11 +255,11 @@ class Pushes:
         else:
             reading.add(index)
 
-    def store(self, id_: int, index: int, blob: Blob) -> None:
-        """A chunk to disk."""
+    def store(self, id_: int, chunks: Sequence[tuple[int, Blob]]) -> None:
+        """Chunks to disk."""
         writing = self._writing.get(id_)
         if writing is not None:
-            writing.add((index, blob))
+            writing.add(*chunks)
 
     def headed(self, id_: int) -> None:
         """The listing is there: look at what it names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -219,9 +219,9 @@ class AgentWorker:
         """A chunk from this host's own copy."""
         self._pushes.read(id_, index)
 
-    def store(self, id_: int, index: int, blob: Blob) -> None:
-        """A chunk to disk."""
-        self._pushes.store(id_, index, blob)
+    def store(self, id_: int, chunks: Sequence[tuple[int, Blob]]) -> None:
+        """Chunks to disk."""
+        self._pushes.store(id_, chunks)
 
     def headed(self, id_: int) -> None:
         """The head of a stream is stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ class RootWorker:
     def forget(self, ids: tuple[int, ...]) -> None:
         """The root has no outcomes of its own."""
 
-    def store(self, id_: int, index: int, blob: Blob) -> None:
+    def store(self, id_: int, chunks: Sequence[tuple[int, Blob]]) -> None:
         """The root stores nothing."""
 
     def headed(self, id_: int) -> None:

@@ -191,7 +191,7 @@ class Asking:
         owed = self._owed.get(source)
         if owed:
             owed.discard(index)
-        return self.awaits(index)
+        return index in self._pending or index in self.again
 
     def awaits(self, index: int) -> bool:
         """Whether a chunk was asked for and did not come."""

@@ -6,12 +6,12 @@ Frames: a header `[version, kind]`, the body, and for chunks a blob. All but the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, overload
+from typing import TypeAlias, TypeVar, overload
 
 import msgspec
 
 from protocol.limits import MAX_BODY, MAX_CHUNK, MAX_HEADER, MAX_PARTS, VERSION_MAX, VERSION_MIN
-from protocol.messages import KINDS, TYPES, Carry, Chunk, Kind, Message
+from protocol.messages import KINDS, TYPES, Kind, Message
 from protocol.stream import Blob
 
 
@@ -38,8 +38,15 @@ _headers = {
     for version in range(VERSION_MIN, VERSION_MAX + 1)
     for kind in Kind
 }
-#: A header as this side writes it needs no decoding: the decoder of its body.
-_known = {header: _decoders[kind] for (_, kind), header in _headers.items()}
+#: The kinds that have a blob.
+_WITH_BLOB = frozenset({Kind.CHUNK, Kind.CARRY})
+#: What a header is worth: the decoder of the body, and how many frames there are. One as this side writes it needs no
+#: decoding.
+_Meaning: TypeAlias = "tuple[msgspec.msgpack.Decoder[Message], int]"
+_meanings: dict[int, _Meaning] = {
+    kind: (decoder, MAX_PARTS if kind in _WITH_BLOB else MAX_PARTS - 1) for kind, decoder in _decoders.items()
+}
+_known = {header: _meanings[kind] for (_, kind), header in _headers.items()}
 
 
 @overload
@@ -54,43 +61,43 @@ def encode(message: Message, blob: Blob | None = None, *, version: int = VERSION
     body = _encoder.encode(message)
     if len(body) > MAX_BODY:
         raise ValueError(f"a {type(message).__name__} of {len(body)} bytes is above the limit of {MAX_BODY}")
-    if isinstance(message, Chunk | Carry) != (blob is not None):
+    kind = KINDS[type(message)]
+    if (kind in _WITH_BLOB) != (blob is not None):
         raise ValueError("a blob goes with a Chunk or a Carry, and with nothing else")
-    frames: list[Blob] = [_headers[version, KINDS[type(message)]], body]
-    if blob is not None:
-        frames.append(blob)
-    return frames
+    header = _headers[version, kind]
+    return [header, body] if blob is None else [header, body, blob]
 
 
-def _decoder(frame: Blob) -> msgspec.msgpack.Decoder[Message]:
-    """What reads the body after this header. Raises MalformedMessage, msgspec.DecodeError."""
+def _meaning(frame: Blob) -> _Meaning:
+    """What a header says that is written in another way. Raises MalformedMessage, msgspec.DecodeError."""
+    if len(frame) > MAX_HEADER:
+        raise MalformedMessage(f"a header of {len(frame)} bytes is above the limit of {MAX_HEADER}")
     header = _header_decoder.decode(frame)
     if header.kind not in _TIMELESS and not VERSION_MIN <= header.version <= VERSION_MAX:
         raise MalformedMessage(f"protocol version {header.version} is not one of {VERSION_MIN} to {VERSION_MAX}")
-    decoder: msgspec.msgpack.Decoder[Message] | None = _decoders.get(header.kind)  # type: ignore[call-overload]
-    if decoder is None:
+    meaning = _meanings.get(header.kind)
+    if meaning is None:
         raise MalformedMessage(f"no kind of message has the number {header.kind}")
-    return decoder
+    return meaning
 
 
 def decode(frames: Sequence[_Frame]) -> tuple[Message, _Frame | None]:
     """The message of these frames, and the blob of a Chunk or a Carry. Raises MalformedMessage."""
-    if not 2 <= len(frames) <= MAX_PARTS:
-        raise MalformedMessage(f"a message has 2 or {MAX_PARTS} frames, not {len(frames)}")
-    if len(frames[0]) > MAX_HEADER:
-        raise MalformedMessage(f"a header of {len(frames[0])} bytes is above the limit of {MAX_HEADER}")
-    if len(frames[1]) > MAX_BODY:
-        raise MalformedMessage(f"a body of {len(frames[1])} bytes is above the limit of {MAX_BODY}")
+    count = len(frames)
+    if not 2 <= count <= MAX_PARTS:
+        raise MalformedMessage(f"a message has 2 or {MAX_PARTS} frames, not {count}")
+    body = frames[1]
+    if len(body) > MAX_BODY:
+        raise MalformedMessage(f"a body of {len(body)} bytes is above the limit of {MAX_BODY}")
     try:
         # bytes: a control message's frames may be views, which have no hash where they can be written to
-        decoder = _known.get(bytes(frames[0])) or _decoder(frames[0])
-        message: Message = decoder.decode(frames[1])
+        decoder, expected = _known.get(bytes(frames[0])) or _meaning(frames[0])
+        message: Message = decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(str(error)) from error
-    has_blob = len(frames) == MAX_PARTS
-    if isinstance(message, Chunk | Carry) != has_blob:
+    if count != expected:
         raise MalformedMessage("a blob goes with a Chunk or a Carry, and with nothing else")
-    if not has_blob:
+    if count < MAX_PARTS:
         return message, None
     if len(frames[2]) > MAX_CHUNK:
         raise MalformedMessage(f"a chunk of {len(frames[2])} bytes is above the limit of {MAX_CHUNK}")

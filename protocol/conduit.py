@@ -22,6 +22,8 @@ from protocol.stream import Blob
 
 #: Of the sealed part; of the header and of the body in it.
 _LENGTH, _LENGTHS = struct.Struct(">I"), struct.Struct(">BH")
+#: What a record has more than the message in it.
+_ADDED = _LENGTH.size + TAG
 #: The longest record's sealed part.
 _MOST = _LENGTHS.size + 255 + CONDUIT_BODY + MAX_CHUNK + TAG
 #: What is sealed and sent at a time, in bytes: two chunks, one system call, and all of it in the processor's cache.
@@ -41,10 +43,11 @@ class Sealer:
         """`key` has 32 random bytes and seals for nobody else."""
         self._key = key
         self._count = 0
-        #: Messages that are not sealed yet, so that little is held twice: how long each is, and its parts.
-        self._waiting: deque[tuple[int, Sequence[Blob]]] = deque()
+        #: Messages that are not sealed yet, so that little is held twice: how long each is, what comes before the blob,
+        #: and the blob.
+        self._waiting: deque[tuple[int, bytes, Blob]] = deque()
         self._plain = self._sealed = memoryview(b"")
-        self._begin = self._end = 0
+        self._room = self._begin = self._end = 0
 
     def add(self, frames: Sequence[Blob]) -> None:
         """Send a message: `frames` are its header, its body, and its blob where it has one.
@@ -52,46 +55,55 @@ class Sealer:
         Raises ValueError where the other end would not take it: that is our mistake.
         """
         header, body = frames[:2]
-        if len(header) > 255 or len(body) > CONDUIT_BODY or sum(map(len, frames[2:])) > MAX_CHUNK:
+        blob = frames[2] if len(frames) > 2 else b""
+        headers, bodies, blobs = len(header), len(body), len(blob)
+        if headers > 255 or bodies > CONDUIT_BODY or blobs > MAX_CHUNK:
             raise ValueError("a message is too large for a conduit")
-        lengths = _LENGTHS.pack(len(header), len(body))
-        self._waiting.append((_LENGTHS.size + sum(map(len, frames)), (lengths, *frames)))
+        head = b"".join((_LENGTHS.pack(headers, bodies), header, body))
+        self._waiting.append((_LENGTHS.size + headers + bodies + blobs, head, blob))
 
     def ready(self) -> memoryview:
         """The bytes that are to be sent next, none where there are none; good until `ready` or `sent` is called."""
         if self._begin == self._end:
             self._begin = self._end = 0
-            while self._waiting and self._has_room(self._waiting[0][0]):
-                self._seal(*self._waiting.popleft())
+            waiting = self._waiting
+            if waiting and _ADDED + waiting[0][0] > self._room:
+                # For all that waits, within bounds: whoever only asks needs little.
+                all_ = sum(_ADDED + size for size, _, _ in waiting)
+                self._room = max(_ADDED + waiting[0][0], min(all_, _SEALED))
+                self._sealed = memoryview(bytearray(self._room))
+            while waiting and self._end + _ADDED + waiting[0][0] <= self._room:
+                self._seal(*waiting.popleft())
         return self._sealed[self._begin : self._end]
 
     def sent(self, count: int) -> None:
         """So many of them were."""
         self._begin += count
 
-    def _has_room(self, size: int) -> bool:
-        needed = self._end + _LENGTH.size + size + TAG
-        if self._end == 0 and needed > len(self._sealed):
-            # For all that waits, within bounds: whoever only asks needs little.
-            all_ = sum(_LENGTH.size + each + TAG for each, _ in self._waiting)
-            self._sealed = memoryview(bytearray(max(needed, min(all_, _SEALED))))
-        return needed <= len(self._sealed)
-
-    def _seal(self, size: int, frames: Sequence[Blob]) -> None:
-        if size > len(self._plain):
-            self._plain = memoryview(bytearray(size))
-        at, plain = 0, self._plain
-        for frame in frames:
-            end = at + len(frame)
-            plain[at:end] = frame
-            at = end
+    def _seal(self, size: int, head: bytes, blob: Blob) -> None:
+        plain = _as_it_came(size, head, blob)
+        if plain is None:
+            if size > len(self._plain):
+                self._plain = memoryview(bytearray(size))
+            plain, split = self._plain[:size], len(head)
+            plain[:split], plain[split:] = head, blob
         self._count += 1
         length = _LENGTH.pack(size + TAG)
         first = self._end + _LENGTH.size
         self._sealed[self._end : first] = length
-        nonce = self._count.to_bytes(NONCE, "little")
-        seal(plain[:size], length, nonce, self._key, self._sealed[first:])
+        seal(plain, length, self._count.to_bytes(NONCE, "little"), self._key, self._sealed[first:])
         self._end = first + size + TAG
+
+
+def _as_it_came(size: int, head: bytes, blob: Blob) -> memoryview | None:
+    """The message in one piece, where the blob is the end of a record's plain text that began with the same `head`: a
+    chunk that is given on as it came. It need not be put together again, which would be a copy of it.
+
+    A blob that is a view is all of what it shows, or the end of it: `Records` makes no others."""
+    if not isinstance(blob, memoryview):
+        return None
+    whole = memoryview(blob.obj)
+    return whole if whole.nbytes == size and whole[: len(head)] == head else None
 
 
 class Records:
@@ -119,15 +131,16 @@ class Records:
         if filled == room:
             room = min(2 * room, max(room, self._taken))  # more came than there was room for
         begin, size = 0, _LENGTH.size
-        while begin + _LENGTH.size <= filled:
-            (length,) = _LENGTH.unpack_from(self._buffer, begin)
-            if not _LENGTHS.size + TAG <= length <= _MOST:
-                raise BadRecord(f"a record of {length} bytes is none of a conduit")
-            size = _LENGTH.size + length
-            if begin + size > filled:
-                break
-            yield self._open(begin, begin + size)
-            begin, size = begin + size, _LENGTH.size
+        with memoryview(self._buffer) as view:
+            while begin + _LENGTH.size <= filled:
+                (length,) = _LENGTH.unpack_from(view, begin)
+                if not _LENGTHS.size + TAG <= length <= _MOST:
+                    raise BadRecord(f"a record of {length} bytes is none of a conduit")
+                size = _LENGTH.size + length
+                if begin + size > filled:
+                    break
+                yield self._open(view, begin, begin + size)
+                begin, size = begin + size, _LENGTH.size
         left = filled - begin
         self.missing = size - left
         room = max(room, size)
@@ -139,17 +152,17 @@ class Records:
             self._filled = left
         self.free = len(self._buffer) - self._filled
 
-    def _open(self, begin: int, end: int) -> list[Blob]:
+    def _open(self, view: memoryview, begin: int, end: int) -> list[Blob]:
         first = begin + _LENGTH.size
         self._count += 1
         nonce = self._count.to_bytes(NONCE, "little")
-        with memoryview(self._buffer) as view:
-            plain = open_(view[first:end], bytes(view[begin:first]), nonce, self._key)
+        plain = open_(view[first:end], bytes(view[begin:first]), nonce, self._key)
         if plain is None:
             raise BadRecord("a record does not open: it was altered, or is not the next")
         header, body = _LENGTHS.unpack_from(plain)
         first = _LENGTHS.size + header
-        frames: list[Blob] = [bytes(plain[_LENGTHS.size : first]), bytes(plain[first : first + body])]
-        if len(plain) > first + body:
-            frames.append(plain[first + body :])
+        last = first + body
+        frames: list[Blob] = [bytes(plain[_LENGTHS.size : first]), bytes(plain[first:last])]
+        if end - begin - _ADDED > last:
+            frames.append(plain[last:])
         return frames

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 class Giving:
@@ -37,9 +37,9 @@ class Giving:
             peers.append(peer)
         return True
 
-    def waits(self, index: int) -> bool:
-        """Whether anybody waits for the chunk."""
-        return index in self._waiting
+    def among(self, indices: Collection[int]) -> list[int]:
+        """Those of the chunks that somebody waits for, in order."""
+        return sorted(self._waiting.keys() & indices) if self._waiting else []
 
     def wanted(self) -> list[int]:
         """All chunks that somebody waits for, in order."""
@@ -47,7 +47,9 @@ class Giving:
 
     def take(self, index: int) -> list[int]:
         """Who waited for this chunk, and is answered now."""
-        peers = self._waiting.pop(index, [])
+        peers = self._waiting.pop(index, None)
+        if peers is None:
+            return []
         for peer in peers:
             self._open[peer] -= 1
             self._told.add(peer)

@@ -46,8 +46,9 @@ def chunk_size(stream: Stream, index: int) -> int:
 
 def is_right(stream: Stream, index: int, blob: Blob) -> bool:
     """Whether `blob` is chunk `index`, by its digest."""
-    want = stream.digests[index * SIZE : (index + 1) * SIZE]
-    return len(blob) == chunk_size(stream, index) and content_digest(blob) == want
+    if len(blob) != min(stream.chunk, stream.size - index * stream.chunk):
+        return False
+    return content_digest(blob) == stream.digests[index * SIZE : (index + 1) * SIZE]
 
 
 def is_consistent(stream: Stream) -> bool:

@@ -78,15 +78,14 @@ class _Transfer:
     completed: bool = False
     hold_at: float = inf
 
-    def keep(self, index: int, blob: Blob, packed: bool, parts: int) -> None:
-        """Remember a chunk; one of `parts` pushes has its part of the memory."""
+    def keep(self, index: int, blob: Blob, packed: bool) -> None:
+        """Remember a chunk, until `shrink`."""
         if index not in self.cache:
             self.cache[index] = blob, packed
             self.cached += len(blob)
-            self.shrink(parts)
 
     def shrink(self, parts: int) -> None:
-        """Forget the oldest chunks of what is above this push's part."""
+        """Forget the oldest chunks of what is above this push's part of the memory, which is one of `parts`."""
         while self.cached > CHUNK_CACHE // parts or len(self.cache) > CACHED_MOST // parts:
             _, (old, _) = self.cache.popitem(last=False)
             self.cached -= len(old)
@@ -121,6 +120,8 @@ class Transfers:
         self._transfers: dict[int, _Transfer] = {}
         #: Whether this host's processor is the limit (see Asking).
         self.pressed = False
+        #: The pushes that `go_on` goes on with.
+        self._later: set[int] = set()
 
     # --- beginning and end --------------------------------------------------------------------------------------------
 
@@ -243,7 +244,8 @@ class Transfers:
         transfer.reading.discard(index)
         if blob is not None and is_right(transfer.stream, index, blob):
             wire = blob if packed is None else packed
-            transfer.keep(index, wire, packed is not None, len(self._transfers))
+            transfer.keep(index, wire, packed is not None)
+            transfer.shrink(len(self._transfers))
             return self._give(transfer, index, wire, packed is not None)
         if transfer.role is Role.SOURCE:
             why = "the file changed while it was pushed"
@@ -281,10 +283,12 @@ class Transfers:
         *,
         packed: Blob | None = None,
         why: str = "",
+        later: bool = False,
     ) -> list[Effect]:
         """A chunk came, compressed as `packed`. One that was not asked for is not looked at.
 
-        `blob` is None where this host can't unpack any, for the reason `why`: that is no fault of the source's.
+        `blob` is None where this host can't unpack any, for the reason `why`: that is no fault of the source's. Whoever
+        has several says `later` for each, and then `go_on`: what is to be asked for next is found out once.
         """
         transfer = self._transfers.get(id_)
         if transfer is None or not transfer.asking.arrived(source, index, now):
@@ -300,17 +304,29 @@ class Transfers:
             return effects + self._go_on(transfer, now)
         effects = asking.took(source, index, now)
         wire = blob if packed is None else packed
-        transfer.keep(index, wire, packed is not None, len(self._transfers))
-        if transfer.giving.waits(index):
-            effects += self._give(transfer, index, wire, packed is not None)
+        transfer.keep(index, wire, packed is not None)
+        for peer in transfer.giving.take(index):
+            effects.append(Give(peer, id_, index, wire, packed is not None))
         if transfer.role is Role.TARGET:
             transfer.chunks[index] = _HELD
             transfer.unstored += 1
-            effects.append(Store(transfer.id, index, blob))
+            effects.append(Store(id_, index, blob))
         else:
             transfer.chunks[index] = _MISSING
             transfer.next = max(transfer.next, index + 1)
+        if later:
+            self._later.add(id_)
+            return effects
         return effects + self._go_on(transfer, now)
+
+    def go_on(self, now: float) -> list[Effect]:
+        """Go on where chunks came that were to be seen to `later`."""
+        effects: list[Effect] = []
+        while self._later:
+            transfer = self._transfers.get(self._later.pop())
+            if transfer is not None:
+                effects += self._go_on(transfer, now)
+        return effects
 
     def was_stored(self, id_: int, indices: Sequence[int], now: float) -> list[Effect]:
         """Stores have ended well."""
@@ -323,8 +339,8 @@ class Transfers:
                 transfer.chunks[index] = _STORED
                 transfer.unstored -= 1
                 transfer.stored += 1
-                if transfer.giving.waits(index):
-                    effects += self._find(transfer, index)
+        for index in transfer.giving.among(indices):
+            effects += self._find(transfer, index)
         return effects + self._go_on(transfer, now)
 
     def was_headed(self, id_: int, have: int, now: float) -> list[Effect]:
@@ -397,6 +413,7 @@ class Transfers:
 
     def _go_on(self, transfer: _Transfer, now: float) -> list[Effect]:
         """Ask for what is next, as far as the credit goes; say what is finished."""
+        transfer.shrink(len(self._transfers))
         if not transfer.asks:
             return []
         for index in transfer.asking.again:

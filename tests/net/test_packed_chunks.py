@@ -77,9 +77,9 @@ class Node:
         read, self.read_by_now = self.read_by_now, []
         self.bulk.was_read(id_, read)
 
-    def store(self, id_: int, index: int, blob: Blob) -> None:
-        self.chunks[index] = bytes(blob)
-        asyncio.get_running_loop().call_soon(self.bulk.was_stored, id_, [index])
+    def store(self, id_: int, chunks: Sequence[tuple[int, Blob]]) -> None:
+        self.chunks |= {index: bytes(blob) for index, blob in chunks}
+        asyncio.get_running_loop().call_soon(self.bulk.was_stored, id_, [index for index, _ in chunks])
 
     def headed(self, id_: int) -> None:
         raise AssertionError(id_)

@@ -82,7 +82,7 @@ def test_nothing_waits_after_the_last_nor_when_a_batch_is_full(executor: ThreadP
     async def run() -> Log:
         log = Log()
         log.gate.set()
-        batches = Batches(executor, log.work, log.then, most=2, linger=3_600, last=lambda item: item == 9)
+        batches = Batches(executor, log.work, log.then, most=2, linger=3_600, last=lambda items: 9 in items)
         for item in (1, 2, 9):
             batches.add(item)
         await log.until(3)

@@ -113,7 +113,7 @@ class Scene:
 
         monkeypatch.setattr(Staged, "write", hang)
         for id_ in ids:
-            worker.store(id_, 0, BYTES)
+            worker.store(id_, [(0, BYTES)])
         for _ in ids:
             await eventually(lambda: hanging.acquire(blocking=False), "a write that hangs")
 

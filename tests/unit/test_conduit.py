@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -63,6 +63,42 @@ MESSAGES = st.one_of(
 @given(messages=st.lists(MESSAGES, max_size=8), at_a_time=st.integers(1, 400))
 def test_what_is_sealed_opens_however_the_bytes_come(messages: list[list[bytes]], at_a_time: int) -> None:
     assert opened(Records(KEY), b"".join(sealed(*messages)), at_a_time=at_a_time) == messages
+
+
+def came(*messages: list[bytes]) -> list[list[Blob]]:
+    """The frames of these messages as a host gets them: each blob is a part of a record."""
+    records = Records(KEY, CONDUIT_TAKEN)
+    data = b"".join(sealed(*messages))
+    records.room()[: len(data)] = data
+    return list(records.came(len(data)))
+
+
+def test_what_came_is_given_on_as_it_came_whatever_is_sealed_before_and_after() -> None:
+    messages = [chunk(3, b"three"), encode(Ask(7, (1, 2))), chunk(4, b"4" * 5_000)]
+    got = came(*messages)
+    assert isinstance(got[0][2], memoryview)
+    assert opened(Records(OTHER), b"".join(sealed(*got, key=OTHER))) == messages
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        lambda blob: encode(Chunk(7, 5), blob),
+        lambda blob: encode(Chunk(7, 3, True), blob),
+        lambda blob: encode(Chunk(300, 3), blob),
+        lambda blob: encode(Chunk(7, 3), blob[:50]),
+        lambda blob: encode(Chunk(7, 3), memoryview(bytes(blob))),
+        lambda blob: encode(Chunk(7, 3), memoryview(bytearray(blob))),
+        lambda blob: encode(Chunk(7, 3), bytes(blob)),
+    ],
+    ids=["another number", "packed", "a longer head", "less of it", "a view of all", "of what may be written", "no view"],
+)
+def test_a_part_of_a_record_under_another_head_or_of_no_record_is_sealed_with_its_own(
+    frames: Callable[[Blob], list[Blob]],
+) -> None:
+    ((_, _, blob),) = came(chunk(3, b"what came" * 100))
+    (got,) = opened(Records(OTHER), b"".join(sealed(frames(blob), key=OTHER)))
+    assert got == [bytes(frame) for frame in frames(blob)]
 
 
 def test_the_largest_chunk_passes_and_small_ones_after_it() -> None:

@@ -279,6 +279,37 @@ def test_a_chunk_that_arrives_is_given_on_before_it_is_stored() -> None:
     assert transfers.asked(3, ID, (0,), 0.0) == [Give(3, ID, 0, blob(0), False)]
 
 
+def test_chunks_that_come_together_are_gone_on_with_once_and_each_is_given_on_and_stored_as_it_comes() -> None:
+    together, each = begun(1), begun(1)
+    for transfers in (together, each):
+        transfers.asked(2, ID, (0, 1), 0.0)
+    effects, single = [], []
+    for index in range(FIRST):
+        effects += together.arrived(0, ID, index, blob(index), 0.0, later=True)
+        single += each.arrived(0, ID, index, blob(index), 0.0)
+    assert not asks(effects)
+    after = together.go_on(0.0)
+    asked = [index for _, indices in asks(single) for index in indices]
+    assert asked
+    assert asks(after) == [(0, tuple(asked))]
+    assert effects == [effect for effect in single if not isinstance(effect, AskOf)]
+    assert together.go_on(0.0) == []
+
+
+def test_a_push_that_ended_between_its_chunks_is_not_gone_on_with() -> None:
+    transfers = begun(1)
+    transfers.arrived(0, ID, 0, blob(0), 0.0, later=True)
+    transfers.end(ID)
+    assert transfers.go_on(0.0) == []
+
+
+def test_the_last_chunk_of_several_does_not_complete_what_is_not_stored() -> None:
+    transfers = begun(1, have=(1 << CHUNKS - 1) - 1)
+    assert only(transfers.arrived(0, ID, CHUNKS - 1, blob(CHUNKS - 1), 0.0, later=True), Store)
+    assert not transfers.go_on(0.0)
+    assert only(transfers.was_stored(ID, [CHUNKS - 1], 0.0), Complete)
+
+
 def test_a_compressed_chunk_is_stored_plain_and_given_on_as_it_came() -> None:
     transfers = begun(1)
     transfers.asked(2, ID, (0,), 0.0)
