@@ -91,7 +91,7 @@ def test_what_came_is_given_on_as_it_came_whatever_is_sealed_before_and_after() 
         lambda blob: encode(Chunk(7, 3), memoryview(bytearray(blob))),
         lambda blob: encode(Chunk(7, 3), bytes(blob)),
     ],
-    ids=["another number", "packed", "a longer head", "less of it", "a view of all", "of what may be written", "no view"],
+    ids=["another number", "packed", "longer head", "less of it", "a view of all", "one to write to", "no view"],
 )
 def test_a_part_of_a_record_under_another_head_or_of_no_record_is_sealed_with_its_own(
     frames: Callable[[Blob], list[Blob]],
