@@ -78,19 +78,18 @@ class Conduit:
         """Send a message with the next `flush` of the traffic, after all before: several cost little more than one."""
         if not self._over:
             self._sealer.add(frames)
-            self._traffic.has_to_send(self)
+            self._traffic.unsent[self] = None
 
     def flush(self) -> None:
         """Send what there is room for; the rest goes by itself."""
-        if not self._blocked:
-            self._send()
-
-    def _send(self) -> None:
+        if self._blocked:
+            return
         if self._outflow is not None and (now := self._loop.time()) >= self._outflow.look_at:
             self._outflow.look(now, free=self._traffic.pressed)
+        sealer = self._sealer
         try:
-            while data := self._sealer.ready():
-                self._sealer.sent(self._socket.send(data))
+            while data := sealer.ready():
+                sealer.sent(self._socket.send(data))
         except BlockingIOError:
             self._blocked = True
             self._loop.add_writer(self._socket, self._has_room)
@@ -110,7 +109,7 @@ class Conduit:
     def _has_room(self) -> None:
         self._blocked = False
         self._loop.remove_writer(self._socket)
-        self._send()
+        self.flush()
 
     def _read(self) -> None:
         try:

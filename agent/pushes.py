@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,7 +237,7 @@ class Pushes:
             written,
             most=written_most(incoming.stream.chunk),
             linger=_WRITE_LINGER,
-            last=lambda items: not lasts.isdisjoint([index for index, _ in items]),
+            last=lambda items: not lasts.isdisjoint(map(itemgetter(0), items)),
         )
         self._reading[id_] = Batches(self._disk, read, was_read, most=_READ_MOST)
 

@@ -47,7 +47,8 @@ class Traffic:
         """`now` is the event loop's time, in seconds."""
         self._now = now
         self._members: set[Member] = set()
-        self._unsent: dict[Member, None] = {}
+        #: Who has something to send, and is to be flushed.
+        self.unsent: dict[Member, None] = {}
         self._considerate_until = 0.0
         self._pause_from = 0.0
         self._paused = False
@@ -63,16 +64,12 @@ class Traffic:
     def leave(self, member: Member) -> None:
         """It was closed."""
         self._members.discard(member)
-        self._unsent.pop(member, None)
-
-    def has_to_send(self, member: Member) -> None:
-        """It is to be flushed."""
-        self._unsent[member] = None
+        self.unsent.pop(member, None)
 
     def flush(self) -> None:
         """Have all send what they have."""
-        while self._unsent:
-            self._unsent.popitem()[0].flush()
+        while self.unsent:
+            self.unsent.popitem()[0].flush()
 
     def taken(self) -> int:
         """How many bytes one may read at a time now."""

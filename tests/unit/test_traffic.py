@@ -86,8 +86,7 @@ def test_who_has_something_to_send_is_flushed_once_and_who_has_left_is_not() -> 
     traffic = Traffic(Clock())
     for member in (first, second):
         traffic.join(member)
-        traffic.has_to_send(member)
-        traffic.has_to_send(member)
+        traffic.unsent[member] = None
     traffic.leave(second)
     traffic.flush()
     traffic.flush()
