@@ -20,7 +20,7 @@ from protocol.limits import CONDUIT_TAKEN
 #: beside commands without end has half of the time. With 0.02 commands took 2.2 to 2.8 times as long as alone (see
 #: above), with 0.03 1.5 to 2.5; a push of 512 MB beside commands without end 8.4 to 9.7 s with either and with this.
 _PAUSE = 0.05
-#: What is read at a time within so many seconds of a command, in bytes: two or three chunks, half a millisecond's work.
+#: What is read at a time within so many seconds of a command, in bytes: two chunks, half a millisecond's work.
 _CONSIDERATE, _TAKEN_THEN = 1.0, 192 << 10
 #: So much may lie unread: a chunk of the usual size, so that each costs one wake-up; more on a host that has too much
 #: to do anyway. Both are well within what may be on its way (conduits._WINDOW).

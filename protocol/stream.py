@@ -16,12 +16,10 @@ Blob: TypeAlias = "bytes | memoryview"
 def chunk_for(size: int) -> int:
     """The chunk size for a stream of `size` bytes. By the size alone, so that equal files have equal digests.
 
-    CHUNK, up to CHUNK_LARGE where that makes CHUNKS_LEAST or more, and above where the digests would be too many.
+    CHUNK, or CHUNK_LARGE where that makes CHUNKS_LEAST or more, and above where the digests would be too many.
     Raises ValueError where `size` is too large.
     """
-    chunk = CHUNK
-    while chunk < CHUNK_LARGE and chunk_count(size, 2 * chunk) >= CHUNKS_LEAST:
-        chunk *= 2
+    chunk = CHUNK_LARGE if chunk_count(size, CHUNK_LARGE) >= CHUNKS_LEAST else CHUNK
     while chunk_count(size, chunk) > MAX_CHUNKS:
         chunk *= 2
     if chunk > MAX_CHUNK:

@@ -37,8 +37,8 @@ def test_an_order_that_names_a_host_or_a_key_twice_is_inconsistent() -> None:
 
 
 def test_the_chunk_size_is_a_function_of_the_size_and_keeps_the_manifest_within_its_limit() -> None:
-    assert chunk_for(0) == chunk_for(2 * CHUNK * (CHUNKS_LEAST - 1)) == CHUNK
-    assert chunk_for(2 * CHUNK * CHUNKS_LEAST) == 2 * CHUNK
+    assert chunk_for(0) == chunk_for(CHUNK_LARGE * (CHUNKS_LEAST - 1)) == CHUNK
+    assert chunk_for(CHUNK_LARGE * (CHUNKS_LEAST - 1) + 1) == CHUNK_LARGE
     assert chunk_for(CHUNK_LARGE * CHUNKS_LEAST) == chunk_for(CHUNK_LARGE * MAX_CHUNKS) == CHUNK_LARGE
     assert chunk_for(CHUNK_LARGE * MAX_CHUNKS + 1) == 2 * CHUNK_LARGE
     assert chunk_count(MAX_CHUNK * MAX_CHUNKS, chunk_for(MAX_CHUNK * MAX_CHUNKS)) == MAX_CHUNKS
