@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from controller.ctl import quick
 from controller.ctl.context import Ctl, tell
+from controller.ctl.running import Broadcast
 from controller.ctl.running import run as run_broadcast
 from controller.status import CtlError, ExitStatus
 from controller.terminal import Terminal
@@ -38,7 +39,12 @@ def run(arguments: Sequence[str]) -> int:
         line = quick.parse(arguments, os.environ.get("CANOPY_FLEET"))
         if line is None:
             return _run_typer(list(arguments))
-        return run_broadcast(Ctl(fleet=line.fleet, debug=line.debug, terminal=Terminal()), line.broadcast)
+        ctl = Ctl(fleet=line.fleet, debug=line.debug, terminal=Terminal())
+        if isinstance(line.asked, Broadcast):
+            return run_broadcast(ctl, line.asked)
+        from controller.ctl.bringing import run as run_push
+
+        return run_push(ctl, line.asked)
     except BrokenPipeError:
         return ExitStatus.FAILED
     except (CtlError, KeyboardInterrupt) as error:

@@ -1,4 +1,4 @@
-"""`ctl push`: files and directories to many hosts."""
+"""`ctl push` on the command line. `quick` reads the usual forms of the same arguments."""
 
 from __future__ import annotations
 
@@ -8,31 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from controller import render
-from controller.asking_files import PushOptions, push_request
+from controller.ctl.bringing import Push, run
 from controller.ctl.commands import Commands, Gathering, mistakes_of
-from controller.ctl.following import Following, Pushed
 from controller.ctl.options import Json, Quiet, ctl_of, selecting
-from controller.ctl.said import show_said
 from controller.selection import EVERYBODY, Selection
-from controller.session import Job
-from controller.status import CtlError, ExitStatus
-from controller.terminal import Terminal
 
 app = Commands()
-
-
-def mode_bits(text: str | None) -> int | None:
-    """Permission bits in octal. Raises CtlError (USAGE)."""
-    if text is None:
-        return None
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o7777:
-        raise CtlError(f"--mode {text}: give a mode in octal, like 644 or 0755", ExitStatus.USAGE)
-    return mode
 
 
 def _owner(text: str) -> str:
@@ -98,48 +79,20 @@ def push(
     A push that was interrupted goes on where it was, when it is given again. Ctrl-C ends it on all hosts, and leaves
     nothing half behind.
     """
-    wrong = mistakes_of(context)
-    bits = None
-    with wrong:
-        bits = mode_bits(mode)
-    options: PushOptions = {
-        "mode": bits,
-        "owner": owner,
-        "preserve": preserve,
-        "xattrs": xattrs,
-        "backup": suffix if backup else "",
-        "checksum": checksum,
-        "compress": compress,
-        "dry_run": dry_run,
-    }
-    with wrong:
-        if destination.startswith("@/"):
-            raise CtlError(f"{destination!r} is the agents' own: give a path from / on", ExitStatus.USAGE)
-    with wrong:
-        push_request(files, destination, None, **options)
-    ctl = ctl_of(context)
-    with ctl.session() as session:
-        with wrong:
-            hosts = session.choose(selection, known=bool(wrong))
-        wrong.check()
-        job = session.push(files, destination, hosts, **options)
-        raise typer.Exit(follow(job, ctl.terminal, as_json=as_json, quiet=quiet))
-
-
-def follow(job: Job, terminal: Terminal, *, as_json: bool = False, quiet: bool = False) -> int:
-    """Show a push until its end. The exit code."""
-    following = Following(job, terminal, quiet=quiet, announce=True)
-    pushed = Pushed(following)
-    following.run(pushed.line, pushed.note)
-    if as_json:
-        following.show_json()
-    else:
-        show_said(following)
-        following.show_failures()
-        if not quiet:
-            # A push that can't go on anywhere is no fault of the hosts that passed this on.
-            told = {getattr(result.outcome, "why", "") for result in following.results}
-            bypassed = ((whom, why, by) for (whom, why), by in pushed.bypassed.items() if why not in told)
-            for whom, why, by in bypassed:
-                terminal.say(f"{whom} was bypassed by {render.label(by)}: {render.clean(why)}")
-    return following.end()
+    asked = Push(
+        files=tuple(files),
+        destination=destination,
+        selection=selection,
+        mode=mode,
+        owner=owner,
+        preserve=preserve,
+        xattrs=xattrs,
+        backup=backup,
+        suffix=suffix,
+        checksum=checksum,
+        compress=compress,
+        dry_run=dry_run,
+        as_json=as_json,
+        quiet=quiet,
+    )
+    raise typer.Exit(run(ctl_of(context), asked, mistakes_of(context)))

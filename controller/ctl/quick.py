@@ -1,19 +1,23 @@
-"""The usual arguments of `ctl broadcast`, read without typer, whose import takes longer than the whole command.
+"""The usual arguments of `ctl broadcast` and `ctl push`, read without typer, whose import takes longer than the whole
+command.
 
-What is not understood here at first sight (help, mistakes, rarer options) is left to `ctl.broadcast`, and a test holds
-both to the same reading.
+What is not understood here at first sight (help, mistakes, rarer options) is left to `ctl.broadcast` and `ctl.push`,
+and tests hold both to the same reading.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from controller.ctl.running import LONGEST_TIMEOUT, Broadcast
 from controller.selection import Selection
+
+if TYPE_CHECKING:
+    from controller.ctl.bringing import Push
 
 FLAGS = {
     "-b": "gather",
@@ -72,19 +76,35 @@ LEFT = (
 )
 
 
+#: The same of a push, whose options may also stand behind its files.
+PUSH_FLAGS = {
+    "--preserve": ("preserve", True),
+    "--xattrs": ("xattrs", True),
+    "--backup": ("backup", True),
+    "--compress": ("compress", True),
+    "--no-compress": ("compress", False),
+    "--dry-run": ("dry_run", True),
+    "--json": ("as_json", True),
+    "-q": ("quiet", True),
+    "--quiet": ("quiet", True),
+}
+PUSH_VALUES = {"--mode": "mode"}
+PUSH_LEFT = ("--owner", "--suffix", "--checksum", "--pick")
+
+
 class Line(msgspec.Struct, frozen=True):
     """A command line that was understood."""
 
     fleet: str | None
     debug: bool
-    broadcast: Broadcast
+    asked: Broadcast | Push
 
 
 def parse(arguments: Sequence[str], fleet: str | None) -> Line | None:
-    """The broadcast that `arguments` ask for; None for all that typer is to read. `fleet` is the environment's."""
+    """What `arguments` ask for; None for all that typer is to read. `fleet` is the environment's."""
     left = list(arguments)
     debug = False
-    while left and left[0] != "broadcast":
+    while left and left[0] not in ("broadcast", "push"):
         name = left.pop(0)
         if name == "--debug":
             debug = True
@@ -92,7 +112,9 @@ def parse(arguments: Sequence[str], fleet: str | None) -> Line | None:
             fleet = left.pop(0)
         else:
             return None
-    found = _options(left[1:]) if left else None
+    if not left:
+        return None
+    found = _push(left[1:]) if left[0] == "push" else _options(left[1:])
     return None if found is None else Line(fleet or None, debug, found)
 
 
@@ -122,6 +144,41 @@ def _options(left: list[str]) -> Broadcast | None:
     if not left:
         return None
     return Broadcast(command=tuple(left), selection=Selection(**chosen), **given)
+
+
+def _push(left: list[str]) -> Push | None:
+    given: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    words: list[str] = []
+    while left:
+        name = left.pop(0)
+        if name == "--":
+            words += left
+            break
+        if not name.startswith("-") or name == "-":
+            words.append(name)
+        elif name in PUSH_FLAGS:
+            field, value = PUSH_FLAGS[name]
+            given[field] = value
+        elif name in SELECTING_FLAGS:
+            chosen[SELECTING_FLAGS[name]] = True
+        elif not left:
+            return None
+        elif name in SELECTING_LISTS:
+            field = SELECTING_LISTS[name]
+            chosen[field] = (*chosen.get(field, ()), left.pop(0))
+        elif name in PUSH_VALUES:
+            given[PUSH_VALUES[name]] = left.pop(0)
+        else:
+            return None
+    if len(words) < 2:
+        return None
+    from pathlib import Path
+
+    from controller.ctl.bringing import Push
+
+    files = tuple(map(Path, words[:-1]))
+    return Push(files=files, destination=words[-1], selection=Selection(**chosen), **given)
 
 
 def _is_timeout(text: str) -> bool:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controller import api, cli
-from controller.ctl import broadcast, quick
+from controller.ctl import broadcast, push, quick
 from controller.ctl.app import app
+from controller.ctl.bringing import Push
 from controller.ctl.running import Broadcast
 from controller.selection import Selection
 from controller.status import ExitStatus, Mistakes
@@ -363,16 +365,17 @@ def test_a_second_ctrl_c_leaves_at_once(service: FakeService, ctl: Ctl) -> None:
 # --- how arguments are read -----------------------------------------------------------------------------------------
 
 
-def by_typer(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Broadcast | int:
-    """What typer makes of them: a broadcast, or the exit code of its refusal."""
-    seen: list[Broadcast] = []
+def by_typer(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Broadcast | Push | int:
+    """What typer makes of them: what is asked for, or the exit code of its refusal."""
+    seen: list[Broadcast | Push] = []
 
-    def run(_: object, asked: Broadcast, wrong: Mistakes) -> int:
+    def run(_: object, asked: Broadcast | Push, wrong: Mistakes) -> int:
         wrong.check()
         seen.append(asked)
         return 0
 
-    monkeypatch.setattr(broadcast, "run", run)
+    for module in (broadcast, push):
+        monkeypatch.setattr(module, "run", run)
     with pytest.raises(SystemExit) as end:
         app(arguments, prog_name="ctl")
     return seen[0] if seen else int(str(end.value.code))
@@ -389,20 +392,51 @@ def test_both_ways_of_reading_a_broadcast_agree(
 ) -> None:
     line = quick.parse(["broadcast", *words], None)
     if line is not None:
-        assert by_typer(["broadcast", *words], monkeypatch) == line.broadcast
+        assert by_typer(["broadcast", *words], monkeypatch) == line.asked
     capsys.readouterr()
 
 
-def test_the_quick_way_knows_all_options_but_help() -> None:
-    command = typer.main.get_command(broadcast.app)
-    known = {name for param in command.params if param.param_type_name == "option" for name in param.opts}
-    assert known - {"--help", "-h"} == {*OPTIONS, *quick.LEFT}
+PUSH_OPTIONS = [*quick.PUSH_FLAGS, *quick.PUSH_VALUES, *quick.SELECTING_FLAGS, *quick.SELECTING_LISTS]
+PUSH_WORDS = st.sampled_from([*PUSH_OPTIONS, "--", "-", "-z", "h[0-3]", "3", "644", "a/b", "/srv/", "a=b", ""])
+
+
+@given(words=st.lists(PUSH_WORDS, max_size=7))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
+def test_both_ways_of_reading_a_push_agree(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = quick.parse(["push", *words], None)
+    if line is not None:
+        assert by_typer(["push", *words], monkeypatch) == line.asked
+    capsys.readouterr()
+
+
+def test_the_usual_push_is_read_the_quick_way() -> None:
+    line = quick.parse(["push", "-q", "app", "-w", "h1", "/opt/", "--no-compress"], None)
+    asked = Push(
+        files=(Path("app"),), destination="/opt/", selection=Selection(where=("h1",)), compress=False, quiet=True
+    )
+    assert line == quick.Line(None, debug=False, asked=asked)
+    for words in (["app"], ["--help"], ["app", "/opt/", "--owner", "root"], ["app", "/opt/", "--mode"]):
+        assert quick.parse(["push", *words], None) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [(broadcast, {*OPTIONS, *quick.LEFT}), (push, {*PUSH_OPTIONS, *quick.PUSH_LEFT})],
+    ids=["broadcast", "push"],
+)
+def test_the_quick_way_knows_all_options_but_help(module: ModuleType, told: set[str]) -> None:
+    command = typer.main.get_command(module.app)
+    options = [param for param in command.params if param.param_type_name == "option"]
+    known = {name for param in options for name in (*param.opts, *param.secondary_opts)}
+    assert known - {"--help", "-h"} == told
 
 
 def test_the_quick_way_reads_the_global_options_too() -> None:
     line = quick.parse(["--debug", "--fleet", "a", "broadcast", "-w", "h1", "--", "-x", "y"], "b")
     assert line == quick.Line(
-        "a", debug=True, broadcast=Broadcast(command=("-x", "y"), vector=True, selection=Selection(where=("h1",)))
+        "a", debug=True, asked=Broadcast(command=("-x", "y"), vector=True, selection=Selection(where=("h1",)))
     )
     assert quick.parse(["--version"], None) is None
     assert quick.parse([], None) is None
