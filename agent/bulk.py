@@ -313,9 +313,7 @@ class Bulk:
                 case transfer.Store(id_, index, blob):
                     stores.setdefault(id_, []).append((index, blob))
                 case transfer.Give(peer, id_, index, blob, packed):
-                    frames = codec.encode(Chunk(id_, index, packed), blob)
-                    if not self._given.send(peer, frames):
-                        self._down.send(peer, frames)
+                    self._answer(peer, codec.encode(Chunk(id_, index, packed), blob))
                 case transfer.AskOf(source, id_, indices):
                     self._ask(source, Ask(id_, indices))
                 case transfer.Decline(peer, id_, index, why, final):
@@ -339,8 +337,8 @@ class Bulk:
                 case transfer.Abuse(peer, why):
                     self._expel(peer, why)
         self._traffic.flush()
-        for id_, chunks_of in stores.items():
-            self._store().store(id_, chunks_of)
+        for id_, stored in stores.items():
+            self._store().store(id_, stored)
         if self._timer is None or not chunks:
             self._set_timer()
 

@@ -38,9 +38,8 @@ def new_keys() -> tuple[bytes, bytes]:
     return z85.decode(public), z85.decode(secret)
 
 
-@lru_cache(1_024)
 def to_text(key: bytes) -> str:
-    """A raw key as the 40 characters of Z85 (ZeroMQ RFC 32). Some 20 us each, for all hosts of each push."""
+    """A raw key as the 40 characters of Z85 (ZeroMQ RFC 32)."""
     text: bytes = z85.encode(key)
     return text.decode("ascii")
 
@@ -51,6 +50,10 @@ def from_text(text: str) -> bytes:
     if len(raw) != 32:
         raise ValueError("a key has 40 characters of Z85")
     return raw
+
+
+#: Of public keys: some 20 us each, for all hosts of each push. A secret one is kept nowhere else.
+_known_text = lru_cache(1_024)(to_text)
 
 
 class Keyring:
@@ -89,11 +92,11 @@ class Keyring:
 
     def admit(self, keys: Mapping[bytes, int]) -> None:
         """From now on these keys may connect, each as its rank, and no others."""
-        self._admitted = {to_text(key): rank for key, rank in keys.items()}
+        self._admitted = {_known_text(key): rank for key, rank in keys.items()}
 
     def admit_order(self, id_: int, keys: Mapping[bytes, int]) -> None:
         """These may connect to the bulk socket as well, each as its rank, until `dismiss_order`."""
-        self._order[id_] = {to_text(key): rank for key, rank in keys.items()}
+        self._order[id_] = {_known_text(key): rank for key, rank in keys.items()}
 
     def dismiss_order(self, id_: int) -> None:
         """The push is over."""

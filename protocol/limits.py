@@ -91,7 +91,7 @@ CONDUIT_BODY = 16 << 10
 #: A host asks for a conduit where a push has so many bytes: a connection costs as much as these take on the bulk link.
 CONDUIT_LEAST = 2 << 20
 #: What a host may have asked one source for and not received, in bytes: most has not come to the source yet, and a
-#: question that waits for a fifth of a second behind chunks at 80 Mbit/s holds nothing up. And the same in chunks.
+#: question that waits for a fifth of a second behind chunks at 80 Mbit/s holds nothing up. And in chunks, at most.
 BULK_WINDOW = 2 << 20
 ASK_WINDOW = 32
 #: A source that is this far behind another, in bytes, is held against that one in a trial.
@@ -109,8 +109,9 @@ ASK_AGAIN = 0.1
 #: Pushes of one time share it.
 UNSTORED_MOST = 4 << 20
 #: Files up to this size ride in the command itself, down the control tree: one message is cheaper than an ask and an
-#: answer per host. A relay sends it to each child, but so much of a file, one chunk, passes through a chain no faster:
-#: host by host. Measured with links of 80 Mbit/s, the service's too, 16 hosts, in ms, by the tree and by the chain:
+#: answer per host. A relay sends it to each child, but what is no more than a chunk passes through a chain no faster:
+#: host by host. Measured with links of 80 Mbit/s, the service's too, 16 hosts, in ms, by the tree and by the chain, in
+#: chunks of 64 KiB then:
 #: 64 KiB 121 and 340, 96 KiB 185 and 257, 128 KiB 235 and 220, 256 KiB 497 and 254. More children bring that nearer.
 MAX_INLINE = 64 << 10
 #: Names in one push or pull. On a host each takes what it has in the packed listing, up to 8 MiB in all of the 32 MiB

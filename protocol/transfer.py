@@ -305,8 +305,7 @@ class Transfers:
         effects = asking.took(source, index, now)
         wire = blob if packed is None else packed
         transfer.keep(index, wire, packed is not None)
-        for peer in transfer.giving.take(index):
-            effects.append(Give(peer, id_, index, wire, packed is not None))
+        effects += self._give(transfer, index, wire, packed is not None)
         if transfer.role is Role.TARGET:
             transfer.chunks[index] = _HELD
             transfer.unstored += 1

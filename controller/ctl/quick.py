@@ -128,13 +128,10 @@ def _options(left: list[str]) -> Broadcast | None:
             break
         if name in FLAGS:
             given[FLAGS[name]] = True
-        elif name in SELECTING_FLAGS:
-            chosen[SELECTING_FLAGS[name]] = True
+        elif _selects(name, left, chosen):
+            pass
         elif not left:
             return None
-        elif name in SELECTING_LISTS:
-            field = SELECTING_LISTS[name]
-            chosen[field] = (*chosen.get(field, ()), left.pop(0))
         elif name in VALUES:
             given[VALUES[name]] = left.pop(0)
         elif name in TIMEOUTS and _is_timeout(left[0]):
@@ -144,6 +141,18 @@ def _options(left: list[str]) -> Broadcast | None:
     if not left:
         return None
     return Broadcast(command=tuple(left), selection=Selection(**chosen), **given)
+
+
+def _selects(name: str, left: list[str], chosen: dict[str, Any]) -> bool:
+    """Whether this is an option of Selection, with its value where it has one: that is `chosen` then."""
+    if name in SELECTING_FLAGS:
+        chosen[SELECTING_FLAGS[name]] = True
+    elif name in SELECTING_LISTS and left:
+        field = SELECTING_LISTS[name]
+        chosen[field] = (*chosen.get(field, ()), left.pop(0))
+    else:
+        return False
+    return True
 
 
 def _push(left: list[str]) -> Push | None:
@@ -160,14 +169,9 @@ def _push(left: list[str]) -> Push | None:
         elif name in PUSH_FLAGS:
             field, value = PUSH_FLAGS[name]
             given[field] = value
-        elif name in SELECTING_FLAGS:
-            chosen[SELECTING_FLAGS[name]] = True
-        elif not left:
-            return None
-        elif name in SELECTING_LISTS:
-            field = SELECTING_LISTS[name]
-            chosen[field] = (*chosen.get(field, ()), left.pop(0))
-        elif name in PUSH_VALUES:
+        elif _selects(name, left, chosen):
+            pass
+        elif name in PUSH_VALUES and left:
             given[PUSH_VALUES[name]] = left.pop(0)
         else:
             return None
